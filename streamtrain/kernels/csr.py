@@ -1,0 +1,77 @@
+"""Compressed sparse rows: take cells, check indices, turn dense rows sparse."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from streamtrain.kernels.jit import jit
+
+CANONICAL, UNSORTED, OUT_OF_RANGE = 0, 1, 2
+
+
+@jit
+def take_indptr(indptr, index):
+    """Offsets of the cells `index` once they stand one after the other."""
+    out = np.empty(len(index) + 1, np.int64)
+    out[0] = 0
+    for i in range(len(index)):
+        j = index[i]
+        out[i + 1] = out[i] + indptr[j + 1] - indptr[j]
+    return out
+
+
+@jit
+def take(data, indices, indptr, index, out_indptr, out_data, out_indices):
+    """Copy the cells `index` into `out_data` and `out_indices` at `out_indptr`."""
+    for i in range(len(index)):
+        source = indptr[index[i]]
+        start = out_indptr[i]
+        for k in range(out_indptr[i + 1] - start):
+            out_data[start + k] = data[source + k]
+            out_indices[start + k] = indices[source + k]
+
+
+@jit
+def check_indices(indices, indptr, n_vars):
+    """Tell whether each cell's gene positions ascend strictly and lie in range.
+
+    Returns (verdict, cell): CANONICAL, or UNSORTED or OUT_OF_RANGE with the first such cell;
+    OUT_OF_RANGE wins, since such an index must never reach a kernel.
+    """
+    verdict, where = CANONICAL, -1
+    for i in range(len(indptr) - 1):
+        before = -1
+        for k in range(indptr[i], indptr[i + 1]):
+            gene = indices[k]
+            if gene < 0 or gene >= n_vars:
+                return OUT_OF_RANGE, i
+            if gene <= before and verdict == CANONICAL:
+                verdict, where = UNSORTED, i
+            before = gene
+    return verdict, where
+
+
+@jit
+def count_nonzero(dense):
+    """Offsets of the non-zero entries of each row of `dense` (NaN counts as non-zero)."""
+    indptr = np.empty(dense.shape[0] + 1, np.int64)
+    indptr[0] = 0
+    for i in range(dense.shape[0]):
+        n = 0
+        for j in range(dense.shape[1]):
+            if dense[i, j] != 0:
+                n += 1
+        indptr[i + 1] = indptr[i] + n
+    return indptr
+
+
+@jit
+def from_dense(dense, indptr, data, indices):
+    """Write the non-zero entries of `dense` into `data` and `indices` at `indptr`."""
+    for i in range(dense.shape[0]):
+        k = indptr[i]
+        for j in range(dense.shape[1]):
+            if dense[i, j] != 0:
+                data[k] = dense[i, j]
+                indices[k] = j
+                k += 1

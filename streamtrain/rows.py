@@ -1,0 +1,60 @@
+"""Rows: what every source yields and every later stage passes on; a CSR slice of cells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamtrain.kernels import csr
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Cells as compressed sparse rows, optionally with their label codes.
+
+    Attributes
+    ----------
+    data
+        Values of the stored entries, shape (nnz,).
+    indices
+        Gene position of each entry, shape (nnz,), ascending within a cell.
+    indptr
+        Where each cell starts in `data`, shape (n_obs + 1,), int64, beginning with 0.
+    n_vars
+        Number of genes.
+    codes
+        Position of each cell's label among the classes, shape (n_obs,), or None.
+    """
+
+    data: NDArray[Any]
+    indices: NDArray[Any]
+    indptr: NDArray[np.int64]
+    n_vars: int
+    codes: NDArray[np.int32] | None = None
+
+    @property
+    def n_obs(self) -> int:
+        """Number of cells."""
+        return len(self.indptr) - 1
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by the arrays."""
+        codes = 0 if self.codes is None else self.codes.nbytes
+        return self.data.nbytes + self.indices.nbytes + self.indptr.nbytes + codes
+
+    def take(self, index: NDArray[np.int64]) -> Rows:
+        """Cells at `index`, in that order (repeats allowed)."""
+        indptr = csr.take_indptr(self.indptr, index)
+        data = np.empty(indptr[-1], self.data.dtype)
+        indices = np.empty(indptr[-1], self.indices.dtype)
+        csr.take(self.data, self.indices, self.indptr, index, indptr, data, indices)
+        codes = None if self.codes is None else self.codes[index]
+        return Rows(data, indices, indptr, self.n_vars, codes)
+
+    def with_codes(self, codes: NDArray[np.int32]) -> Rows:
+        """The same cells with label codes."""
+        return replace(self, codes=codes)
