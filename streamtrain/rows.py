@@ -55,6 +55,13 @@ class Rows:
         codes = None if self.codes is None else self.codes[index]
         return Rows(data, indices, indptr, self.n_vars, codes)
 
+    def slice(self, start: int, stop: int) -> Rows:
+        """Cells start to stop, sharing memory with these."""
+        lo, hi = self.indptr[start], self.indptr[stop]
+        codes = None if self.codes is None else self.codes[start:stop]
+        indptr = self.indptr[start : stop + 1] - lo
+        return Rows(self.data[lo:hi], self.indices[lo:hi], indptr, self.n_vars, codes)
+
     def with_codes(self, codes: NDArray[np.int32]) -> Rows:
         """The same cells with label codes."""
         return replace(self, codes=codes)

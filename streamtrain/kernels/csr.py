@@ -75,3 +75,12 @@ def from_dense(dense, indptr, data, indices):
                 data[k] = dense[i, j]
                 indices[k] = j
                 k += 1
+
+
+@jit
+def place(values, starts, stops, places, indptr, out):
+    """Copy the stretches [start, stop) of `values` to the cells `places` of `out` at `indptr`."""
+    for i in range(len(places)):
+        target = indptr[places[i]]
+        for k in range(stops[i] - starts[i]):
+            out[target + k] = values[starts[i] + k]

@@ -1,0 +1,69 @@
+"""Train CellTypist cell-type classifiers from single-cell atlases on disk, in a byte budget."""
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from streamtrain.config import Settings
+    from streamtrain.errors import InputError
+    from streamtrain.evaluate import Evaluation, evaluate
+    from streamtrain.model import Model
+    from streamtrain.predict import predict
+    from streamtrain.sources import open_source
+    from streamtrain.train import train
+
+# Where each public name lives; loaded at first use, so that the import itself takes milliseconds.
+_HOMES = {
+    "Evaluation": "evaluate",
+    "InputError": "errors",
+    "Model": "model",
+    "Settings": "config",
+    "evaluate": "evaluate",
+    "open_source": "sources",
+    "predict": "predict",
+    "train": "train",
+}
+
+__all__ = [
+    "Evaluation",
+    "InputError",
+    "Model",
+    "Settings",
+    "__version__",
+    "evaluate",
+    "open_source",
+    "predict",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("streamtrain")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'streamtrain' has no attribute {name!r}")
+    value = getattr(import_module(f"streamtrain.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+class _Package(ModuleType):
+    """Keeps `streamtrain.train` the function.
+
+    Importing the module `streamtrain.train` would set that attribute to the module.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

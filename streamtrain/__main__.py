@@ -1,0 +1,5 @@
+"""``python -m streamtrain``: the command line."""
+
+from streamtrain.cli import main
+
+main()

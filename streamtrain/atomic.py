@@ -1,0 +1,154 @@
+"""A path and a writer enter; a finished file or folder leaves, or what stood there before."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from streamtrain.errors import InputError
+
+_ZARR_MARKS = ("zarr.json", ".zgroup", ".zattrs")
+
+
+def check_output(
+    path: str | os.PathLike[str], overwrite: bool = False, *, folder: bool | None = None
+) -> Path:
+    """Check that an output may be written at `path`, before any work is spent on it.
+
+    Parameters
+    ----------
+    path
+        Where the file or folder shall stand; a symbolic link means what it points to.
+    overwrite
+        Whether an output that stands there may be replaced. Of folders, only a zarr store may.
+    folder
+        Whether a folder (True) or a file (False) will be written; a target of the other kind is
+        then refused. None where that is not known yet.
+
+    Returns
+    -------
+    Path
+        `path`, absolute and with its links followed.
+
+    Raises
+    ------
+    InputError
+        The parent folder is missing or not writable, or the target exists and may not be replaced.
+    """
+    # Resolved, so that a link to another disk stays a link and the data goes where it points.
+    target = Path(path).expanduser().resolve()
+    parent = target.parent
+    if not parent.is_dir():
+        raise InputError(
+            f"cannot write {str(path)!r}: the folder {str(parent)!r} does not exist, create it"
+        )
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(
+            f"cannot write {str(path)!r}: no permission to write in {str(parent)!r}, "
+            "choose another path"
+        )
+    if not target.exists():
+        return target
+    if not overwrite:
+        raise InputError(f"{str(path)!r} exists: pass overwrite=True (--overwrite) or another path")
+    if target.is_dir() and not any((target / mark).exists() for mark in _ZARR_MARKS):
+        raise InputError(
+            f"{str(path)!r} is a folder but not a zarr store (no {', '.join(_ZARR_MARKS)}): "
+            "it is not overwritten, choose another path"
+        )
+    if not (target.is_dir() or target.is_file()):
+        raise InputError(f"{str(path)!r} is neither a file nor a folder: choose another path")
+    if folder is not None and folder != target.is_dir():
+        found, wanted = ("folder", "file") if target.is_dir() else ("file", "folder")
+        raise InputError(
+            f"{str(path)!r} is a {found} and would be replaced by a {wanted}: choose another path"
+        )
+    return target
+
+
+@contextmanager
+def replacing(
+    path: str | os.PathLike[str], overwrite: bool = False, *, folder: bool | None = None
+) -> Iterator[Path]:
+    """Give a sibling path to write to, which takes the place of `path` once the block ends well.
+
+    The sibling (`.{name}.{random}.partial`) is fsynced and renamed over `path`. When the block
+    raises it is removed, and what stood at `path` stays. A file changes over in one step; a folder
+    in two renames (the old aside, the new in), after which the old one is deleted.
+
+    Parameters
+    ----------
+    path, overwrite, folder
+        As in `check_output`, which runs first.
+
+    Yields
+    ------
+    Path
+        Where the block shall create one file or one folder.
+
+    Raises
+    ------
+    InputError
+        As `check_output`, before the block and, if the target appeared meanwhile, after it.
+    FileNotFoundError
+        The block ended without creating anything.
+    """
+    target = check_output(path, overwrite, folder=folder)
+    stem = target.parent / f".{target.name}.{secrets.token_hex(4)}"
+    partial, old = Path(f"{stem}.partial"), Path(f"{stem}.old")
+    try:
+        yield partial
+        _fsync_tree(partial)
+        check_output(path, overwrite, folder=partial.is_dir())
+        _rename(partial, target, old)
+    except BaseException:
+        _remove(partial)
+        raise
+    _fsync(target.parent)
+    if old.exists():
+        try:
+            shutil.rmtree(old)
+        except OSError as error:  # the new output is in place: work done must not end in an error
+            warnings.warn(f"could not delete the former output {old}: {error}", stacklevel=3)
+
+
+def _rename(partial: Path, target: Path, old: Path) -> None:
+    """Rename `partial` to `target`; a folder that stands there goes to `old`."""
+    if not target.is_dir():
+        partial.replace(target)
+        return
+    target.rename(old)
+    try:
+        partial.rename(target)
+    except BaseException:
+        old.rename(target)
+        raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)  # the caller's own exception matters more
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _fsync_tree(path: Path) -> None:
+    for folder, _, names in os.walk(path):
+        for name in names:
+            _fsync(Path(folder, name))
+        _fsync(Path(folder))
+    if not path.is_dir():
+        _fsync(path)
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

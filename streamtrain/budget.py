@@ -1,0 +1,50 @@
+"""The byte budget and the thread budget of a run: what the user asked for, as numbers."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import psutil
+
+from streamtrain.errors import InputError
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_UNITS |= {f"{u}i": 2 ** (10 * i) for i, u in enumerate("kmgt", 1)}
+
+
+def parse_bytes(memory: int | float | str | None) -> int:
+    """Turn "2GB", "512 MiB" or a number of bytes into bytes; None is a quarter of free memory."""
+    if memory is None:
+        return psutil.virtual_memory().available // 4
+    if isinstance(memory, str):
+        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kmgt]?i?)b?\s*", memory.lower())
+        if match is None or match[2] not in _UNITS:
+            raise InputError(
+                f"memory must be a size such as '2GB', '512MiB' or a number of bytes; got {memory!r}"
+            )
+        value = float(match[1]) * _UNITS[match[2]]
+    else:
+        value = memory
+    if isinstance(memory, bool) or not value >= 1:
+        raise InputError(f"memory must be a positive size such as '2GB'; got {memory!r}")
+    return int(value)
+
+
+def format_bytes(n: float) -> str:
+    """Write a number of bytes for people: 1.5 GB."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if n < 1000:
+            return f"{n:.0f} {unit}" if unit == "bytes" else f"{n:.3g} {unit}"
+        n /= 1000
+    return f"{n:.3g} TB"
+
+
+def n_threads(n_jobs: int | None) -> int:
+    """Threads to use: all CPUs that this process may run on for None and -1."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if n_jobs is None or n_jobs == -1:
+        return available or 1
+    if n_jobs < 1:
+        raise InputError(f"n_jobs must be a positive number of CPUs, or -1 for all; got {n_jobs}")
+    return n_jobs

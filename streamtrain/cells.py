@@ -1,0 +1,147 @@
+"""Which cells of a source are used, and their labels as codes: `where`, labels and their checks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from streamtrain.errors import InputError, near
+from streamtrain.sources.base import Source
+from streamtrain.sources.where import where as evaluate_where
+
+Labels = str | os.PathLike[str] | Sequence[Any] | NDArray[Any] | pd.Series | pd.Index
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """The cells to train on.
+
+    Attributes
+    ----------
+    rows
+        Their row numbers in the source, ascending, shape (n,), or None for all.
+    codes
+        Class of each, shape (n,), int32.
+    classes
+        Names of the classes, sorted as their values, shape (n_classes,), str.
+    """
+
+    rows: NDArray[np.int64] | None
+    codes: NDArray[np.int32]
+    classes: NDArray[np.object_]
+
+    @property
+    def n_obs(self) -> int:
+        """Number of cells."""
+        return len(self.codes)
+
+
+def select_rows(source: Source, where: str | None) -> NDArray[np.int64] | None:
+    """Row numbers of the cells that `where` selects, or None for all.
+
+    Raises
+    ------
+    InputError
+        If the expression cannot be understood or selects no cell.
+    """
+    if where is None:
+        return None
+    chosen = np.flatnonzero(evaluate_where(where, source.obs, source.obs_columns()))
+    if len(chosen) == 0:
+        raise InputError(f"{source.name}: where={where!r} selects none of {source.n_obs:,} cells")
+    return None if len(chosen) == source.n_obs else chosen
+
+
+def name_cell(source: Source, rows: NDArray[np.int64] | None, position: int) -> str:
+    """Word a cell of the stream: its row number in the source and its name."""
+    row = position if rows is None else int(rows[position])
+    return f"cell {row} ({source.obs_names(row, row + 1)[0]!r})"
+
+
+def labelled_cells(
+    source: Source, labels: Labels, *, where: str | None, drop_unlabeled: bool
+) -> Cells:
+    """Select cells and turn their labels into codes.
+
+    Parameters
+    ----------
+    labels
+        Name of an obs column, or one label a cell: a list-like, or a text file of one a line.
+
+    Raises
+    ------
+    InputError
+        If labels are absent, missing for some cells, too few or too many, or all the same.
+    """
+    series = _labels(source, labels)
+    if len(series) != source.n_obs:
+        raise InputError(
+            f"there must be one label for each cell; got {len(series):,} labels for "
+            f"{source.n_obs:,} cells of {source.name}"
+        )
+    rows = select_rows(source, where)
+    if rows is not None:
+        series = series.iloc[rows]
+    missing = np.asarray(series.isna())
+    if missing.any():
+        if not drop_unlabeled:
+            raise InputError(
+                f"{source.name}: {int(missing.sum()):,} of {len(missing):,} cells have no label in "
+                f"{_word(labels)}; pass drop_unlabeled=True (--drop-unlabeled) to leave them out"
+            )
+        kept = np.flatnonzero(~missing)
+        series = series.iloc[kept]
+        rows = kept if rows is None else rows[kept]
+    codes, classes = _encode(series)
+    if len(classes) < 2:
+        only = f"only {classes[0]!r}" if len(classes) else "none"
+        raise InputError(
+            f"{source.name}: training needs two cell types at least; {_word(labels)} holds {only}"
+            + (f" among the cells that where={where!r} selects" if where else "")
+        )
+    return Cells(rows, codes, classes)
+
+
+def _labels(source: Source, labels: Labels) -> pd.Series[Any]:
+    if isinstance(labels, (str, os.PathLike)):
+        if isinstance(labels, str) and labels in source.obs_columns():
+            return source.obs(labels)
+        if not Path(labels).is_file():
+            raise InputError(
+                f"{source.name} has no obs column {str(labels)!r} and there is no such file: "
+                f"{near(str(labels), source.obs_columns())}"
+            )
+        # The whole line is the label: CellTypist reads a CSV and cuts it at a comma.
+        lines = Path(labels).read_text(encoding="utf-8").splitlines()
+        return pd.Series([line or None for line in lines], dtype=object).astype("category")
+    if isinstance(labels, (pd.Series, pd.Index)):
+        return pd.Series(labels).reset_index(drop=True)
+    values = np.asarray(labels)
+    if values.ndim != 1:
+        raise InputError(f"labels must be a list of one label a cell; got shape {values.shape}")
+    return pd.Series(values)
+
+
+def _word(labels: Labels) -> str:
+    return repr(str(labels)) if isinstance(labels, (str, os.PathLike)) else "labels"
+
+
+def _encode(series: pd.Series[Any]) -> tuple[NDArray[np.int32], NDArray[np.object_]]:
+    """Codes and names of the values that occur; names sort as the values do (10 after 9)."""
+    column = series if isinstance(series.dtype, pd.CategoricalDtype) else series.astype("category")
+    column = column.cat.remove_unused_categories()
+    values = column.cat.categories
+    order = np.argsort(np.asarray(values.astype(str) if values.dtype == object else values))
+    place = np.empty(len(values), np.int32)
+    place[order] = np.arange(len(values), dtype=np.int32)
+    names = np.array([str(values[i]) for i in order], dtype=object)
+    if len(set(names)) < len(names):
+        raise InputError(f"labels must differ as text; got {', '.join(map(repr, names))}")
+    return place[column.cat.codes.to_numpy()], names

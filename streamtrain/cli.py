@@ -1,0 +1,181 @@
+"""The command line: arguments in, calls of the Python API, words out. No logic of its own."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import App, Parameter
+
+from streamtrain.config import Settings
+from streamtrain.errors import InputError
+
+# Heavy modules (numba, xarray, anndata) load inside the commands: --help takes 0.2 s, not 3 s.
+
+app = App(
+    name="streamtrain",
+    help="Train CellTypist cell-type classifiers from single-cell atlases on disk.",
+    version=lambda: version("streamtrain"),
+)
+
+
+@app.command
+def train(
+    source: str,
+    /,
+    *,
+    labels: str,
+    out: Path,
+    celltypist: Path | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+    settings: Annotated[Settings, Parameter(name="*")] = Settings(),  # noqa: B008 - frozen
+) -> None:
+    """Train a classifier on the cells of SOURCE and save it.
+
+    Example: streamtrain train atlas.h5ad --labels cell_type --out model.zarr
+
+    Parameters
+    ----------
+    source
+        AnnData on disk: an .h5ad file or a zarr folder.
+    labels
+        Column of obs with the cell types, or a text file with one label a line.
+    out
+        Folder for the model, ending in .zarr by custom.
+    celltypist
+        Also write the model for CellTypist, to this .pkl file.
+    overwrite
+        Replace outputs that exist.
+    quiet
+        Print nothing but warnings and errors.
+    """
+    _log(quiet)
+    from streamtrain.atomic import check_output
+    from streamtrain.train import train as run
+
+    check_output(out, overwrite)
+    if celltypist is not None:
+        check_output(celltypist, overwrite)
+    model = run(source, labels, progress=not quiet, **settings.to_dict())
+    model.save(out, overwrite=overwrite)
+    if celltypist is not None:
+        model.to_celltypist(celltypist, overwrite=overwrite)
+    if not quiet:
+        print(model)
+        print(f"saved as {out}" + (f" and for CellTypist as {celltypist}" if celltypist else ""))
+
+
+@app.command
+def predict(
+    model: Path,
+    source: str,
+    /,
+    *,
+    out: Path,
+    mode: Literal["best match", "prob match"] = "best match",
+    p_thres: float = 0.5,
+    probabilities: bool = False,
+    normalize: Literal["log1p"] | None = None,
+    check_expression: bool = True,
+    layer: str | None = None,
+    gene_key: str | None = None,
+    where: str | None = None,
+    memory: str | None = None,
+    scratch: str | None = None,
+    n_jobs: int | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Annotate the cells of SOURCE with MODEL and write one row a cell.
+
+    Example: streamtrain predict model.zarr new.h5ad --out predictions.parquet
+
+    Parameters
+    ----------
+    model
+        Folder of a saved model.
+    source
+        AnnData on disk: an .h5ad file or a zarr folder.
+    out
+        File for the predictions, .parquet or .csv.
+    mode
+        "best match" gives each cell the type of the highest score; "prob match" every type whose
+        probability exceeds p-thres, joined by "|", or Unassigned.
+    p_thres
+        Probability that "prob match" asks for.
+    probabilities
+        Write the probability of every type as well.
+    normalize
+        "log1p" for raw counts.
+    check_expression
+        Require values in the range of log1p expression normalised to 10,000.
+    layer
+        Matrix to read: "raw" for raw/X, or the name of a layer. The default is X.
+    gene_key
+        Column of var that holds the gene names. The default is the index of var.
+    where
+        Select cells by obs columns: "tissue == 'lung' and is_primary_data".
+    memory
+        Bytes to stay within: "2GB". The default is a quarter of the free memory.
+    scratch
+        Folder on a local disk. The default is the system's temporary folder.
+    n_jobs
+        Threads. The default takes all CPUs.
+    overwrite
+        Replace the output if it exists.
+    quiet
+        Print nothing but warnings and errors.
+    """
+    _log(quiet)
+    from streamtrain.predict import predict as run
+
+    run(
+        model, source, out=out, mode=mode, p_thres=p_thres, probabilities=probabilities,
+        normalize=normalize, check_expression=check_expression, layer=layer, gene_key=gene_key,
+        where=where, memory=memory, scratch=scratch, n_jobs=n_jobs, overwrite=overwrite,
+        progress=not quiet,
+    )  # fmt: skip
+    if not quiet:
+        print(f"saved as {out}")
+
+
+@app.command
+def demo(folder: Path = Path("streamtrain-demo"), *, overwrite: bool = False) -> None:
+    """Simulate a small atlas, train on some of its donors, predict the others, show how well.
+
+    Takes about a minute and no network. The folder then holds the atlas, the model (also for
+    CellTypist), the predictions and a picture of the confusion matrix.
+
+    Parameters
+    ----------
+    folder
+        Where to write.
+    overwrite
+        Replace what an earlier demo left there.
+    """
+    _log(quiet=False)
+    from streamtrain.demo import demo as run
+
+    for line in run(folder, overwrite=overwrite):
+        print(line, flush=True)
+
+
+def _log(quiet: bool) -> None:
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("streamtrain").setLevel(logging.WARNING if quiet else logging.INFO)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends in one line and exit status 2."""
+    try:
+        app()
+    except (InputError, FileNotFoundError) as error:
+        print(f"streamtrain: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("streamtrain: interrupted; nothing was written", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,209 @@
+"""Stored expression in, log1p-normalised expression out, each cell checked on the way."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamtrain.errors import InputError
+from streamtrain.kernels import expression as kernel
+from streamtrain.rows import Rows
+from streamtrain.scaling import split
+
+logger = logging.getLogger(__name__)
+
+TARGET_SUM = 1e4  # transcripts per cell after normalisation, CellTypist's
+TOLERANCE = 1.0  # on that sum, CellTypist's
+MAX_LOG1P = 9.22  # CellTypist's bound on a value; log1p(10,000) is 9.2104
+
+Normalize = Literal["log1p"] | None
+
+
+class Expression:
+    """Check and normalise blocks of cells as they stream by.
+
+    Values must be finite and not negative. Without `normalize` they are taken as
+    log1p(counts per 10,000), which holds for a cell if sum(expm1(x)) is 10,000 within 1; with
+    ``normalize="log1p"`` they are taken as counts, and become log1p(10,000 x / sum(x)). Cells
+    without any transcript pass, as neither form can change them.
+
+    Parameters
+    ----------
+    name
+        The source, for messages.
+    normalize
+        None or "log1p".
+    check
+        "sum" raises for cells whose sum is off, "range" (CellTypist's rule when annotating) raises
+        for values above 9.22 and warns of sums, None checks neither.
+    dtype
+        Of the values that leave: float32 or float64.
+    cell, gene
+        Give the name of a cell by its position in the stream, and of a gene by its position.
+    executor, n_threads
+        Threads that share the cells of a block.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        normalize: Normalize,
+        check: Literal["sum", "range"] | None,
+        dtype: Any,
+        cell: Callable[[int], str],
+        gene: Callable[[int], str],
+        executor: Executor,
+        n_threads: int,
+    ) -> None:
+        self.name, self.normalize, self.check = name, normalize, check
+        self.dtype = np.dtype(dtype)
+        self._cell, self._gene = cell, gene
+        self._executor, self._n_threads = executor, n_threads
+        self._seen = self._off = self._fractions = self._empty = 0
+        self._examples: list[str] = []
+        self._off_whole = True  # whether all cells whose sum is off hold integers
+
+    def __call__(self, rows: Rows, position: int) -> Rows:
+        """Check and normalise `rows`, the cells from `position` on in the stream.
+
+        Returns rows without explicit zeros. Raises InputError at the first block that shows a
+        value that cannot be used, or in which most cells have the wrong form.
+        """
+        data, indptr = rows.data, rows.indptr
+        sums = np.zeros(rows.n_obs)
+        flags = np.zeros(rows.n_obs, np.uint8)
+        first = np.empty(rows.n_obs, np.int64)
+        exponentiate = self.normalize is None
+        self._over_rows(
+            rows.n_obs,
+            lambda lo, hi: kernel.inspect_rows(
+                data, indptr, exponentiate, lo, hi, sums, flags, first
+            ),
+        )
+        self._refuse_values(rows, position, flags, first)
+        self._seen += rows.n_obs
+        self._empty += int(np.count_nonzero(sums == 0))
+        if self.normalize is None:
+            self._note_sums(rows, position, sums, flags)
+            values = data.astype(self.dtype, copy=False)
+        else:
+            self._note_fractions(rows, position, flags)
+            values = np.zeros(len(data), self.dtype)
+            self._over_rows(
+                rows.n_obs,
+                lambda lo, hi: kernel.normalize_log1p(
+                    data, indptr, sums, TARGET_SUM, lo, hi, values
+                ),
+            )
+        return _without_zeros(Rows(values, rows.indices, indptr, rows.n_vars, rows.codes))
+
+    def _over_rows(self, n: int, work: Callable[[int, int], None]) -> None:
+        for future in [self._executor.submit(work, *span) for span in split(n, self._n_threads)]:
+            future.result()
+
+    def _refuse_values(
+        self, rows: Rows, position: int, flags: NDArray[np.uint8], first: NDArray[np.int64]
+    ) -> None:
+        for flag, fault, remedy in (
+            (kernel.NOT_FINITE, "is not finite", "Remove or repair those cells"),
+            (
+                kernel.NEGATIVE,
+                "is negative",
+                "Scaled expression cannot be used: point to the unscaled matrix with "
+                "layer='raw' or layer=NAME",
+            ),
+        ):
+            bad = np.flatnonzero(flags & flag)
+            if len(bad):
+                i = int(bad[0])
+                entries = slice(rows.indptr[i], rows.indptr[i + 1])
+                values = rows.data[entries]
+                wrong = ~np.isfinite(values) if flag == kernel.NOT_FINITE else values < 0
+                k = int(np.flatnonzero(wrong)[0])
+                gene = self._gene(int(rows.indices[entries][k]))
+                raise InputError(
+                    f"{self.name}: expression must be finite and not negative, but the value of "
+                    f"gene {gene!r} in {self._cell(position + i)} {fault} ({values[k]}), as are "
+                    f"values in {len(bad):,} of the {rows.n_obs:,} cells read with it. {remedy}."
+                )
+
+    def _note_sums(
+        self, rows: Rows, position: int, sums: NDArray[np.float64], flags: NDArray[np.uint8]
+    ) -> None:
+        if self.check is None:
+            return
+        if self.check == "range" and len(rows.data) and rows.data.max() > MAX_LOG1P:
+            i = int(np.searchsorted(rows.indptr, np.argmax(rows.data), side="right")) - 1
+            raise InputError(
+                f"{self.name}: expression must be log1p-normalised to 10,000 counts per cell, so "
+                f"no value exceeds {MAX_LOG1P}; {self._cell(position + i)} holds "
+                f"{rows.data.max():g}. For raw counts pass normalize='log1p' (--normalize log1p); "
+                "for another matrix layer=NAME."
+            )
+        off = np.flatnonzero((np.abs(sums - TARGET_SUM) > TOLERANCE) & (sums != 0))
+        self._off += len(off)
+        self._off_whole &= not bool(np.any(flags[off] & kernel.FRACTION))
+        for i in off[: max(0, 3 - len(self._examples))].tolist():
+            self._examples.append(f"{self._cell(position + i)}: {sums[i]:.6g}")
+        if self.check == "sum" and self._off > self._seen / 2:
+            self._refuse_sums(f"of the first {self._seen:,} read")
+
+    def _refuse_sums(self, among: str) -> None:
+        remedy = (
+            "The values are integers: for raw counts pass normalize='log1p' (--normalize log1p)"
+            if self._off_whole
+            else "Normalise all genes with scanpy.pp.normalize_total(target_sum=1e4) and "
+            "scanpy.pp.log1p, or point to raw counts with layer=NAME and normalize='log1p', or "
+            "pass check_expression=False (--no-check-expression) to train on the values as they are"
+        )
+        raise InputError(
+            f"{self.name}: expression must be log1p-normalised to 10,000 counts per cell, but "
+            f"sum(expm1(x)) is not 10,000 in {self._off:,} cells {among} "
+            f"({'; '.join(self._examples)}). {remedy}."
+        )
+
+    def _note_fractions(self, rows: Rows, position: int, flags: NDArray[np.uint8]) -> None:
+        fractions = np.flatnonzero(flags & kernel.FRACTION)
+        if len(fractions):
+            i = int(fractions[0])
+            values = rows.data[rows.indptr[i] : rows.indptr[i + 1]].astype(np.float64)
+            if self.check and abs(np.expm1(values).sum() - TARGET_SUM) <= TOLERANCE:
+                raise InputError(
+                    f"{self.name}: normalize='log1p' needs raw counts, but "
+                    f"{self._cell(position + i)} is log1p-normalised to 10,000 already. Leave out "
+                    "normalize, or point to the counts with layer=NAME."
+                )
+        self._fractions += len(fractions)
+
+    def finish(self) -> None:
+        """Raise or warn of what only the whole stream shows."""
+        if self.check == "sum" and self._off:
+            self._refuse_sums(f"of {self._seen:,}")
+        if self.check == "range" and self._off:
+            logger.warning(
+                "%s: %d of %d cells do not sum to 10,000 after expm1 (%s): predictions need log1p "
+                "expression normalised over all genes and may be off",
+                self.name, self._off, self._seen, "; ".join(self._examples),
+            )  # fmt: skip
+        if self._fractions:
+            logger.warning(
+                "%s: %d of %d cells hold values that are no integers, so they are not raw counts; "
+                "the result may be biased", self.name, self._fractions, self._seen,
+            )  # fmt: skip
+        if self._empty:
+            logger.warning("%s: %d cells have no expression at all", self.name, self._empty)
+
+
+def _without_zeros(rows: Rows) -> Rows:
+    if np.count_nonzero(rows.data) == len(rows.data):
+        return rows
+    data, indices = np.empty_like(rows.data), np.empty_like(rows.indices)
+    indptr = np.empty_like(rows.indptr)
+    n = kernel.drop_zeros(rows.data, rows.indices, rows.indptr, data, indices, indptr)
+    return Rows(data[:n], indices[:n], indptr, rows.n_vars, rows.codes)

@@ -1,0 +1,55 @@
+"""Per-gene count, mean and squared deviation of the non-zero entries of cells."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from streamtrain.kernels.jit import jit
+
+
+@jit
+def welford(data, indices, indptr, start, stop, first_gene, stop_gene, count, mean, m2):
+    """Take the non-zero entries of the cells [start, stop) into `count`, `mean` and `m2` in place.
+
+    Only the genes [first_gene, stop_gene), so that threads can share the genes: each gene sees
+    its entries in the order of the cells, whatever the split. Gene positions ascend in a cell.
+    """
+    for i in range(start, stop):
+        lo, hi = indptr[i], indptr[i + 1]
+        if first_gene > 0:
+            lo += np.searchsorted(indices[lo:hi], first_gene)
+        for k in range(lo, hi):
+            gene = indices[k]
+            if gene >= stop_gene:
+                break
+            x = np.float64(data[k])
+            count[gene] += 1
+            delta = x - mean[gene]
+            mean[gene] += delta / count[gene]
+            m2[gene] += delta * (x - mean[gene])
+
+
+@jit
+def scale_rows(data, indices, indptr, position, cap, scale, shift, out_data, out_indices, dots):
+    """Scale the entries of cells: x' = min(x, cap) / scale at the model's gene positions.
+
+    `position` gives each gene's place in the model, -1 where it has none (the entry is dropped).
+    `dots` gets the sum of shift * x' over each cell. Returns the new offsets.
+    """
+    out_indptr = np.empty(len(indptr), np.int64)
+    out_indptr[0] = 0
+    n = 0
+    for i in range(len(indptr) - 1):
+        dot = 0.0
+        for k in range(indptr[i], indptr[i + 1]):
+            gene = position[indices[k]]
+            if gene < 0:
+                continue
+            x = min(np.float64(data[k]), cap[gene]) / scale[gene]
+            out_data[n] = x
+            out_indices[n] = gene
+            dot += shift[gene] * out_data[n]
+            n += 1
+        out_indptr[i + 1] = n
+        dots[i] = dot
+    return out_indptr

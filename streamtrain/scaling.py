@@ -1,0 +1,205 @@
+"""Online mean and variance of genes, and the scaling that training and prediction share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamtrain.kernels import moments as kernel
+from streamtrain.rows import Rows
+
+CLIP = 10.0  # CellTypist's upper bound on a scaled value
+
+
+@dataclass(frozen=True, slots=True)
+class RunningMoments:
+    """Per-gene moments of the cells seen so far; two of them merge with `+`.
+
+    Attributes
+    ----------
+    n
+        Number of cells.
+    nonzero
+        Cells in which each gene is not zero, shape (n_vars,), int64.
+    mean
+        Mean over all cells, zeros counted, shape (n_vars,), float64.
+    m2
+        Sum of squared deviations from the mean, shape (n_vars,), float64.
+    """
+
+    n: int
+    nonzero: NDArray[np.int64]
+    mean: NDArray[np.float64]
+    m2: NDArray[np.float64]
+
+    @classmethod
+    def empty(cls, n_vars: int) -> RunningMoments:
+        """No cells yet."""
+        return cls(0, np.zeros(n_vars, np.int64), np.zeros(n_vars), np.zeros(n_vars))
+
+    @classmethod
+    def of_sparse(
+        cls, n: int, nonzero: NDArray[np.int64], mean: NDArray[np.float64], m2: NDArray[np.float64]
+    ) -> RunningMoments:
+        """Moments over `n` cells from those of the non-zero entries alone."""
+        if n == 0:
+            return cls.empty(len(mean))
+        share = nonzero / n
+        return cls(n, nonzero, mean * share, m2 + mean**2 * (share * (n - nonzero)))
+
+    def __add__(self, other: RunningMoments) -> RunningMoments:
+        """Merge by Chan, Golub and LeVeque's update."""
+        n = self.n + other.n
+        if n == 0:
+            return self
+        delta = other.mean - self.mean
+        return RunningMoments(
+            n,
+            self.nonzero + other.nonzero,
+            self.mean + delta * (other.n / n),
+            self.m2 + other.m2 + delta**2 * (self.n * (other.n / n)),
+        )
+
+    @property
+    def var(self) -> NDArray[np.float64]:
+        """Population variance, shape (n_vars,)."""
+        return self.m2 / max(self.n, 1)
+
+
+class MomentsPass:
+    """Moments of a stream of rows, the same to the bit however the stream is cut.
+
+    Cells are taken in blocks of `BLOCK` counted from the first cell, whatever slices they arrive
+    in; blocks merge in order. The work is split over genes, so threads change nothing either.
+    """
+
+    BLOCK = 4096
+
+    def __init__(self, n_vars: int, executor: Executor, n_threads: int) -> None:
+        self._executor = executor
+        edges = np.linspace(0, n_vars, n_threads + 1).astype(int)
+        self._spans = list(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
+        self._total = RunningMoments.empty(n_vars)
+        self._restart()
+
+    def _restart(self) -> None:
+        n_vars = len(self._total.mean)
+        self._n = 0
+        self._block = (np.zeros(n_vars, np.int64), np.zeros(n_vars), np.zeros(n_vars))
+
+    def update(self, rows: Rows) -> None:
+        """Take the next cells of the stream."""
+        start = 0
+        while start < rows.n_obs:
+            stop = min(rows.n_obs, start + self.BLOCK - self._n)
+            done = [
+                self._executor.submit(
+                    kernel.welford,
+                    rows.data, rows.indices, rows.indptr, start, stop, lo, hi, *self._block,
+                )
+                for lo, hi in self._spans
+            ]  # fmt: skip
+            for future in done:
+                future.result()
+            self._n += stop - start
+            if self._n == self.BLOCK:
+                self._total += RunningMoments.of_sparse(self._n, *self._block)
+                self._restart()
+            start = stop
+
+    def result(self) -> RunningMoments:
+        """Moments of all cells taken so far."""
+        if self._n:
+            self._total += RunningMoments.of_sparse(self._n, *self._block)
+            self._restart()
+        return self._total
+
+
+def standard_deviation(moments: RunningMoments) -> NDArray[np.float64]:
+    """Divisors of StandardScaler: the population standard deviation, 1 for constant genes.
+
+    A gene counts as constant where its variance cannot be told from rounding: var <= n eps var +
+    (n mean eps)^2, which is scikit-learn's rule.
+    """
+    n, mean, var = moments.n, moments.mean, moments.var
+    eps = np.finfo(np.float64).eps
+    constant = var <= n * eps * var + (n * mean * eps) ** 2
+    scale: NDArray[np.float64] = np.sqrt(np.where(constant, 1.0, var))
+    return scale
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """Cells as the solver takes them: z = x' - shift, x' sparse.
+
+    Attributes
+    ----------
+    rows
+        x' at the model's gene positions, with the cells' label codes.
+    dots
+        shift . x' of each cell, shape (n_obs,), float64.
+    """
+
+    rows: Rows
+    dots: NDArray[np.float64]
+
+
+class Scaler:
+    """Scale expression as CellTypist does, z = min((x - mean) / scale, 10), and keep it sparse.
+
+    With m = mean / scale, a zero becomes -m, which the upper bound never touches as expression is
+    not negative; so x' = min(x, mean + 10 scale) / scale on the non-zero entries and z = x' - m.
+    Without centring m = 0 and x' = min(x / scale, 10).
+
+    Parameters
+    ----------
+    mean, scale
+        Of the model's genes, shape (genes,), float64.
+    position
+        Place of each source gene among the model's genes, -1 where it has none, shape (n_vars,),
+        int32.
+    with_mean
+        Whether to centre.
+    dtype
+        Of the scaled values.
+    """
+
+    def __init__(
+        self,
+        mean: NDArray[np.float64],
+        scale: NDArray[np.float64],
+        position: NDArray[np.int32],
+        *,
+        with_mean: bool,
+        dtype: Any,
+    ) -> None:
+        self.scale = np.asarray(scale, np.float64)
+        centre = np.asarray(mean, np.float64) if with_mean else np.zeros(len(self.scale))
+        self.shift = centre / self.scale
+        self.cap = centre + CLIP * self.scale
+        self.position = position
+        self.dtype = np.dtype(dtype)
+
+    def __call__(self, rows: Rows) -> Scaled:
+        """Scale `rows`, whose genes are the source's."""
+        data = np.empty(len(rows.data), self.dtype)
+        indices = np.empty(len(rows.data), np.int32)
+        dots = np.empty(rows.n_obs)
+        indptr = kernel.scale_rows(
+            rows.data, rows.indices, rows.indptr, self.position, self.cap, self.scale, self.shift,
+            data, indices, dots,
+        )  # fmt: skip
+        n = indptr[-1]
+        scaled = Rows(data[:n], indices[:n], indptr, len(self.scale), rows.codes)
+        return Scaled(scaled, dots)
+
+
+def split(n: int, parts: int) -> Iterator[tuple[int, int]]:
+    """Cut range(n) into at most `parts` even pieces, none of them empty."""
+    edges = np.linspace(0, n, min(parts, n) + 1).astype(int)
+    return zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)

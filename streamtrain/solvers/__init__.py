@@ -1,0 +1,1 @@
+"""Solvers: scaled batches in, weights out."""

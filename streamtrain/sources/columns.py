@@ -1,0 +1,262 @@
+"""Columns of obs and var: a stored or in-memory frame enters, one pandas Series leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from streamtrain.errors import InputError, near
+from streamtrain.sources.damage import damaged, fetch, reading, stored_attr
+
+TEXT_SLICE = 65_536  # strings held at once: 10 million as Python objects would take 600 MB
+
+
+class Frame(Protocol):
+    """A table of cells or genes whose columns are read one at a time."""
+
+    def __len__(self) -> int: ...
+
+    def columns(self) -> list[str]:
+        """Names of the columns, the index left out."""
+        ...
+
+    def column(self, name: str) -> pd.Series[Any]:
+        """One column under a RangeIndex: categorical for text, else numeric or boolean."""
+        ...
+
+    def index(self, start: int, stop: int) -> NDArray[np.object_]:
+        """Index names start to stop, as str."""
+        ...
+
+
+def factorise(slices: Iterable[NDArray[np.object_]], length: int) -> pd.Categorical:
+    """Turn slices of strings (None or NaN where missing) into a categorical, categories sorted."""
+    seen: dict[str, int] = {}
+    codes = np.empty(length, np.int32)
+    at = 0
+    for values in slices:
+        local, found = pd.factorize(values, use_na_sentinel=True)
+        table = np.array([seen.setdefault(text, len(seen)) for text in found] + [-1], np.int32)
+        codes[at : at + len(values)] = table[local]  # a missing value is -1: the table's last
+        at += len(values)
+    names = np.empty(len(seen), object)
+    names[:] = list(seen)
+    order = np.argsort(names, kind="stable")
+    rank = np.empty(len(seen) + 1, np.int32)
+    rank[order] = np.arange(len(seen), dtype=np.int32)
+    rank[-1] = -1
+    return pd.Categorical.from_codes(rank[codes], categories=pd.Index(names[order], dtype=object))
+
+
+def as_text(values: Any) -> NDArray[np.object_]:
+    """Turn an array of any string type into an object array of str."""
+    text: NDArray[np.object_] = np.asarray(values).astype(object)
+    if any(isinstance(value, bytes) for value in text):
+        decoded = [value.decode() if isinstance(value, bytes) else value for value in text]
+        text = np.array(decoded, dtype=object)
+    return text
+
+
+class MemoryFrame:
+    """A pandas DataFrame as a Frame."""
+
+    def __init__(self, frame: pd.DataFrame, name: str) -> None:
+        self._frame, self._name = frame, name
+
+    def __len__(self) -> int:
+        return len(self._frame)
+
+    def columns(self) -> list[str]:
+        """Names of the columns."""
+        return [str(name) for name in self._frame.columns]
+
+    def column(self, name: str) -> pd.Series[Any]:
+        """One column; object columns become what their values are."""
+        names = self.columns()
+        if name not in names:
+            raise InputError(f"{self._name} has no column {name!r}: {near(name, names)}")
+        found = self._frame.iloc[:, names.index(name)].reset_index(drop=True).rename(name)
+        if isinstance(found.dtype, pd.CategoricalDtype):
+            return found
+        if not (found.dtype == object or pd.api.types.is_string_dtype(found.dtype)):
+            return found
+        values = found.astype(object)
+        kind = pd.api.types.infer_dtype(values, skipna=True)
+        if kind in ("string", "bytes", "empty"):
+            text = as_text(values.to_numpy())
+            return pd.Series(factorise([text], len(text)), name=name)
+        wider = {"boolean": "boolean", "integer": "Int64", "floating": "float64"}.get(kind)
+        if wider is None:
+            raise InputError(
+                f"column {name!r} of {self._name} mixes types ({kind}): "
+                "make it text, e.g. with .astype(str)"
+            )
+        return found.astype(wider)  # type: ignore[call-overload,no-any-return]
+
+    def index(self, start: int, stop: int) -> NDArray[np.object_]:
+        """Index names start to stop."""
+        return np.array([str(n) for n in self._frame.index[start:stop]], dtype=object)
+
+
+class _Field:
+    """One field of a compound dataset, sliceable as an array of its own."""
+
+    def __init__(self, node: Any, name: str) -> None:
+        self._node, self._name = node, name
+        self.shape, self.dtype = node.shape, node.dtype[name]
+        self.attrs: dict[str, Any] = {}
+
+    def __getitem__(self, part: slice) -> Any:
+        return self._node[part][self._name]
+
+
+class StoredFrame:
+    """A dataframe group in HDF5 or zarr, or the compound dataset of anndata before 0.7.
+
+    Parameters
+    ----------
+    node
+        Group or dataset.
+    name
+        What messages call it.
+    uns
+        The store's uns, where anndata before 0.7 keeps the categories.
+    """
+
+    def __init__(self, node: Any, name: str, uns: Any = None) -> None:
+        self._node, self._name, self._uns = node, name, uns
+        self._compound = not hasattr(node, "keys")
+        if self._compound and node.dtype.names is None:
+            raise InputError(
+                f"{name} is an array where a table is due: this is not an AnnData; re-save it with "
+                "a current anndata"
+            )
+        with reading(name):
+            self._index = self._find_index()
+            self._length = _length(self._index)
+
+    def _find_index(self) -> Any:
+        if self._compound:
+            return _Field(self._node, self._node.dtype.names[0])
+        key = stored_attr(self._node, "_index")
+        if key is None:
+            key = next((k for k in ("_index", "index") if k in self._node), None)
+        if key is None or key not in self._node:
+            raise damaged(self._name, f"its index {key!r} is missing")
+        self._index_key = key
+        return self._node[key]
+
+    def __len__(self) -> int:
+        return self._length
+
+    def columns(self) -> list[str]:
+        """Names of the columns, as stored in column-order."""
+        if self._compound:
+            return list(self._node.dtype.names[1:])
+        order = stored_attr(self._node, "column-order")
+        if order is None:
+            return sorted(set(self._node.keys()) - {self._index_key, "__categories"})
+        return [name.decode() if isinstance(name, bytes) else str(name) for name in order]
+
+    def column(self, name: str) -> pd.Series[Any]:
+        """One column; no other is read."""
+        names = self.columns()
+        if name not in names:
+            raise InputError(f"{self._name} has no column {name!r}: {near(name, names)}")
+        what = f"column {name!r} of {self._name}"
+        with reading(what):
+            if self._compound:
+                categories = self._uns and self._uns.get(f"{name}_categories")
+                values = self._values(_Field(self._node, name), what, categories)
+            else:
+                node = self._node[name]
+                values = self._values(node, what, self._legacy_categories(node, name))
+        if len(values) != self._length:
+            raise damaged(what, f"it has {len(values)} values for {self._length} names")
+        return pd.Series(values, name=name)
+
+    def _legacy_categories(self, node: Any, name: str) -> Any:
+        """Categories kept beside the column, as anndata 0.7 did (a reference or a path)."""
+        if "categories" not in node.attrs or "__categories" not in self._node:
+            return None
+        return self._node["__categories"][name]
+
+    def _values(self, node: Any, what: str, categories: Any = None) -> Any:
+        """Decode one column (or the categories of one) by its encoding."""
+        if categories is not None:
+            ordered = bool(stored_attr(categories, "ordered", False))
+            return _categorical(_whole(node, what), self._values(categories, what), ordered)
+        if hasattr(node, "keys"):
+            return self._group_values(node, what)
+        if len(node.shape) != 1:
+            raise InputError(f"{what} has shape {node.shape}, and must hold one value per cell")
+        if node.dtype.kind in "OSUT":
+            return factorise(_text_slices(node, what), node.shape[0])
+        return _whole(node, what)
+
+    def _group_values(self, node: Any, what: str) -> Any:
+        encoding = stored_attr(node, "encoding-type")
+        if encoding == "categorical":
+            categories = self._values(node["categories"], what)
+            ordered = bool(stored_attr(node, "ordered", False))
+            return _categorical(_whole(node["codes"], what), categories, ordered)
+        if encoding == "nullable-string-array":
+            slices = _text_slices(node["values"], what, node["mask"])
+            return factorise(slices, node["values"].shape[0])
+        if encoding in ("nullable-integer", "nullable-boolean"):
+            values, mask = _whole(node["values"], what), _whole(node["mask"], what).astype(bool)
+            if encoding == "nullable-integer":
+                return pd.arrays.IntegerArray(values, mask)
+            return pd.arrays.BooleanArray(values.astype(bool), mask)
+        raise InputError(
+            f"{what} is encoded as {encoding!r}, which streamtrain cannot read: drop it"
+        )
+
+    def index(self, start: int, stop: int) -> NDArray[np.object_]:
+        """Index names start to stop."""
+        what = f"the index of {self._name}"
+        node, mask = self._index, None
+        with reading(what):
+            if hasattr(node, "keys"):
+                if stored_attr(node, "encoding-type") == "categorical":
+                    named = pd.Series(self._values(node, what)).iloc[start:stop]
+                    return np.array([str(n) for n in named], dtype=object)
+                node, mask = node["values"], node["mask"]
+            parts = list(_text_slices(node, what, mask, start, stop))
+        names = np.concatenate(parts) if parts else np.empty(0, object)
+        return np.array([str(n) for n in names], dtype=object)
+
+
+def _length(node: Any) -> int:
+    if hasattr(node, "keys"):
+        node = node["codes"] if "codes" in node else node["values"]
+    return int(node.shape[0])
+
+
+def _whole(node: Any, what: str) -> NDArray[Any]:
+    values = fetch(node, 0, int(node.shape[0]), what)
+    return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
+def _text_slices(
+    node: Any, what: str, mask: Any = None, start: int = 0, stop: int | None = None
+) -> Iterator[NDArray[np.object_]]:
+    """Read strings `TEXT_SLICE` at a time, None where `mask` is set."""
+    stop = int(node.shape[0]) if stop is None else min(stop, int(node.shape[0]))
+    for low in range(start, stop, TEXT_SLICE):
+        high = min(low + TEXT_SLICE, stop)
+        text = as_text(fetch(node, low, high, what))
+        if mask is not None:
+            text[fetch(mask, low, high, what).astype(bool)] = None
+        yield text
+
+
+def _categorical(codes: NDArray[Any], categories: Any, ordered: bool) -> pd.Categorical:
+    """Codes and categories as stored; the codes keep their narrow type."""
+    if isinstance(categories, pd.Categorical):  # text, which `_values` factorises (and sorts)
+        categories = categories.astype(object)
+    return pd.Categorical.from_codes(codes, categories=pd.Index(categories), ordered=ordered)

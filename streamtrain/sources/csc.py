@@ -1,0 +1,262 @@
+"""Matrices stored by gene: compressed columns enter, and leave by cell after one transposition."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamtrain.errors import InputError
+from streamtrain.kernels import transpose
+from streamtrain.rows import Rows
+from streamtrain.sources.damage import damaged, fetch, plain_dtype
+from streamtrain.sources.matrix import CsrMatrix, check_compressed
+
+logger = logging.getLogger(__name__)
+
+MEMORY = 256 << 20
+GROUPS = 1 << 20  # rows are counted in at most this many groups: 8 MB, whatever the atlas
+
+
+class FileArray:
+    """A one-dimensional array in a flat file, read by slices.
+
+    No memory map: the pages of one count as the process's resident memory.
+    """
+
+    def __init__(self, path: Path, dtype: Any, length: int) -> None:
+        self.path, self.dtype, self.shape = path, np.dtype(dtype), (length,)
+
+    def __getitem__(self, part: slice) -> NDArray[Any]:
+        start, stop, _ = part.indices(self.shape[0])
+        offset = start * self.dtype.itemsize
+        return np.fromfile(self.path, self.dtype, count=max(0, stop - start), offset=offset)
+
+
+class CscMatrix:
+    """Compressed sparse columns, turned into rows through scratch files at the first read.
+
+    Parameters
+    ----------
+    data, indices, indptr
+        numpy, h5py or zarr arrays.
+    shape
+        Cells, genes.
+    name
+        What messages call the matrix.
+    memory
+        Bytes that the transposition may hold (default 256 MB).
+    scratch
+        Folder for the transposed matrix, gone after `close` (default: the system's).
+    """
+
+    is_sparse = True
+
+    def __init__(
+        self,
+        data: Any,
+        indices: Any,
+        indptr: Any,
+        shape: Any,
+        name: str,
+        memory: int | None = None,
+        scratch: str | Path | None = None,
+    ) -> None:
+        self.shape = (int(shape[0]), int(shape[1]))
+        self.dtype = plain_dtype(data.dtype, name)
+        self.name = name
+        self._data, self._indices, self._indptr = data, indices, indptr
+        self._memory = MEMORY if memory is None else memory
+        self._scratch = Path(tempfile.gettempdir() if scratch is None else scratch)
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._rows: CsrMatrix | None = None
+        check_compressed(data, indices, indptr, self.shape[1], name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_folder": None, "_rows": None}
+
+    def _by_row(self) -> CsrMatrix:
+        if self._rows is None:
+            entries = self._data.shape[0]
+            need = entries * (8 + self.dtype.itemsize) + 8 * (self.shape[0] + 1)
+            self._check_space(need)
+            logger.info(
+                "%s is stored by gene (CSC); transposing it through %.3g GB of scratch in %s",
+                self.name,
+                need / 1e9,
+                self._scratch,
+            )
+            self._folder = tempfile.TemporaryDirectory(prefix="streamtrain-", dir=self._scratch)
+            try:
+                self._rows = self._transpose(Path(self._folder.name))
+            except BaseException as error:
+                self.close()
+                if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                    raise self._no_space(need, 0) from error
+                raise
+        return self._rows
+
+    def _check_space(self, need: int) -> None:
+        if not self._scratch.is_dir():
+            raise InputError(
+                f"scratch={str(self._scratch)!r} is not a folder: name one that exists"
+            )
+        free = shutil.disk_usage(self._scratch).free
+        if free < need:
+            raise self._no_space(need, free)
+
+    def _no_space(self, need: int, free: int) -> InputError:
+        return InputError(
+            f"{self.name} is stored by gene (CSC); transposing it needs {need / 1e9:.3g} GB of "
+            f"scratch, and {self._scratch} has {free / 1e9:.3g} GB free: name a larger folder "
+            "with scratch="
+        )
+
+    def _slices(self, entry_bytes: int) -> Iterator[tuple[int, int]]:
+        step = max(1, self._memory // 2 // entry_bytes)
+        for start in range(0, self._data.shape[0], step):
+            yield start, min(start + step, self._data.shape[0])
+
+    def _row_slice(self, start: int, stop: int) -> NDArray[Any]:
+        rows = fetch(self._indices, start, stop, self.name)
+        return rows if rows.dtype in (np.int32, np.int64) else rows.astype(np.int64)
+
+    def _transpose(self, folder: Path) -> CsrMatrix:
+        n_obs, n_vars = self.shape
+        width = max(1, -(-n_obs // GROUPS))
+        counts = self._count(width)
+        # A bucket's cells are sorted in memory: entries in and out, and its offsets.
+        entry = 2 * (4 + self.dtype.itemsize) + 4
+        bucket_of = _cut_groups(counts * entry + 8 * width, self._memory // 2)
+        edges = np.flatnonzero(np.diff(bucket_of, prepend=-1))  # first group of each bucket
+        first_row = edges.astype(np.int64) * width
+        size = np.add.reduceat(counts, edges) if len(edges) else np.zeros(0, np.int64)
+        start = np.cumsum(size) - size
+
+        total = self._data.shape[0]
+        rows = FileArray(folder / "rows", np.int32, total)
+        cols = FileArray(folder / "indices", np.int32, total)
+        values = FileArray(folder / "data", self.dtype, total)
+        self._scatter((rows, cols, values), width, bucket_of, first_row, start)
+
+        # Buckets follow one another by row, so each is sorted in its own place in the files.
+        stops = np.append(first_row[1:], n_obs)
+        with (
+            cols.path.open("r+b") as to_cols,
+            values.path.open("r+b") as to_values,
+            (folder / "indptr").open("wb") as to_indptr,
+        ):
+            for low, n, first, stop in zip(start, size, first_row, stops, strict=True):
+                part = slice(int(low), int(low + n))
+                indptr = np.zeros(stop - first + 1, np.int64)
+                sorted_cols, sorted_values = np.empty(n, np.int32), np.empty(n, self.dtype)
+                transpose.sort_by_row(
+                    rows[part], cols[part], values[part], indptr, sorted_cols, sorted_values
+                )
+                _write(to_cols, sorted_cols, int(low))
+                _write(to_values, sorted_values, int(low))
+                _write(to_indptr, indptr[:-1] + low, int(first))
+            _write(to_indptr, np.array([total], np.int64), n_obs)
+        rows.path.unlink()
+        offsets = FileArray(folder / "indptr", np.int64, n_obs + 1)
+        return CsrMatrix(values, cols, offsets, (n_obs, n_vars), self.name)
+
+    def _count(self, width: int) -> NDArray[np.int64]:
+        n_obs = self.shape[0]
+        counts = np.zeros(-(-n_obs // width), np.int64)
+        for low, high in self._slices(2 * self._indices.dtype.itemsize):
+            rows = self._row_slice(low, high)
+            bad = transpose.count_groups(rows, n_obs, width, counts)
+            if bad >= 0:
+                what = f"entry {low + bad} has cell position {rows[bad]}, outside 0 to {n_obs - 1}"
+                raise damaged(self.name, what)
+        return counts
+
+    def _scatter(
+        self,
+        files: tuple[FileArray, FileArray, FileArray],
+        width: int,
+        bucket_of: NDArray[np.int64],
+        first_row: NDArray[np.int64],
+        start: NDArray[np.int64],
+    ) -> None:
+        """Append every entry to its bucket's stretch of the files."""
+        offsets = fetch(self._indptr, 0, self.shape[1] + 1, self.name).astype(np.int64)
+        if np.any(np.diff(offsets) < 0):
+            gene = int(np.argmax(np.diff(offsets) < 0))
+            raise damaged(self.name, f"the offsets (indptr) at gene {gene} do not ascend")
+        at, ends = start.copy(), np.empty(len(start), np.int64)
+        wide = 2 * self._indices.dtype.itemsize + self._data.dtype.itemsize
+        handles = [file.path.open("wb") for file in files]
+        try:
+            for low, high in self._slices(wide + 2 * self.dtype.itemsize + 16):
+                n = high - low
+                out = [np.empty(n, file.dtype) for file in files]
+                rows = self._row_slice(low, high)
+                values = fetch(self._data, low, high, self.name)
+                values = np.ascontiguousarray(values, dtype=self.dtype)
+                cols = _columns(offsets, low, high)
+                transpose.part(rows, cols, values, width, bucket_of, first_row, ends, *out)
+                begin = 0
+                for b, end in enumerate(ends.tolist()):
+                    if end > begin:
+                        for handle, array in zip(handles, out, strict=True):
+                            _write(handle, array[begin:end], int(at[b]))
+                        at[b] += end - begin
+                    begin = end
+        finally:
+            for handle in handles:
+                handle.close()
+
+    def row_bytes(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Bytes of each cell."""
+        return self._by_row().row_bytes(start, stop)
+
+    def blocks(self, nbytes: int) -> Iterator[tuple[int, int]]:
+        """Row ranges cut by their non-zeros."""
+        return self._by_row().blocks(nbytes)
+
+    def read(self, start: int, stop: int) -> Rows:
+        """Cells start to stop."""
+        return self._by_row().read(start, stop)
+
+    def close(self) -> None:
+        """Delete the scratch files."""
+        self._rows = None
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+
+def _columns(offsets: NDArray[np.int64], low: int, high: int) -> NDArray[np.int32]:
+    """Gene of each of the entries low to high."""
+    first = int(np.searchsorted(offsets, low, side="right")) - 1
+    last = int(np.searchsorted(offsets, high, side="left"))
+    edges = np.clip(offsets[first : last + 1], low, high)
+    sizes = edges[1:] - edges[:-1]
+    return np.repeat(np.arange(first, last, dtype=np.int32), sizes)
+
+
+def _cut_groups(sizes: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
+    """Bucket of each group of rows: consecutive, each of one group or at most `limit` bytes."""
+    ends = np.cumsum(sizes)
+    bucket_of = np.empty(len(sizes), np.int64)
+    first = done = bucket = 0
+    while first < len(sizes):
+        last = max(first + 1, int(np.searchsorted(ends, done + limit, side="right")))
+        bucket_of[first:last] = bucket
+        first, done, bucket = last, int(ends[last - 1]), bucket + 1
+    return bucket_of
+
+
+def _write(handle: Any, array: NDArray[Any], position: int) -> None:
+    """Write `array` at its element `position` of the file."""
+    handle.seek(position * array.dtype.itemsize)
+    handle.write(array.data)

@@ -1,0 +1,192 @@
+"""Matrices made from others: a subset of a matrix or a dask graph enters, Rows leave."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from streamtrain.errors import InputError
+from streamtrain.rows import Rows
+from streamtrain.sources.damage import plain_dtype, reading
+from streamtrain.sources.matrix import Matrix, canonical, cut, from_scipy, sparsify
+
+GAP = 32  # rows read and thrown away rather than ask the store once more
+
+
+class SubsetMatrix:
+    """Chosen cells and genes of a matrix, in the chosen order: what an AnnData view shows.
+
+    AnnData itself would load the whole matrix to take genes from a backed one.
+
+    Parameters
+    ----------
+    matrix
+        What to take from.
+    obs_index
+        Positions of the cells, shape (n_obs,).
+    var_index
+        Positions of the genes, shape (n_vars,), or None for all of them.
+    """
+
+    def __init__(
+        self, matrix: Matrix, obs_index: NDArray[np.int64], var_index: NDArray[np.int64] | None
+    ) -> None:
+        self.dtype, self.is_sparse = matrix.dtype, matrix.is_sparse
+        n_vars = matrix.shape[1] if var_index is None else len(var_index)
+        self.shape = (len(obs_index), n_vars)
+        self._matrix, self._obs, self._var = matrix, obs_index, var_index
+
+    def _runs(self, start: int, stop: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """Positions in the answer and cells to take, by stretches that one read covers."""
+        wanted = self._obs[start:stop]
+        order = np.argsort(wanted, kind="stable")
+        ascending = wanted[order]
+        breaks = np.flatnonzero(np.diff(ascending) > GAP) + 1
+        yield from zip(np.split(order, breaks), np.split(ascending, breaks), strict=True)
+
+    def row_bytes(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Bytes of each cell before its genes are taken; the taken copy is counted, too."""
+        out = np.empty(stop - start, np.int64)
+        for places, cells in self._runs(start, stop):
+            low = int(cells[0])
+            out[places] = self._matrix.row_bytes(low, int(cells[-1]) + 1)[cells - low]
+        return 2 * out
+
+    def blocks(self, nbytes: int) -> Iterator[tuple[int, int]]:
+        """Row ranges cut by the cost of their cells."""
+        return cut(self.shape[0], self.row_bytes, nbytes)
+
+    def read(self, start: int, stop: int) -> Rows:
+        """Cells start to stop of the subset."""
+        places, parts = [], []
+        for place, cells in self._runs(start, stop):
+            low = int(cells[0])
+            rows = self._matrix.read(low, int(cells[-1]) + 1).take(cells - low)
+            places.append(place)
+            parts.append(rows)
+        rows = _stack(parts, self._matrix.shape[1], self.dtype)
+        order = np.concatenate(places) if places else np.empty(0, np.int64)
+        if len(order) and np.any(np.diff(order) < 0):
+            rows = rows.take(np.argsort(order, kind="stable"))
+        if self._var is None:
+            return rows
+        taken = _as_scipy(rows)[:, self._var]
+        taken.sort_indices()
+        return from_scipy(taken)
+
+    def close(self) -> None:
+        """Close the matrix below."""
+        self._matrix.close()
+
+
+class SlicedMatrix:
+    """A dask array of dense or scipy-sparse chunks, computed one row of chunks at a time.
+
+    The row of chunks computed last is kept, so that ranges smaller than it compute it once.
+    """
+
+    def __init__(self, array: Any, name: str) -> None:
+        if array.ndim != 2 or any(np.isnan(size) for size in array.shape):
+            raise InputError(
+                f"{name} has shape {array.shape}, and must be cells x genes of known sizes: "
+                "call its compute_chunk_sizes() first"
+            )
+        self.shape = (int(array.shape[0]), int(array.shape[1]))
+        self.dtype = plain_dtype(array.dtype, name)
+        self.is_sparse = sp.issparse(array._meta)
+        self.name = name
+        self._array = array
+        self._starts = np.concatenate([[0], np.cumsum(array.chunks[0])]).astype(np.int64)
+        self._kept: tuple[int, Rows] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": None}
+
+    def _chunk(self, i: int) -> Rows:
+        """All cells of the i-th row of chunks."""
+        if self._kept is None or self._kept[0] != i:
+            self._kept = None  # the old one goes before the new one comes
+            parts = []
+            for j in range(self._array.numblocks[1]):
+                with reading(self.name):
+                    # One chunk on this thread: the reader above owns the thread budget.
+                    part = self._array.blocks[i, j].compute(scheduler="synchronous")
+                if sp.issparse(part):
+                    parts.append(sp.csr_matrix(part, dtype=self.dtype))
+                else:
+                    parts.append(_as_scipy(sparsify(np.asarray(part), self.dtype)))
+            whole = parts[0] if len(parts) == 1 else sp.hstack(parts, format="csr")
+            self._kept = i, canonical(from_scipy(whole), self.name)
+        return self._kept[1]
+
+    def row_bytes(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Bytes of each cell; computes the chunks if they are sparse."""
+        if not self.is_sparse:
+            row = self.shape[1] * (2 * self.dtype.itemsize + 4) + 8
+            return np.full(stop - start, row, np.int64)
+        parts = [
+            np.diff(self._chunk(i).indptr[low : high + 1])
+            for i, low, high in self._spans(start, stop)
+        ]
+        return np.concatenate(parts) * (2 * (self.dtype.itemsize + 4)) + 8
+
+    def _spans(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """(chunk, first, last) for the cells start to stop, positions within the chunk."""
+        i = int(np.searchsorted(self._starts, start, side="right")) - 1
+        while start < stop:
+            low, high = int(self._starts[i]), int(self._starts[i + 1])
+            if high > start:
+                yield i, start - low, min(stop, high) - low
+                start = min(stop, high)
+            i += 1
+
+    def blocks(self, nbytes: int) -> Iterator[tuple[int, int]]:
+        """Row ranges within the chunks.
+
+        Sparse chunks are computed here to count their entries, one ahead of the reads that follow.
+        """
+        for low, high in zip(self._starts[:-1].tolist(), self._starts[1:].tolist(), strict=True):
+
+            def row_bytes(start: int, stop: int, low: int = low) -> NDArray[np.int64]:
+                return self.row_bytes(low + start, low + stop)
+
+            for start, stop in cut(high - low, row_bytes, nbytes):
+                yield low + start, low + stop
+
+    def read(self, start: int, stop: int) -> Rows:
+        """Cells start to stop."""
+        parts = [
+            self._chunk(i).take(np.arange(low, high)) for i, low, high in self._spans(start, stop)
+        ]
+        return _stack(parts, self.shape[1], self.dtype)
+
+    def close(self) -> None:
+        """Forget the chunks computed last."""
+        self._kept = None
+
+
+def _as_scipy(rows: Rows) -> Any:
+    return sp.csr_matrix((rows.data, rows.indices, rows.indptr), shape=(rows.n_obs, rows.n_vars))
+
+
+def _stack(parts: list[Rows], n_vars: int, dtype: np.dtype[Any]) -> Rows:
+    """Cells of all parts, one part after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    if not parts:
+        empty = np.empty(0, np.int32)
+        return Rows(np.empty(0, dtype), empty, np.zeros(1, np.int64), n_vars)
+    ends = np.cumsum([len(part.data) for part in parts])
+    offsets = [
+        part.indptr[1:] + end - len(part.data) for part, end in zip(parts, ends, strict=True)
+    ]
+    return Rows(
+        np.concatenate([part.data for part in parts]),
+        np.concatenate([part.indices for part in parts]),
+        np.concatenate([np.zeros(1, np.int64), *offsets]),
+        n_vars,
+    )

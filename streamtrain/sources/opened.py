@@ -1,0 +1,79 @@
+"""One source for every reader: a matrix, an obs frame and gene names enter, a Source leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from streamtrain.errors import InputError
+from streamtrain.rows import Rows
+from streamtrain.sources.columns import Frame
+from streamtrain.sources.matrix import Matrix
+
+
+class MatrixSource:
+    """A Source over a matrix, its obs and its genes; see `streamtrain.sources.base.Source`.
+
+    Raises
+    ------
+    InputError
+        Where obs or var has another length than the matrix.
+    """
+
+    def __init__(self, name: str, matrix: Matrix, obs: Frame, genes: NDArray[np.object_]) -> None:
+        self.name, self.genes = name, genes
+        self.n_obs, self.n_vars = matrix.shape
+        self.dtype, self.is_sparse = matrix.dtype, matrix.is_sparse
+        self._matrix: Matrix | None = matrix
+        self._obs: Frame | None = obs
+        if len(obs) != self.n_obs:
+            raise InputError(
+                f"{name}: obs has {len(obs)} cells and the matrix {self.n_obs}: "
+                "they must be equal; write the file anew"
+            )
+        if len(genes) != self.n_vars:
+            raise InputError(
+                f"{name}: var has {len(genes)} genes and the matrix {self.n_vars}: "
+                "they must be equal; write the file anew"
+            )
+
+    def _open(self) -> None:
+        """Set `_matrix` and `_obs` again after they were dropped."""
+
+    def _parts(self) -> tuple[Matrix, Frame]:
+        if self._matrix is None or self._obs is None:
+            self._open()
+        if self._matrix is None or self._obs is None:
+            raise RuntimeError(f"{self.name} did not open")
+        return self._matrix, self._obs
+
+    def obs_columns(self) -> list[str]:
+        """Names of the obs columns, the index left out."""
+        return self._parts()[1].columns()
+
+    def obs(self, column: str) -> pd.Series[Any]:
+        """One obs column, read alone: categorical for text, else numeric or boolean."""
+        return self._parts()[1].column(column)
+
+    def obs_names(self, start: int, stop: int) -> NDArray[np.object_]:
+        """Names of the cells start to stop, as str."""
+        return self._parts()[1].index(start, stop)
+
+    def blocks(self, nbytes: int) -> Iterator[tuple[int, int]]:
+        """Row ranges in order, covering all cells, each at most `nbytes` decoded."""
+        return self._parts()[0].blocks(nbytes)
+
+    def read(self, start: int, stop: int) -> Rows:
+        """Cells start to stop."""
+        if not 0 <= start <= stop <= self.n_obs:
+            raise IndexError(f"cells {start} to {stop} of {self.n_obs}")
+        return self._parts()[0].read(start, stop)
+
+    def close(self) -> None:
+        """Delete scratch, if any; a later read makes it again."""
+        if self._matrix is not None:
+            self._matrix.close()

@@ -1,0 +1,204 @@
+"""AnnData on disk: an .h5ad file or a zarr folder enters, a Source leaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from streamtrain.errors import InputError, near
+from streamtrain.sources.columns import StoredFrame
+from streamtrain.sources.csc import CscMatrix
+from streamtrain.sources.damage import READ_ERRORS, reading, stored_attr
+from streamtrain.sources.genes import gene_names
+from streamtrain.sources.matrix import CsrMatrix, DenseMatrix, Matrix
+from streamtrain.sources.opened import MatrixSource
+
+NOT_ANNDATA = "write one with AnnData.write_h5ad or AnnData.write_zarr"
+
+
+class StoreSource(MatrixSource):
+    """Cells of an AnnData on disk.
+
+    A copy that was pickled, and one that was closed, opens the file again at its next read.
+
+    Parameters
+    ----------
+    path
+        .h5ad file, zarr folder or zipped zarr.
+    layer
+        None for X, "raw", or the name of a layer.
+    gene_key
+        var column with the gene names (default: var's index).
+    memory, scratch
+        Bytes and folder for transposing a matrix stored by gene.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        layer: str | None = None,
+        gene_key: str | None = None,
+        memory: int | None = None,
+        scratch: str | Path | None = None,
+    ) -> None:
+        self._path, self._layer = Path(path), layer
+        self._memory, self._scratch = memory, scratch
+        self.name = str(path)
+        self._open()
+        try:
+            matrix, obs = self._parts()
+            var_key = "raw/var" if matrix_key(self._layer) == "raw/X" else "var"
+            with reading(self.name):
+                var = StoredFrame(self._root[var_key], f"{var_key} of {self.name}", self._uns())
+            super().__init__(self.name, matrix, obs, gene_names(var, gene_key, self.name))
+        except BaseException:
+            self.close()
+            raise
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_root": None, "_matrix": None, "_obs": None}
+
+    def _uns(self) -> Any:
+        return self._root.get("uns")
+
+    def _open(self) -> None:
+        self._root = open_root(self._path, self.name)
+        try:
+            self._matrix = stored_matrix(
+                self._root, self._layer, self.name, self._memory, self._scratch
+            )
+            with reading(self.name):
+                self._obs = StoredFrame(self._root["obs"], f"obs of {self.name}", self._uns())
+        except BaseException:
+            close_root(self._root)
+            raise
+
+    def close(self) -> None:
+        """Close the file and delete scratch, if any."""
+        super().close()
+        close_root(self._root)
+        self._root = self._matrix = self._obs = None
+
+
+def open_root(path: Path, name: str) -> Any:
+    """Open the root group of an AnnData for reading.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where there is no such path.
+    InputError
+        Where it is no AnnData, or damaged.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{name} does not exist")
+    if path.is_dir() or path.name.endswith(".zip"):
+        root = _open_zarr(path, name)
+    else:
+        root = _open_hdf5(path, name)
+    missing = [key for key in ("obs", "var") if key not in root]
+    if missing:
+        close_root(root)
+        raise InputError(f"{name} is not an AnnData: it has no {missing[0]}; {NOT_ANNDATA}")
+    return root
+
+
+def close_root(root: Any) -> None:
+    """Close an HDF5 file or a zarr store."""
+    if isinstance(root, h5py.File):
+        root.close()
+    elif root is not None:
+        root.store.close()
+
+
+def _open_hdf5(path: Path, name: str) -> Any:
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        if not h5py.is_hdf5(path):
+            raise InputError(f"{name} is not an .h5ad (HDF5) file; {NOT_ANNDATA}") from error
+        raise InputError(
+            f"{name} cannot be opened: it is damaged, cut short or still being written ({error}); "
+            "restore it from a copy or write it anew"
+        ) from error
+
+
+def _open_zarr(path: Path, name: str) -> Any:
+    import zarr
+
+    if path.is_dir() and not any((path / key).exists() for key in ("zarr.json", ".zgroup")):
+        kind = "a zarr array" if (path / ".zarray").exists() else "a folder without zarr metadata"
+        raise InputError(f"{name} is not an AnnData: it is {kind}; {NOT_ANNDATA}")
+    try:
+        store = path if path.is_dir() else zarr.storage.ZipStore(path, mode="r")
+        root = zarr.open(store, mode="r")
+    except READ_ERRORS as error:
+        raise InputError(
+            f"{name} cannot be opened as zarr ({type(error).__name__}: {error}); {NOT_ANNDATA}"
+        ) from error
+    if not isinstance(root, zarr.Group):
+        raise InputError(f"{name} is not an AnnData: it is a zarr array; {NOT_ANNDATA}")
+    return root
+
+
+def matrix_key(layer: str | None) -> str:
+    """Path of a matrix within an AnnData: X, raw/X or layers/NAME."""
+    if layer in (None, "X"):
+        return "X"
+    if layer in ("raw", "raw/X"):
+        return "raw/X"
+    return f"layers/{str(layer).removeprefix('layers/')}"
+
+
+def no_matrix(
+    layer: str | None, layers: list[str], has_x: bool, has_raw: bool, name: str
+) -> InputError:
+    """Word the error for a matrix that an AnnData does not have."""
+    key = matrix_key(layer)
+    if key.startswith("layers/"):
+        wanted = key.removeprefix("layers/")
+        return InputError(f"{name} has no layer {wanted!r}: {near(wanted, layers)}")
+    others = [f"layer={other!r}" for other in (["raw"] if has_raw else []) + layers]
+    if key == "raw/X":
+        others = ["layer=None (X)"] if has_x else others
+    remedy = "choose " + " or ".join(others) if others else "and it has no other matrix"
+    return InputError(f"{name} has no {key}: {remedy}")
+
+
+def stored_matrix(
+    root: Any,
+    layer: str | None,
+    name: str,
+    memory: int | None = None,
+    scratch: str | Path | None = None,
+) -> Matrix:
+    """Find X, a layer or raw/X in an open AnnData, by row."""
+    key = matrix_key(layer)
+    with reading(name):
+        if key not in root:
+            layers = sorted(root["layers"].keys()) if "layers" in root else []
+            raise no_matrix(layer, layers, "X" in root, "raw/X" in root, name)
+        return node_matrix(root[key], f"{key} of {name}", memory, scratch)
+
+
+def node_matrix(
+    node: Any, name: str, memory: int | None = None, scratch: str | Path | None = None
+) -> Matrix:
+    """Read a stored matrix by the encoding that its attributes tell."""
+    encoding = stored_attr(node, "encoding-type") or stored_attr(node, "h5sparse_format")
+    if not hasattr(node, "keys"):
+        return DenseMatrix(node, name)
+    kind = str(encoding).removesuffix("_matrix")
+    if kind not in ("csr", "csc"):
+        raise InputError(
+            f"{name} is encoded as {encoding!r}, and must be an array, csr_matrix or csc_matrix: "
+            "convert it and write it anew"
+        )
+    with reading(name):
+        shape = node.attrs["shape"] if "shape" in node.attrs else node.attrs["h5sparse_shape"]
+        parts = node["data"], node["indices"], node["indptr"]
+    if kind == "csr":
+        return CsrMatrix(*parts, shape, name)
+    return CscMatrix(*parts, shape, name, memory, scratch)

@@ -1,0 +1,149 @@
+"""Planned cells on local scratch: appended once in storage order, gathered in any order."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamtrain.budget import format_bytes
+from streamtrain.errors import InputError
+from streamtrain.kernels import csr
+from streamtrain.rows import Rows
+
+# Cells closer than this on scratch are fetched by one read: a read costs about as much as 64 KB.
+_GAP = 64 * 1024
+_READ = 2**20  # entries that one read of a dense stretch fetches, about
+
+
+class Spill:
+    """A flat file of gene positions and one of values, and where each cell starts.
+
+    The atlas is decompressed once, whatever the number of epochs; from then on the operating
+    system's page cache decides what stays in memory, so the process itself holds only the window
+    it gathers. Gene positions take two bytes where the genes allow.
+
+    Parameters
+    ----------
+    n_vars
+        Number of genes.
+    dtype
+        Of the values.
+    scratch
+        Folder on a local disk; the system's temporary folder if None.
+    """
+
+    def __init__(self, n_vars: int, dtype: Any, scratch: str | os.PathLike[str] | None) -> None:
+        self.n_vars = n_vars
+        self._types = (np.dtype(dtype), np.dtype(np.uint16 if n_vars <= 2**16 else np.int32))
+        self._folder = scratch or tempfile.gettempdir()
+        try:
+            # Nameless files: the system reclaims them however the process ends.
+            self._files = [tempfile.TemporaryFile(dir=scratch, buffering=0) for _ in self._types]
+        except OSError as error:
+            raise InputError(
+                f"scratch must be a folder that can be written; {self._folder}: {error.strerror}"
+            ) from error
+        self._lengths: list[NDArray[np.uint32]] = []
+        self._offsets = np.zeros(1, np.int64)
+
+    @property
+    def n_obs(self) -> int:
+        """Cells on scratch, once finished."""
+        return len(self._offsets) - 1
+
+    @property
+    def entry_bytes(self) -> int:
+        """Bytes of one stored entry."""
+        return sum(t.itemsize for t in self._types)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on scratch."""
+        return sum(os.fstat(f.fileno()).st_size for f in self._files)
+
+    def append(self, rows: Rows) -> None:
+        """Write cells after those already there."""
+        self._lengths.append(np.diff(rows.indptr).astype(np.uint32))
+        arrays = (rows.data, rows.indices)
+        for file, values, dtype in zip(self._files, arrays, self._types, strict=True):
+            self._write(file, memoryview(values.astype(dtype, copy=False)).cast("B"))
+
+    def _write(self, file: IO[bytes], view: memoryview) -> None:
+        try:
+            while len(view):
+                view = view[file.write(view) :]
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise InputError(
+                f"the scratch folder {self._folder} is full after "
+                f"{format_bytes(self.nbytes)}: pass scratch=FOLDER (--scratch) on a larger disk, "
+                "or draw fewer cells (batch_number, batch_size, epochs)"
+            ) from error
+
+    def finish(self) -> None:
+        """End the writing: cells can be gathered from now on."""
+        lengths = np.concatenate([np.zeros(1, np.uint32), *self._lengths])
+        self._lengths.clear()
+        self._offsets = np.cumsum(lengths, dtype=np.int64)
+
+    def entries(self, cells: NDArray[np.int64]) -> int:
+        """Stored entries of `cells`."""
+        return int((self._offsets[cells + 1] - self._offsets[cells]).sum())
+
+    def gather(self, cells: NDArray[np.int64]) -> Rows:
+        """Read `cells`, numbered as appended, in any order; repeats allowed. Reads in file order."""
+        indptr = csr.take_indptr(self._offsets, cells)
+        out = [np.empty(indptr[-1], t) for t in self._types]
+        order = np.argsort(cells, kind="stable")
+        starts, stops = self._offsets[cells[order]], self._offsets[cells[order] + 1]
+        gap = _GAP // self.entry_bytes
+        cuts = np.flatnonzero(starts[1:] - stops[:-1] > gap) + 1
+        for run in np.split(np.arange(len(order)), cuts):
+            span = int(stops[run[-1]] - starts[run[0]])
+            for part in np.array_split(run, min(len(run), 1 + span // _READ)):
+                self._place(order[part], starts[part], stops[part], indptr, out)
+        return Rows(out[0], out[1], indptr, self.n_vars)
+
+    def _place(
+        self,
+        places: NDArray[np.int64],
+        starts: NDArray[np.int64],
+        stops: NDArray[np.int64],
+        indptr: NDArray[np.int64],
+        out: list[NDArray[Any]],
+    ) -> None:
+        """Read one stretch of both files and copy its cells to their `places`."""
+        lo, hi = int(starts[0]), int(stops[-1])
+        for file, values, dtype in zip(self._files, out, self._types, strict=True):
+            raw = np.empty(hi - lo, dtype)
+            view = memoryview(raw).cast("B") if len(raw) else memoryview(b"")
+            done = 0
+            while done < len(view):
+                n = os.preadv(file.fileno(), [view[done:]], lo * dtype.itemsize + done)
+                if n == 0:
+                    raise OSError(f"{self._folder}: scratch file ended early")
+                done += n
+            csr.place(raw, starts - lo, stops - lo, places, indptr, values)
+
+    def close(self) -> None:
+        """Delete the scratch files."""
+        while self._files:
+            self._files.pop().close()
+
+    def __enter__(self) -> Spill:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,65 @@
+"""Iterators that read ahead: the next block is fetched while the present one is worked on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamtrain.rows import Rows
+from streamtrain.sources.base import Source
+
+T = TypeVar("T")
+
+
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """Yield `items`, making the next one in a thread while the caller works on the present one.
+
+    Two items are alive at a time, no more: a queue would hold a third while waiting to put it.
+    """
+    end = object()
+    with ThreadPoolExecutor(1, "streamtrain-ahead") as executor:
+        pending = executor.submit(next, items, end)
+        while True:
+            item = pending.result()
+            if item is end:
+                return
+            pending = executor.submit(next, items, end)
+            yield item  # type: ignore[misc]
+
+
+def sweep(
+    source: Source, selected: NDArray[np.int64] | None, nbytes: int
+) -> Iterator[tuple[int, Rows]]:
+    """Read the selected cells in storage order, blocks of at most `nbytes` decoded.
+
+    Parameters
+    ----------
+    selected
+        Row numbers, ascending, or None for all.
+
+    Yields
+    ------
+    position, rows
+        Cells and the position of the first of them among the selected.
+    """
+    return ahead(_blocks(source, selected, nbytes))
+
+
+def _blocks(
+    source: Source, selected: NDArray[np.int64] | None, nbytes: int
+) -> Iterator[tuple[int, Rows]]:
+    for start, stop in source.blocks(nbytes):
+        if selected is None:
+            yield start, source.read(start, stop)
+            continue
+        lo, hi = np.searchsorted(selected, (start, stop)).tolist()
+        if lo < hi:
+            first, last = int(selected[lo]), int(selected[hi - 1]) + 1
+            rows = source.read(first, last)
+            if hi - lo < rows.n_obs:
+                rows = rows.take(selected[lo:hi].astype(np.int64) - first)
+            yield lo, rows

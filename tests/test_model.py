@@ -1,0 +1,565 @@
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from scipy import sparse
+from scipy.special import expit
+
+from streamtrain import atomic, model
+from streamtrain.errors import InputError
+from streamtrain.model import Model
+
+GENES = 12
+
+
+def arrays(n_types=5, dtype=np.float64, n_genes=GENES, seed=0):
+    rng = np.random.default_rng(seed)
+    rows = 1 if n_types == 2 else n_types
+    return {
+        "coef": rng.normal(size=(rows, n_genes)).astype(dtype),
+        "intercept": rng.normal(size=rows).astype(dtype),
+        "cell_types": [f"type {i} αβ⁺" for i in range(n_types)],
+        "genes": [f"GÈNE-{i}" for i in range(n_genes)],
+        "mean": rng.uniform(0, 2, n_genes).astype(dtype),
+        "var": rng.uniform(0.5, 2, n_genes).astype(dtype),
+        "scale": rng.uniform(0.5, 2, n_genes).astype(dtype),
+    }
+
+
+def make(n_types=5, dtype=np.float64, **more):
+    return Model.build(**(arrays(n_types, dtype) | more))
+
+
+# Model
+
+
+def test_build__two_types_have_mirrored_rows():
+    given = arrays(2)
+    m = Model.build(**given)
+    np.testing.assert_array_equal(m.dataset["coef"], np.vstack([-given["coef"], given["coef"]]))
+    np.testing.assert_array_equal(m.coef_, given["coef"])
+    np.testing.assert_array_equal(m.intercept_, given["intercept"])
+    assert m.classes_.tolist() == given["cell_types"]
+    assert m.features.tolist() == given["genes"]
+
+
+def test_build__many_types_keep_their_rows():
+    given = arrays(5)
+    m = Model.build(**given)
+    np.testing.assert_array_equal(m.coef_, given["coef"])
+    np.testing.assert_array_equal(m.intercept_, given["intercept"])
+
+
+BROKEN = {
+    "shape": (lambda a: a | {"mean": a["mean"][:-1]}, "mean has shape"),
+    "nan": (lambda a: a | {"coef": a["coef"] * np.nan}, "coef holds NaN or infinity"),
+    "infinite mean": (lambda a: a | {"mean": a["mean"] + np.inf}, "mean holds NaN or infinity"),
+    "scale": (lambda a: a | {"scale": a["scale"] * 0}, "scale must be above 0"),
+    "dtype": (lambda a: a | {"coef": a["coef"].astype(int)}, "coef must be float, not int64"),
+    "gene twice": (
+        lambda a: a | {"genes": ["x", *"yxabcdefghi"]},
+        "gene 'x' occurs more than once",
+    ),
+    "type twice": (lambda a: a | {"cell_types": list("abcda")}, "cell type 'a' occurs more"),
+    "not text": (lambda a: a | {"cell_types": [1, 2, 3, 4, 5]}, "every cell type must be a string"),
+    "half an average": (lambda a: a | {"coef_last": a["coef"]}, "must come together"),
+    "t": (lambda a: a | {"t": 0}, "t must be a number of at least 1"),
+    "with_mean": (lambda a: a | {"with_mean": "yes"}, "with_mean must be True or False"),
+    "settings": (lambda a: a | {"settings": [1]}, "settings must be a dict"),
+    "one type": (
+        lambda a: (
+            a | {"cell_types": ["a"], "coef": np.ones((2, GENES))[:0], "intercept": np.ones(0)}
+        ),
+        "coef has shape",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_build__refuses(case):
+    change, message = BROKEN[case]
+    with pytest.raises(InputError, match=message):
+        Model.build(**change(arrays(5)))
+
+
+def test_model__refuses_datasets():
+    good = make().dataset
+    with pytest.raises(InputError, match="needs coef: the dataset has none"):
+        Model(good.drop_vars("coef"))
+    with pytest.raises(InputError, match="coef has dimensions"):
+        Model(good.transpose("gene", "cell_type"))
+    with pytest.raises(InputError, match="needs gene: the dataset has none"):
+        Model(good.drop_vars("gene"))
+    with pytest.raises(InputError, match="at least 2 cell types, not 1"):
+        Model(good.isel(cell_type=[0]))
+    two = make(2).dataset
+    with pytest.raises(InputError, match="coef of two cell types must have rows -w and w"):
+        Model(two.assign(coef=two["coef"] + 1))
+
+
+def test_model__leaves_its_dataset_alone():
+    given = make().dataset
+    before = given.copy(deep=True)
+    Model(given.assign_attrs(settings={"a": (1, 2)}))
+    xr.testing.assert_identical(given, before)
+
+
+def test_attributes__become_plain():
+    m = make(
+        settings={"path": Path("/x"), "n": np.int32(3), "tol": -np.inf, "shape": (1, 2), 4: None},
+        provenance={"sizes": np.arange(2), "nested": {"b": np.True_}},
+    )
+    assert m.settings == {"path": "/x", "n": 3, "tol": "-inf", "shape": [1, 2], "4": None}
+    assert m.provenance == {"sizes": [0, 1], "nested": {"b": True}}
+    json.dumps(m.dataset.attrs, allow_nan=False)
+
+
+def test_repr():
+    text = repr(make(description={"date": "2025", "source": "lung"}, settings={"alpha": 0.1}))
+    assert text.splitlines() == [
+        "streamtrain model with 5 cell types and 12 features",
+        "    date: 2025",
+        "    source: lung",
+        "    cell types: type 0 αβ⁺, type 1 αβ⁺, ..., type 4 αβ⁺",
+        "    features: GÈNE-0, GÈNE-1, ..., GÈNE-11",
+        "    settings: alpha=0.1",
+    ]
+    assert "<div>" in make()._repr_html_()
+
+
+# save, load
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n_types", [2, 5])
+def test_save__load_gives_the_same(tmp_path, n_types, dtype):
+    given = arrays(n_types, dtype)
+    m = Model.build(
+        **given,
+        with_mean=False,
+        t=1e6 + 1,
+        n_cells=np.arange(n_types),
+        coef_last=given["coef"] * 2,
+        intercept_last=given["intercept"] * 2,
+        settings={"alpha": 1e-4, "average": True, "solver": None},
+        provenance={"sources": [{"name": "lung β.h5ad", "cells": 3}]},
+        description={"details": "x"},
+    )
+    m.save(tmp_path / "m.zarr")
+    loaded = Model.load(tmp_path / "m.zarr")
+    xr.testing.assert_identical(loaded.dataset, m.dataset)
+    assert {k: v.dtype for k, v in loaded.dataset.variables.items()} == {
+        k: v.dtype for k, v in m.dataset.variables.items()
+    }
+    assert loaded.description["number_celltypes"] == n_types
+    loaded.save(tmp_path / "again.zarr")
+    xr.testing.assert_identical(Model.load(tmp_path / "again.zarr").dataset, m.dataset)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["again.zarr", "m.zarr"]
+
+
+def test_save__opens_in_xarray_and_zarr(tmp_path):
+    import zarr
+
+    m = make()
+    m.save(tmp_path / "m.zarr")
+    for options in ({}, {"chunks": None}):
+        with xr.open_zarr(tmp_path / "m.zarr", **options) as opened:
+            np.testing.assert_array_equal(opened["coef"], m.dataset["coef"])
+            assert opened["gene"].values.tolist() == m.features.tolist()
+            assert opened.attrs["description"] == m.description
+    assert zarr.open_group(tmp_path / "m.zarr", mode="r")["gene"][:].tolist() == m.features.tolist()
+
+
+def test_save__refuses_then_overwrites(tmp_path):
+    path = tmp_path / "m.zarr"
+    make(5).save(path)
+    with pytest.raises(InputError, match=r"exists: pass overwrite=True \(--overwrite\)"):
+        make(2).save(path)
+    assert len(Model.load(path).cell_types) == 5
+    make(2).save(path, overwrite=True)
+    assert len(Model.load(path).cell_types) == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["m.zarr"]
+
+
+def test_save__keeps_another_zarr(tmp_path):
+    atlas = tmp_path / "atlas.zarr"
+    xr.Dataset({"X": ("cell", np.ones(3))}).to_zarr(atlas, zarr_format=2)
+    for check in (model.check_output, make().save):
+        with pytest.raises(InputError, match="not a streamtrain model"):
+            check(atlas, overwrite=True)
+    assert (atlas / "X").is_dir()
+
+
+def test_save__failure_keeps_the_old(tmp_path, monkeypatch):
+    path = tmp_path / "m.zarr"
+    make(5).save(path)
+    write = xr.Dataset.to_zarr
+
+    def fail(self, store, **options):
+        write(self, store, **options)
+        raise OSError("disk full")
+
+    monkeypatch.setattr(xr.Dataset, "to_zarr", fail)
+    with pytest.raises(OSError, match="disk full"):
+        make(2).save(path, overwrite=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["m.zarr"]
+    assert len(Model.load(path).cell_types) == 5
+
+
+def edit(name, change):
+    def do(path):
+        attrs = json.loads((path / name).read_text())
+        change(attrs)
+        (path / name).write_text(json.dumps(attrs))
+
+    return do
+
+
+def flip(path):
+    chunk = path / "coef" / "0.0"
+    data = bytearray(chunk.read_bytes())
+    data[-3] ^= 1
+    chunk.write_bytes(data)
+
+
+DAMAGE = {
+    "no attributes": (lambda p: (p / ".zattrs").unlink(), "not a streamtrain model"),
+    "other zarr": (edit(".zattrs", lambda a: a.pop("format")), "not a streamtrain model"),
+    "broken attributes": (lambda p: (p / ".zattrs").write_text("{"), "damaged: .zattrs"),
+    "no version": (edit(".zattrs", lambda a: a.pop("format_version")), "format_version is None"),
+    "newer": (edit(".zattrs", lambda a: a.update(format_version=99)), "upgrade streamtrain"),
+    "lost variable": (lambda p: shutil.rmtree(p / "coef"), "damaged"),
+    "lost chunk": (lambda p: (p / "coef" / "0.0").unlink(), "damaged"),
+    "lost names": (lambda p: (p / "gene" / "0").unlink(), "damaged"),
+    "lost counts": (lambda p: (p / "n_cells" / "0").unlink(), "do not match its checksum"),
+    "flipped bit": (flip, "damaged"),
+    "short chunk": (lambda p: os.truncate(p / "coef" / "0.0", 20), "damaged"),
+    "broken metadata": (lambda p: (p / ".zmetadata").write_text("{"), "damaged"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_load__damaged(tmp_path, case):
+    change, message = DAMAGE[case]
+    path = tmp_path / "m.zarr"
+    make(n_cells=np.arange(5)).save(path)
+    change(path)
+    with pytest.raises(InputError, match=message):
+        Model.load(path)
+
+
+def test_load__missing_or_not_a_model(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no model at"):
+        Model.load(tmp_path / "none.zarr")
+    (tmp_path / "m.pkl").write_bytes(b"x")
+    for path in (tmp_path, tmp_path / "m.pkl"):
+        with pytest.raises(InputError, match="is not a streamtrain model"):
+            Model.load(path)
+
+
+# atomic
+
+
+def test_replacing__file(tmp_path):
+    path = tmp_path / "f"
+    with atomic.replacing(path) as partial:
+        assert partial.parent == tmp_path
+        assert partial.name.startswith(".f.")
+        assert partial.name.endswith(".partial")
+        partial.write_text("new")
+        assert not path.exists()
+    assert path.read_text() == "new"
+
+    def stopped():
+        with atomic.replacing(path, overwrite=True) as partial:
+            partial.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_replacing__target_appears_meanwhile(tmp_path):
+    path = tmp_path / "f"
+
+    def overtaken():
+        with atomic.replacing(path) as partial:
+            partial.write_text("new")
+            path.write_text("theirs")
+
+    with pytest.raises(InputError, match="exists"):
+        overtaken()
+    assert path.read_text() == "theirs"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_replacing__nothing_written(tmp_path):
+    with pytest.raises(FileNotFoundError), atomic.replacing(tmp_path / "f"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_replacing__folder_rename_fails(tmp_path, monkeypatch):
+    path = tmp_path / "z"
+    path.mkdir()
+    (path / ".zgroup").touch()
+    rename = Path.rename
+
+    def fail(self, target):
+        if self.name.endswith(".partial"):
+            raise OSError("no")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="no"), atomic.replacing(path, overwrite=True) as partial:
+        partial.mkdir()
+    assert list(tmp_path.iterdir()) == [path]
+    assert (path / ".zgroup").exists()
+
+
+def test_replacing__old_folder_stays(tmp_path, monkeypatch):
+    path = tmp_path / "z"
+    path.mkdir()
+    (path / "zarr.json").touch()
+
+    def fail(*_, **__):
+        raise OSError("busy")
+
+    monkeypatch.setattr(shutil, "rmtree", fail)
+    with (
+        pytest.warns(UserWarning, match="could not delete the former output"),
+        atomic.replacing(path, overwrite=True) as partial,
+    ):
+        partial.mkdir()
+    assert list(path.iterdir()) == []
+
+
+def test_replacing__follows_a_link(tmp_path):
+    (tmp_path / "disk").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "disk" / "f")
+    with atomic.replacing(link) as partial:
+        partial.write_text("new")
+    assert link.is_symlink()
+    assert (tmp_path / "disk" / "f").read_text() == "new"
+
+
+def test_check_output__refuses(tmp_path, monkeypatch):
+    (tmp_path / "f").touch()
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.txt").touch()
+    (tmp_path / "z").mkdir()
+    (tmp_path / "z" / ".zgroup").touch()
+    os.mkfifo(tmp_path / "pipe")
+    table = [
+        ("none/x", {}, "does not exist"),
+        ("f/x", {}, "does not exist"),
+        ("f", {}, "exists: pass overwrite"),
+        ("home", {}, "exists: pass overwrite"),
+        ("home", {"overwrite": True}, "not a zarr store"),
+        ("pipe", {"overwrite": True}, "neither a file nor a folder"),
+        ("f", {"overwrite": True, "folder": True}, "is a file and would be replaced by a folder"),
+        ("z", {"overwrite": True, "folder": False}, "is a folder and would be replaced by a file"),
+    ]
+    for name, options, message in table:
+        with pytest.raises(InputError, match=message):
+            atomic.check_output(tmp_path / name, **options)
+        with pytest.raises(InputError, match=message), atomic.replacing(tmp_path / name, **options):
+            pytest.fail("work was done")
+    for name in ("f", "z", "new"):
+        assert atomic.check_output(tmp_path / name, overwrite=True) == tmp_path / name
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(InputError, match="no permission to write"):
+        atomic.check_output(tmp_path / "new")
+
+
+# CellTypist
+
+
+@pytest.fixture
+def celltypist(tmp_path_factory, monkeypatch):
+    # It makes ~/.celltypist when imported.
+    monkeypatch.setenv("CELLTYPIST_FOLDER", str(tmp_path_factory.mktemp("celltypist")))
+    return pytest.importorskip("celltypist")
+
+
+def log1p_10k(n_cells, genes, seed=1):
+    import anndata
+    import pandas as pd
+
+    counts = np.random.default_rng(seed).poisson(0.3, (n_cells, len(genes))).astype(float)
+    counts[:, 0] += 1
+    X = np.log1p(counts / counts.sum(axis=1, keepdims=True) * 10_000)
+    obs = pd.DataFrame(index=[f"cell{i}" for i in range(n_cells)])
+    return anndata.AnnData(sparse.csr_matrix(X), obs=obs, var=pd.DataFrame(index=list(genes)))
+
+
+def unpickle(path):
+    return pickle.loads(path.read_bytes())  # noqa: S301 - the test wrote it
+
+
+@pytest.mark.parametrize("with_mean", [True, False])
+@pytest.mark.parametrize("n_types", [2, 5])
+def test_export__annotates(tmp_path, celltypist, n_types, with_mean):
+    coef = arrays(n_types)["coef"]
+    # A random row that sums to 0 favours no type; gene 5 is clipped where it is expressed.
+    more = {"coef": coef - coef.mean(axis=1, keepdims=True), "intercept": 0 * coef[:, 0]}
+    scale = np.where(np.arange(GENES) == 5, 0.01, 5)
+    m = make(n_types, with_mean=with_mean, scale=scale, **more)
+    path = tmp_path / "exactly.this name"
+    m.to_celltypist(path)
+    loaded = celltypist.models.Model.load(str(path))
+    assert "features: GÈNE-0" in repr(loaded)
+    # Other genes, another order: CellTypist drops the genes it lacks.
+    adata = log1p_10k(40, [*m.features[::-1][:-2], "other"])
+    if not with_mean:  # CellTypist 1.7.1 cannot clip the COO matrix that sparse / scale gives
+        adata.X = adata.X.toarray()
+    result = celltypist.annotate(adata, model=loaded)
+
+    data = m.dataset.sel(gene=adata.var_names[:-1].to_list())
+    x = sparse.csr_matrix(adata.X)[:, :-1].toarray() - (data["mean"].values if with_mean else 0)
+    z = np.minimum(x / data["scale"].values, 10)
+    assert (z == 10).any()
+    scores = z @ data["coef"].values.T + data["intercept"].values
+    np.testing.assert_allclose(result.decision_matrix, scores, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(result.probability_matrix, expit(scores), rtol=0, atol=1e-6)
+    labels = result.predicted_labels["predicted_labels"].tolist()
+    assert labels == m.cell_types[scores.argmax(axis=1)].tolist()
+    assert len(set(labels)) > 1
+
+
+@pytest.mark.parametrize("only_positive", [True, False])
+@pytest.mark.parametrize("n_types", [2, 5])
+def test_extract_top_markers__as_celltypist(tmp_path, celltypist, n_types, only_positive):
+    m = make(n_types)
+    m.to_celltypist(tmp_path / "m.pkl")
+    loaded = celltypist.models.Model.load(str(tmp_path / "m.pkl"))
+    for cell_type in m.cell_types:
+        args = (cell_type, 7, only_positive)
+        assert m.extract_top_markers(*args).tolist() == loaded.extract_top_markers(*args).tolist()
+
+
+def test_export__names_only_public_classes(tmp_path):
+    given = arrays(5)
+    last = {"coef_last": given["coef"], "intercept_last": given["intercept"]}
+    m = Model.build(**given, **last, n_cells=np.full(5, 10))
+    m.to_celltypist(tmp_path / "m.pkl")
+    found = set()
+
+    class Recorder(pickle.Unpickler):
+        def find_class(self, module, name):
+            found.add(f"{module}.{name}")
+            return super().find_class(module, name)
+
+    with (tmp_path / "m.pkl").open("rb") as file:
+        Recorder(file).load()
+    assert found == {
+        "sklearn.linear_model._stochastic_gradient.SGDClassifier",
+        "sklearn.preprocessing._data.StandardScaler",
+        "numpy.ndarray",
+        "numpy.dtype",
+        "numpy._core.multiarray._reconstruct",  # numpy 1.26 has it too; _core.numeric it has not
+        "numpy._core.multiarray.scalar",
+    }
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n_types", [2, 4])
+@pytest.mark.parametrize("average", [False, True, 20])
+def test_export__continues_as_sklearn(tmp_path, n_types, average, dtype):
+    from sklearn.linear_model import SGDClassifier
+
+    settings = {"alpha": 1e-3, "shuffle": False, "eta0": "auto", "average": average}
+    given = arrays(n_types, dtype)
+    rng = np.random.default_rng(3)
+    Z = rng.normal(size=(60, GENES)).astype(dtype)
+    y = np.array(given["cell_types"], dtype=object)[rng.permutation(60) % n_types]
+    whole = SGDClassifier(loss="log_loss", alpha=1e-3, shuffle=False, average=average)
+    whole.partial_fit(Z, y, classes=given["cell_types"])
+    last = {}
+    if average:
+        last = {
+            "coef_last": np.atleast_2d(whole._standard_coef),
+            "intercept_last": whole._standard_intercept,
+        }
+    m = Model.build(
+        **given | {"coef": whole.coef_, "intercept": whole.intercept_} | last,
+        t=whole.t_,
+        settings=settings,
+    )
+    m.to_celltypist(tmp_path / "m.pkl")
+    half = unpickle(tmp_path / "m.pkl")["Model"]
+    before = m.coef_.copy()
+    half.partial_fit(Z, y)
+    whole.partial_fit(Z, y)
+    np.testing.assert_allclose(half.coef_, whole.coef_, rtol=1e-6)
+    np.testing.assert_allclose(half.intercept_, whole.intercept_, rtol=1e-6)
+    np.testing.assert_array_equal(half.predict(Z), whole.predict(Z))
+    np.testing.assert_array_equal(m.coef_, before)  # the export trains on copies
+
+
+@pytest.mark.parametrize("with_mean", [True, False])
+def test_export__scaler_is_a_fitted_one(tmp_path, with_mean):
+    from sklearn.preprocessing import StandardScaler
+
+    X = np.random.default_rng(0).normal(size=(30, GENES))
+    fitted = StandardScaler(with_mean=with_mean).fit(X)
+    m = make(
+        mean=fitted.mean_,
+        var=fitted.var_,
+        scale=fitted.scale_,
+        with_mean=with_mean,
+        n_cells=[6] * 5,
+    )
+    m.to_celltypist(tmp_path / "m.pkl")
+    scaler = unpickle(tmp_path / "m.pkl")["Scaler_"]
+    assert vars(scaler).keys() >= {"mean_", "var_", "scale_", "n_samples_seen_", "n_features_in_"}
+    np.testing.assert_array_equal(scaler.transform(X), fitted.transform(X))
+    np.testing.assert_array_equal(scaler.partial_fit(X).var_, fitted.partial_fit(X).var_)
+
+
+def test_export__settings_scikit_learn_would_refuse():
+    settings = {
+        "alpha": 0,
+        "eta0": "auto",
+        "learning_rate": "cosine",
+        "penalty": None,
+        "l1_ratio": True,
+        "random_state": 0,
+        "shuffle": False,
+        "fit_intercept": 1,
+        "epochs": 3,
+    }
+    assert model._sgd_settings(settings) == {"random_state": 0, "shuffle": False}
+
+
+def test_export__overwrite(tmp_path):
+    path = tmp_path / "m.pkl"
+    path.write_text("old")
+    with pytest.raises(InputError, match="exists"):
+        make().to_celltypist(path)
+    assert path.read_text() == "old"
+    make().to_celltypist(path, overwrite=True)
+    assert set(unpickle(path)) == {"Model", "Scaler_", "description"}
+
+
+def test_extract_top_markers__ties_and_errors():
+    coef = np.zeros((3, GENES))
+    coef[0, [4, 7]] = 1
+    coef[0, 2] = -2
+    m = make(3, coef=coef)
+    first = m.cell_types[0]
+    assert m.extract_top_markers(first, 4).tolist() == ["GÈNE-4", "GÈNE-7", "GÈNE-0", "GÈNE-1"]
+    assert m.extract_top_markers(first, 2, only_positive=False).tolist() == ["GÈNE-2", "GÈNE-4"]
+    assert len(m.extract_top_markers(first, 99)) == GENES
+    with pytest.raises(InputError, match=r"no cell type 'type 0'.* did you mean 'type 0 αβ⁺'"):
+        m.extract_top_markers("type 0")
+    with pytest.raises(InputError, match="top_n must be at least 1, not 0"):
+        m.extract_top_markers(first, 0)

@@ -1,0 +1,177 @@
+"""The SGD solver against scikit-learn's dense partial_fit on the same cells in the same order."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from sklearn.linear_model import SGDClassifier
+from sklearn.preprocessing import StandardScaler
+
+from streamtrain.errors import InputError
+from streamtrain.rows import Rows
+from streamtrain.scaling import Scaler
+from streamtrain.solvers.sgd import SGD, SPARSE_INTERCEPT_RATE, Schedule
+
+
+def expression(n_obs, n_vars, n_classes, seed=0):
+    """Log-normalised counts in which each class over-expresses genes of its own."""
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, n_classes, n_obs).astype(np.int32)
+    rate = rng.gamma(0.3, 2.0, n_vars) * np.exp(rng.normal(0, 0.7, (n_classes, n_vars)))[codes]
+    counts = rng.poisson(rate).astype(np.float64)
+    counts[:, 0] = rng.integers(1, 4, n_obs)  # no empty cell
+    counts[:, counts.sum(0) == 0] = np.eye(n_obs, 1)  # every gene is expressed somewhere
+    counts[np.arange(n_classes), 1 + np.arange(n_classes)] += 500  # scaled values above 10
+    return np.log1p(counts / counts.sum(1, keepdims=True) * 1e4), codes
+
+
+def scaled_dense(X, with_mean):
+    scaler = StandardScaler(with_mean=with_mean).fit(X)
+    Z = scaler.transform(X)
+    assert (Z > 10).any(), "the case must exercise the clip"
+    Z[Z > 10] = 10
+    return scaler, Z
+
+
+def as_batch(X, codes, scaler, with_mean, dtype):
+    csr = sp.csr_matrix(X)
+    rows = Rows(csr.data, csr.indices, csr.indptr.astype(np.int64), X.shape[1], codes)
+    every = np.arange(X.shape[1], dtype=np.int32)
+    return Scaler(scaler.mean_, scaler.scale_, every, with_mean=with_mean, dtype=dtype)(rows)
+
+
+def ours(batches, n_classes, shift, *, n_threads=1, state=None, dtype=np.float64, **options):
+    schedule = Schedule(
+        **{k: options.pop(k) for k in ("alpha", "learning_rate", "eta0") if k in options}
+    )
+    with ThreadPoolExecutor(n_threads) as executor:
+        solver = SGD(
+            n_classes, shift, schedule, dtype=dtype, executor=executor, n_threads=n_threads,
+            state=state, **options,
+        )  # fmt: skip
+        for batch in batches:
+            solver.partial_fit(batch)
+        return solver.state()
+
+
+def relative(a, b):
+    return np.linalg.norm(np.ravel(a) - np.ravel(b)) / np.linalg.norm(b)
+
+
+OPTIONS = {
+    "celltypist's defaults": {},
+    "averaged": {"average": True},
+    "averaged from step 700": {"average": 700},
+    "constant step": {"learning_rate": "constant", "eta0": 0.001},
+    "constant step, averaged": {"learning_rate": "constant", "eta0": 0.001, "average": True},
+    "inverse scaling": {"learning_rate": "invscaling", "eta0": 0.01},
+    "strong penalty": {"alpha": 0.1},
+    "a decay of zero at the first step": {"alpha": 1.0},
+}
+
+
+# 1e-6: both sum in float64, in another order; saturated steps magnify the difference, 3e-7 seen.
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+@pytest.mark.parametrize("with_mean", [True, False])
+@pytest.mark.parametrize("n_classes", [2, 7])
+def test_sgd__equals_sklearn(n_classes, with_mean, options):
+    X, codes = expression(1500, 300, n_classes)
+    scaler, Z = scaled_dense(X, with_mean)
+    theirs = SGDClassifier(loss="log_loss", shuffle=False, **options)
+    shift = scaler.mean_ / scaler.scale_ if with_mean else np.zeros(300)
+    slices = [slice(start, start + 400) for start in range(0, 1500, 400)]
+    # Averaging, scikit-learn 1.9 forgets the intercept's last value from one call to the next, so
+    # it gets all cells in one call; without shuffling the iterates are the same.
+    for s in [slice(None)] if "average" in options else slices:
+        theirs.partial_fit(Z[s], codes[s], classes=np.arange(n_classes))
+    batches = [as_batch(X[s], codes[s], scaler, with_mean, np.float64) for s in slices]
+    state = ours(batches, n_classes, shift, **options)
+    averaged = state.average_coef is not None
+    assert averaged == bool(options.get("average"))
+    coef = state.average_coef if averaged else state.coef
+    intercept = state.average_intercept if averaged else state.intercept
+    assert relative(coef, theirs.coef_) < 1e-6
+    assert relative(intercept, theirs.intercept_) < 1e-6
+    assert state.t == theirs.t_
+    if averaged:
+        assert relative(state.coef, theirs._standard_coef) < 1e-6
+
+
+def test_sgd__sparse_input_without_centring_slows_the_intercept():
+    X, codes = expression(800, 200, 3)
+    scaler, Z = scaled_dense(X, with_mean=False)
+    theirs = SGDClassifier(loss="log_loss", shuffle=False)
+    theirs.partial_fit(sp.csr_matrix(Z), codes, classes=np.arange(3))
+    batch = as_batch(X, codes, scaler, False, np.float64)
+    state = ours([batch], 3, np.zeros(200), intercept_rate=SPARSE_INTERCEPT_RATE)
+    assert relative(state.coef, theirs.coef_) < 1e-6
+    assert relative(state.intercept, theirs.intercept_) < 1e-6
+
+
+@pytest.mark.parametrize("average", [False, True])
+@pytest.mark.parametrize("n_classes", [2, 5])
+def test_sgd__continues_from_its_state(n_classes, average):
+    X, codes = expression(1000, 150, n_classes)
+    scaler, Z = scaled_dense(X, True)
+    shift = scaler.mean_ / scaler.scale_
+    theirs = SGDClassifier(loss="log_loss", shuffle=False, average=average)
+    theirs.partial_fit(Z, codes, classes=np.arange(n_classes))
+    state = None
+    for s in (slice(0, 300), slice(300, 1000)):
+        batch = as_batch(X[s], codes[s], scaler, True, np.float64)
+        state = ours([batch], n_classes, shift, average=average, state=state)
+    coef = state.average_coef if average else state.coef
+    intercept = state.average_intercept if average else state.intercept
+    assert relative(coef, theirs.coef_) < 1e-6
+    assert relative(intercept, theirs.intercept_) < 1e-6
+    assert state.t == theirs.t_ == 1001
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_sgd__threads_change_nothing(dtype):
+    X, codes = expression(500, 120, 9)
+    scaler, _ = scaled_dense(X, True)
+    batch = as_batch(X, codes, scaler, True, dtype)
+    shift = scaler.mean_ / scaler.scale_
+    one, three = (
+        ours([batch], 9, shift, n_threads=n, dtype=dtype, average=True) for n in (1, 3)
+    )
+    np.testing.assert_array_equal(one.coef, three.coef)
+    np.testing.assert_array_equal(one.average_coef, three.average_coef)
+    np.testing.assert_array_equal(one.intercept, three.intercept)
+
+
+def test_sgd__long_decay_folds():
+    """A decay that falls below the fold's threshold leaves the iterates as they are."""
+    X, codes = expression(1200, 100, 3)
+    scaler, Z = scaled_dense(X, True)
+    options = {"learning_rate": "constant", "eta0": 0.01, "alpha": 3.0}  # 0.97 ** 1200 = 1e-16
+    theirs = SGDClassifier(loss="log_loss", shuffle=False, average=True, **options)
+    theirs.partial_fit(Z, codes, classes=np.arange(3))
+    batch = as_batch(X, codes, scaler, True, np.float64)
+    state = ours([batch], 3, scaler.mean_ / scaler.scale_, average=True, **options)
+    assert relative(state.coef, theirs._standard_coef) < 1e-6
+    assert relative(state.average_coef, theirs.coef_) < 1e-6
+
+
+def test_sgd__float32_is_near_float64():
+    """Within 1e-4 after 500 gentle steps; float32 rounds each step by 6e-8 of the weights."""
+    X, codes = expression(500, 200, 4)
+    scaler, _ = scaled_dense(X, True)
+    shift = scaler.mean_ / scaler.scale_
+    options = {"learning_rate": "constant", "eta0": 0.001}
+    exact, short = (
+        ours([as_batch(X, codes, scaler, True, t)], 4, shift, dtype=t, **options)
+        for t in (np.float64, np.float32)
+    )
+    assert short.coef.dtype == np.float32
+    assert relative(short.coef, exact.coef) < 1e-4
+
+
+def test_sgd__overflow():
+    X, codes = expression(300, 50, 3)
+    scaler, _ = scaled_dense(X, True)
+    batch = as_batch(X, codes, scaler, True, np.float64)
+    with pytest.raises(InputError, match="the weights overflowed: lower the step"):
+        ours([batch], 3, scaler.mean_ / scaler.scale_, learning_rate="constant", eta0=1e308)

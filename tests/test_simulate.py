@@ -1,0 +1,264 @@
+"""Synthetic atlases: their form, their seeding, and whether their statistics are those promised."""
+
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pytest
+from sklearn.linear_model import SGDClassifier
+from sklearn.metrics import f1_score
+
+from streamtrain import simulate as module
+from streamtrain.errors import InputError
+from streamtrain.kernels import simulate as kernels
+from streamtrain.simulate import simulate
+
+SMALL = {"n_obs": 600, "n_vars": 300, "n_types": 5, "n_donors": 3}
+
+
+def read(path: Path) -> ad.AnnData:
+    return ad.read_h5ad(path) if path.suffix == ".h5ad" else ad.read_zarr(path)
+
+
+@pytest.fixture(scope="module")
+def atlas(tmp_path_factory):
+    path = tmp_path_factory.mktemp("atlas") / "a.h5ad"
+    return read(simulate(path, n_obs=6_000, n_vars=2_000, n_types=12, n_donors=6, seed=1))
+
+
+@pytest.mark.parametrize(
+    ("name", "compression"),
+    [("a.h5ad", c) for c in ("auto", "none", "lzf", "gzip")]
+    + [("a.zarr", c) for c in ("auto", "none", "zstd", "blosc")],
+)
+def test_simulate__form(tmp_path, name, compression):
+    written = []
+    path = simulate(tmp_path / name, **SMALL, compression=compression, progress=written.append)
+    a = read(path)
+    assert a.shape == (600, 300)
+    assert a.X.format == "csr"
+    assert (a.X.data.dtype, a.X.indices.dtype, a.X.indptr.dtype) == ("f4", "i4", "i4")
+    assert a.X.has_canonical_format
+    assert (a.X.data >= 1).all()
+    np.testing.assert_array_equal(a.X.data, np.rint(a.X.data))
+    assert list(a.obs) == ["cell_type", "donor_id", "batch", "is_primary_data"]
+    assert {a.obs[k].dtype.name for k in list(a.obs)[:3]} == {"category"}
+    assert a.obs["is_primary_data"].dtype == bool
+    assert 0 < a.obs["is_primary_data"].sum() < 600
+    assert a.obs_names.is_unique
+    assert a.var_names.is_unique
+    assert a.var["feature_id"].str.fullmatch(r"ENSG9\d{10}").all()
+    assert a.uns["simulate"]["seed"] == 0
+    assert a.uns["simulate"]["genes_per_cell"] == 75
+    assert written[-1] == 600
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_simulate__one_result_for_threads_blocks_and_formats(tmp_path, monkeypatch):
+    first = read(simulate(tmp_path / "1.h5ad", **SMALL, n_jobs=1))
+    others = [simulate(tmp_path / "2.h5ad", **SMALL, n_jobs=2)]
+    monkeypatch.setattr(module, "_BLOCK_SIZE", 37)
+    monkeypatch.setattr(module, "_H5_CHUNK", 1_000)
+    monkeypatch.setattr(module, "_ZARR_CHUNK", 999)
+    monkeypatch.setattr(module, "_NAMES", 50)
+    others += [simulate(tmp_path / f"3{kind}", **SMALL, n_jobs=2) for kind in (".h5ad", ".zarr")]
+    for path in others:
+        other = read(path)
+        for part in ("data", "indices", "indptr"):
+            np.testing.assert_array_equal(getattr(first.X, part), getattr(other.X, part))
+        assert first.obs.equals(other.obs)
+        assert first.var.equals(other.var)
+    another = read(simulate(tmp_path / "4.h5ad", **SMALL, seed=1))
+    assert (first.X != another.X).nnz > 0
+
+
+def test_simulate__cells_do_not_repeat(atlas):
+    rows = {atlas.X[i].data.tobytes() + atlas.X[i].indices.tobytes() for i in range(2_000)}
+    assert len(rows) == 2_000
+
+
+def test_simulate__statistics(atlas):
+    detected = np.diff(atlas.X.indptr)
+    assert detected.mean() == pytest.approx(500, rel=0.1)
+    totals = np.asarray(atlas.X.sum(axis=1)).ravel()
+    assert 0.25 < np.log(totals).std() < 0.8
+    everywhere = atlas.X.getnnz(axis=0) > 0.95 * atlas.n_obs
+    assert 3 <= everywhere.sum() < 200
+    # Depth too would give overdispersion: equal depth, one type, one donor leaves the burst law's.
+    group = atlas.obs.groupby(["cell_type", "donor_id", "batch"], observed=True).indices
+    X = atlas.X[max(group.values(), key=len)].toarray()
+    X *= X.sum() / len(X) / X.sum(axis=1, keepdims=True)
+    mean, variance = X.mean(axis=0), X.var(axis=0)
+    high = mean > 2
+    assert high.sum() > 20
+    dispersion = np.median((variance[high] - mean[high]) / mean[high] ** 2)
+    assert 0.25 < dispersion < 1.0
+
+
+def test_simulate__composition(atlas):
+    assert (np.diff(atlas.obs["donor_id"].cat.codes) >= 0).all()
+    assert atlas.obs["donor_id"].nunique() == 6
+    types = atlas.obs["cell_type"].value_counts()
+    assert len(types) == 12
+    assert types.min() >= 5
+    assert types.max() > 20 * types.min()
+    donors = atlas.obs.groupby("cell_type", observed=True)["donor_id"].nunique()
+    assert donors.min() >= 2
+    # Shuffled within a donor: neighbours of one type are about as common as chance has it.
+    codes = atlas.obs["cell_type"].cat.codes.to_numpy()
+    assert (codes[1:] == codes[:-1]).mean() < 1.5 * ((types / types.sum()) ** 2).sum()
+
+
+@pytest.mark.parametrize(
+    ("n_obs", "n_types", "n_donors"), [(2, 2, 1), (7, 7, 3), (30, 7, 5), (200_000, 40, 20)]
+)
+def test_composition__adds_up(n_obs, n_types, n_donors):
+    cells = module._composition(n_obs, n_types, n_donors, np.random.default_rng(0))
+    assert cells.sum() == n_obs
+    assert (cells >= 0).all()
+    assert (cells.sum(axis=0) >= 1).all()
+    if n_obs >= 100_000:
+        assert 5 <= cells.sum(axis=0).min() < 100
+
+
+def test_simulate__held_out_donors_are_neither_trivial_nor_hopeless(atlas):
+    X = atlas.X.copy()
+    X.data *= np.repeat(1e4 / np.asarray(X.sum(axis=1)).ravel(), np.diff(X.indptr))
+    X.data = np.log1p(X.data)
+    X = X.toarray()
+    test = atlas.obs["donor_id"].cat.codes.to_numpy() >= 4
+    X = (X - X[~test].mean(axis=0)) / np.maximum(X[~test].std(axis=0), 1e-3)
+    X = np.minimum(X, 10)
+    types = atlas.obs["cell_type"].to_numpy()
+    model = SGDClassifier(loss="log_loss", alpha=1e-2, max_iter=5, tol=None, random_state=0)
+    found = model.fit(X[~test], types[~test]).predict(X[test])
+    assert 0.6 < f1_score(types[test], found, average="macro") < 0.95
+
+
+def test_simulate__memory_does_not_grow_with_cells(tmp_path):
+    def peak(n_obs: int) -> int:
+        tracemalloc.start()
+        simulate(tmp_path / "a.h5ad", n_obs=n_obs, n_vars=400, n_jobs=1, overwrite=True)
+        _, highest = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return highest
+
+    peak(1_000)  # compiles
+    small, large = peak(30_000), peak(90_000)  # 24 MB against 72 MB of counts
+    assert large < small + 6e6
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"n_types": 1}, "n_types must be at least 2 and is 1"),
+        ({"n_types": 601}, "n_types must be at most n_obs = 600 .* is 601: raise n_obs"),
+        ({"n_donors": 0}, "n_donors must be at least 1"),
+        ({"n_donors": 601}, "n_donors must be at most n_obs"),
+        ({"n_vars": 99}, "n_vars must be at least 100 and is 99: raise it"),
+        ({"genes_per_cell": 0}, "genes_per_cell must be at least 1"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"seed": 2**63}, "seed must be below"),
+        ({"n_jobs": 0}, "n_jobs must be at least 1"),
+        ({"compression": "gzp"}, "did you mean 'gzip'"),
+        ({"compression": "zstd"}, "not one of a .h5ad atlas"),
+    ],
+)
+def test_simulate__bad_settings(tmp_path, change, text):
+    with pytest.raises(InputError, match=text):
+        simulate(tmp_path / "a.h5ad", **(SMALL | change))
+    assert not list(tmp_path.iterdir())
+
+
+def test_simulate__bad_paths(tmp_path):
+    with pytest.raises(InputError, match=r"must end in \.h5ad or \.zarr"):
+        simulate(tmp_path / "a.csv", **SMALL)
+    simulate(tmp_path / "a.zarr", **SMALL)
+    with pytest.raises(InputError, match="exists"):
+        simulate(tmp_path / "a.zarr", **SMALL)
+    simulate(tmp_path / "a.zarr", **SMALL, overwrite=True)
+
+
+@pytest.mark.parametrize("name", ["a.h5ad", "a.zarr"])
+def test_simulate__failure_leaves_nothing(tmp_path, name):
+    def stop(written: int) -> None:
+        raise RuntimeError(f"stopped at {written}")
+
+    with pytest.raises(RuntimeError, match="stopped at"):
+        simulate(tmp_path / name, **SMALL, progress=stop)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1, 1], [0.5, 0, 3, 1e-3, 10], list(range(1, 200))])
+def test_alias_table__gives_back_the_weights(weights):
+    weights = np.array(weights, np.float64)
+    n = len(weights)
+    table = np.empty((n, 2), np.uint32)
+    assert kernels.alias_table(weights, table) == pytest.approx(weights.sum())
+    chance = np.zeros(n)
+    for column in range(n):
+        keep = table[column, 0] / (2**32 - 1)
+        chance[column] += keep / n
+        chance[table[column, 1]] += (1 - keep) / n
+    np.testing.assert_allclose(chance, weights / weights.sum(), atol=1e-9)
+
+
+def test_draw__frequencies_and_marks():
+    weights = np.array([1.0, 5.0, 0.0, 2.0, 2.0] * 30)
+    table = np.empty((150, 2), np.uint32)
+    kernels.alias_table(weights, table)
+    seen, touched = np.zeros(150, np.int32), np.zeros(3, np.uint64)
+    kernels.draw(np.uint64(3), 300_000, table, np.zeros(150, np.float32), seen, touched)
+    expected = 300_000 * weights / weights.sum()
+    assert seen.sum() == 300_000
+    assert (((seen - expected) ** 2)[expected > 0] / expected[expected > 0]).sum() < 119 + 5 * 15.5
+    marked = np.unpackbits(touched.view(np.uint8), bitorder="little")[:150]
+    np.testing.assert_array_equal(marked, weights > 0)
+
+
+@pytest.mark.parametrize("p", [0.01, 0.3, 0.9, 0.99])
+def test_burst_size__logarithmic_law(p):
+    rng = np.random.default_rng(0)
+    state = np.uint64(1)
+    sizes = np.empty(20_000)
+    for i, v in enumerate(rng.random(len(sizes))):
+        state, sizes[i] = kernels.burst_size(np.uint64(state), v, p)
+    mean = -p / ((1 - p) * np.log1p(-p))
+    deviation = np.sqrt(-p * (p + np.log1p(-p))) / ((1 - p) * -np.log1p(-p))
+    assert sizes.min() == 1
+    assert sizes.mean() == pytest.approx(mean, abs=5 * deviation / np.sqrt(len(sizes)))
+    assert (sizes == 1).mean() == pytest.approx(-p / np.log1p(-p), abs=0.02)
+
+
+def test_cell_counts__negative_binomial():
+    means = np.array([0.2, 1.0, 5.0, 40.0] * 25, np.float32)
+    n, shape = 4_000, 2.0
+    alias, burst = np.empty((2, 100, 2), np.uint32), np.empty((2, 100), np.float32)
+    rates = np.array(
+        [
+            kernels.type_table(np.log(means), np.zeros(100, "f4"), shape, alias[t], burst[t])
+            for t in range(2)
+        ]
+    )
+    types, partner = np.zeros(n, np.int16), np.array([1, 0], np.int16)
+    own, other = np.empty((2, n), np.int64)
+    # No depth spread; a half of each cell is the partner's, whose law is the same.
+    kernels.cell_bursts(np.uint64(5), 0, types, partner, rates, 0.0, 0.5, 1.0, own, other)
+    indptr = np.empty(n + 1, np.int64)
+    data, indices = np.empty(n * 100, np.float32), np.empty(n * 100, np.int32)
+    kernels.cell_counts(
+        np.uint64(5), 0, types, partner, own, other, alias, burst, indptr, data, indices
+    )
+    X = np.zeros((n, 100))
+    for i in range(n):
+        row = slice(indptr[i], indptr[i + 1])
+        assert (np.diff(indices[row]) > 0).all()
+        X[i, indices[row]] = data[row]
+    for mean in (0.2, 1.0, 5.0, 40.0):
+        part = X[:, means == np.float32(mean)]
+        assert part.mean() == pytest.approx(mean, rel=0.02)
+        assert part.var(axis=0).mean() == pytest.approx(mean + mean**2 / shape, rel=0.1)
+        assert (part == 0).mean() == pytest.approx((1 + mean / shape) ** -shape, rel=0.05, abs=1e-3)
