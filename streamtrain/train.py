@@ -9,6 +9,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing
 from datetime import datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,9 @@ from streamtrain.spill import Spill
 from streamtrain.streaming import sweep
 
 logger = logging.getLogger(__name__)
+
+_BLOCK = 64 * 10**6  # bytes of stored cells read at a time; larger blocks read no faster
+_WINDOW = 512 * 10**6  # bytes of cells gathered at a time; more only delays the first step
 
 
 @takes_settings
@@ -175,7 +179,7 @@ def _first_pass(
     drawn = plan.ever_drawn()
     # Alive at a time: the block at hand and the next, each as stored and as read, the normalised
     # values and the spilled copy.
-    block = min(room // 6, 64 * 10**6)
+    block = min(room // 6, _BLOCK)
     blocks = sweep(source, cells.rows, block)
     for position, stored in counted(blocks, "Reading", cells.n_obs, show=progress):
         rows = expression(stored, position)
@@ -245,15 +249,14 @@ def _window(room: int, spill: Spill, plan: Plan, config: Settings) -> int:
     batch = spill.nbytes / max(1, spill.n_obs) * config.batch_size
     scaled = batch * (np.dtype(config.dtype).itemsize + 4) / spill.entry_bytes
     besides = 3 * scaled + 16 * 10**6
-    # Windows beyond 512 MB gain nothing on a disk that reads at random, and delay the first step.
-    window = min((room - besides) / 2, 512 * 10**6)
+    window = (room - besides) / 2
     if window < batch:
         raise InputError(
             f"memory is too small for batches of {config.batch_size:,} cells of "
             f"{format_bytes(batch)}: {format_bytes(2 * batch + besides - room)} more are needed; "
             "raise memory or lower batch_size"
         )
-    return int(window)
+    return int(min(window, _WINDOW))
 
 
 def _model(
@@ -283,7 +286,12 @@ def _model(
         settings=config.to_dict(),
         provenance={
             "sources": [
-                {"name": source.name, "n_obs": source.n_obs, "n_vars": source.n_vars},
+                {
+                    "name": source.name,
+                    "n_obs": source.n_obs,
+                    "n_vars": source.n_vars,
+                    "bytes": _stored_bytes(source.name),
+                }
             ],
             "n_cells": cells.n_obs,
             "trained": now.isoformat(timespec="seconds"),
@@ -300,3 +308,11 @@ def _model(
             "number_celltypes": len(cells.classes),
         },
     )
+
+
+def _stored_bytes(name: str) -> int | None:
+    """Size of a file or of all files in a folder; None for what is in memory."""
+    path = Path(name)
+    if path.is_dir():
+        return sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+    return path.stat().st_size if path.is_file() else None

@@ -134,9 +134,7 @@ def test_sgd__threads_change_nothing(dtype):
     scaler, _ = scaled_dense(X, True)
     batch = as_batch(X, codes, scaler, True, dtype)
     shift = scaler.mean_ / scaler.scale_
-    one, three = (
-        ours([batch], 9, shift, n_threads=n, dtype=dtype, average=True) for n in (1, 3)
-    )
+    one, three = (ours([batch], 9, shift, n_threads=n, dtype=dtype, average=True) for n in (1, 3))
     np.testing.assert_array_equal(one.coef, three.coef)
     np.testing.assert_array_equal(one.average_coef, three.average_coef)
     np.testing.assert_array_equal(one.intercept, three.intercept)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +77,12 @@ class CscMatrix:
         self._data, self._indices, self._indptr = data, indices, indptr
         self._memory = MEMORY if memory is None else memory
         self._scratch = Path(tempfile.gettempdir() if scratch is None else scratch)
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._remove: Callable[[], object] | None = None
         self._rows: CsrMatrix | None = None
         check_compressed(data, indices, indptr, self.shape[1], name)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_folder": None, "_rows": None}
+        return {**self.__dict__, "_remove": None, "_rows": None}
 
     def _by_row(self) -> CsrMatrix:
         if self._rows is None:
@@ -93,9 +95,10 @@ class CscMatrix:
                 need / 1e9,
                 self._scratch,
             )
-            self._folder = tempfile.TemporaryDirectory(prefix="streamtrain-", dir=self._scratch)
+            folder = Path(tempfile.mkdtemp(prefix="streamtrain-", dir=self._scratch))
+            self._remove = weakref.finalize(self, _remove_folder, folder, os.getpid())
             try:
-                self._rows = self._transpose(Path(self._folder.name))
+                self._rows = self._transpose(folder)
             except BaseException as error:
                 self.close()
                 if isinstance(error, OSError) and error.errno == errno.ENOSPC:
@@ -147,7 +150,7 @@ class CscMatrix:
         self._scatter((rows, cols, values), width, bucket_of, first_row, start)
 
         # Buckets follow one another by row, so each is sorted in its own place in the files.
-        stops = np.append(first_row[1:], n_obs)
+        stops = np.append(first_row, n_obs)[1:]
         with (
             cols.path.open("r+b") as to_cols,
             values.path.open("r+b") as to_values,
@@ -230,9 +233,15 @@ class CscMatrix:
     def close(self) -> None:
         """Delete the scratch files."""
         self._rows = None
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = None
+        if self._remove is not None:
+            self._remove()
+            self._remove = None
+
+
+def _remove_folder(folder: Path, pid: int) -> None:
+    """Delete scratch, unless this is a forked copy of the process that owns it."""
+    if os.getpid() == pid:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _columns(offsets: NDArray[np.int64], low: int, high: int) -> NDArray[np.int32]:

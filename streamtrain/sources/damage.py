@@ -44,6 +44,11 @@ def reading(name: str) -> Iterator[None]:
     except READ_ERRORS as error:
         what = error.args[0] if isinstance(error, KeyError) and error.args else error
         raise damaged(name, f"it cannot be read ({type(error).__name__}: {what})") from error
+    except MemoryError as error:  # zstd believes the size that a damaged chunk claims
+        raise InputError(
+            f"{name} cannot be read: its decoder asks for more memory than there is; a chunk is "
+            "damaged (restore it from a copy), or memory is short (ask for smaller blocks)"
+        ) from error
 
 
 def fetch(array: Any, start: int, stop: int, name: str) -> NDArray[Any]:

@@ -137,7 +137,9 @@ class AnnDataSource(MatrixSource):
             matrix = SubsetMatrix(matrix, *self._subset)
         var = MemoryFrame(parent.raw.var if raw else adata.var, f"var of {name}")
         genes = gene_names(var, gene_key, name)
-        super().__init__(name, matrix, MemoryFrame(adata.obs, f"obs of {name}"), genes)
+        # A view's obs is of a class that holds on to the whole AnnData, pickled or not.
+        obs = pd.DataFrame(adata.obs) if adata.is_view else adata.obs
+        super().__init__(name, matrix, MemoryFrame(obs, f"obs of {name}"), genes)
         self._root: Any = None
 
     def __getstate__(self) -> dict[str, Any]:

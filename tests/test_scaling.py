@@ -1,0 +1,260 @@
+"""Running moments and the sparse scaling, against NumPy and scikit-learn's StandardScaler."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.preprocessing import StandardScaler
+
+from streamtrain.kernels import moments as kernel
+from streamtrain.rows import Rows
+from streamtrain.scaling import MomentsPass, RunningMoments, Scaler, split, standard_deviation
+
+POOL = ThreadPoolExecutor(3)
+
+
+def rows_of(matrix):
+    csr = sp.csr_matrix(matrix)
+    return Rows(csr.data, csr.indices, csr.indptr.astype(np.int64), csr.shape[1])
+
+
+def matrix(n_obs=90, n_vars=23, seed=0, dtype=np.float64):
+    """Sparse expression with gene 2 absent, gene 5 dense, and an empty first cell."""
+    rng = np.random.default_rng(seed)
+    dense = rng.gamma(1.0, 2.0, (n_obs, n_vars)) * (rng.random((n_obs, n_vars)) < 0.3)
+    dense[:, 5] = rng.normal(8, 0.1, n_obs)
+    dense[:, 2] = 0
+    dense[:1] = 0
+    return dense.astype(dtype)
+
+
+def moments_of(blocks, n_vars, n_threads=1, block=MomentsPass.BLOCK):
+    """Feed matrices or Rows to a MomentsPass."""
+    stream = MomentsPass(n_vars, POOL, n_threads)
+    stream.BLOCK = block
+    for rows in blocks:
+        stream.update(rows if isinstance(rows, Rows) else rows_of(rows))
+    return stream.result()
+
+
+def assert_same(a, b):
+    assert a.n == b.n
+    for name in ("nonzero", "mean", "m2"):
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+
+
+def welford(dense, first, stop):
+    count, mean, m2 = np.zeros(dense.shape[1], np.int64), *np.zeros((2, dense.shape[1]))
+    for row in dense.astype(np.float64):
+        for gene in range(first, stop):
+            if row[gene] != 0:
+                count[gene] += 1
+                delta = row[gene] - mean[gene]
+                mean[gene] += delta / count[gene]
+                m2[gene] += delta * (row[gene] - mean[gene])
+    return count, mean, m2
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32, np.uint16])
+@pytest.mark.parametrize("shape", [(0, 4), (1, 1), (40, 23)])
+def test_welford__equals_python(shape, dtype):
+    dense = matrix(*(40, 23))[: shape[0], : shape[1]]
+    if np.issubdtype(dtype, np.integer):
+        dense = np.round(dense * 3)
+    dense = dense.astype(dtype)
+    rows = rows_of(dense)
+    n_vars = shape[1]
+    for first, stop in ((0, n_vars), (n_vars // 3, n_vars // 2), (n_vars, n_vars)):
+        found = np.zeros(n_vars, np.int64), np.zeros(n_vars), np.zeros(n_vars)
+        kernel.welford(rows.data, rows.indices, rows.indptr, 0, shape[0], first, stop, *found)
+        # The compiler may contract delta * x into one rounding, hence not bit for bit.
+        for ours, reference in zip(found, welford(dense, first, stop), strict=True):
+            np.testing.assert_allclose(ours, reference, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_moments__equal_numpy(dtype):
+    dense = matrix(dtype=dtype)
+    found = moments_of([dense], 23)
+    wide = dense.astype(np.float64)
+    assert found.n == 90
+    np.testing.assert_array_equal(found.nonzero, (dense != 0).sum(0))
+    np.testing.assert_allclose(found.mean, wide.mean(0), rtol=1e-13)
+    np.testing.assert_allclose(found.var, wide.var(0), rtol=1e-12)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    cuts=st.lists(st.integers(0, 90), max_size=8).map(sorted),
+    n_threads=st.integers(1, 30),
+    block=st.sampled_from([1, 7, 32, 90, 4096]),
+)
+def test_moments__any_split_is_the_whole_to_the_bit(cuts, n_threads, block):
+    dense = matrix()
+    whole = moments_of([dense], 23, 1, block)
+    assert_same(moments_of(np.split(dense, cuts), 23, n_threads, block), whole)
+
+
+def test_moments__real_blocks_in_slices():
+    """Over the true block length, from slices that share their arrays."""
+    rows = rows_of(matrix(10_000, 6))
+    whole = moments_of([rows], 6)
+    pieces = [rows.slice(lo, hi) for lo, hi in ((0, 4096), (4096, 4097), (4097, 9999))]
+    assert_same(moments_of([*pieces, rows.slice(9999, 10_000)], 6, 2), whole)
+    np.testing.assert_allclose(whole.var, matrix(10_000, 6).var(0), rtol=1e-12)
+
+
+def test_moments__result_may_be_asked_midway():
+    dense = matrix()
+    stream = MomentsPass(23, POOL, 2)
+    stream.update(rows_of(dense[:31]))
+    np.testing.assert_allclose(stream.result().mean, dense[:31].mean(0), rtol=1e-13)
+    assert_same(stream.result(), stream.result())
+    stream.update(rows_of(dense[31:]))
+    assert_same(stream.result(), moments_of([dense], 23))
+
+
+def test_moments__of_no_cells():
+    found = moments_of([matrix()[:0]], 23)
+    assert_same(found, RunningMoments.empty(23))
+    np.testing.assert_array_equal(found.var, np.zeros(23))
+    zero = np.zeros(3, np.int64)
+    assert_same(RunningMoments.of_sparse(0, zero, zero, zero), RunningMoments.empty(3))
+
+
+@settings(max_examples=50, deadline=None)
+@given(cuts=st.lists(st.integers(0, 90), max_size=6).map(sorted))
+def test_running_moments__merge(cuts):
+    dense = matrix()
+    total = RunningMoments.empty(23)
+    for part in np.split(dense, cuts):
+        total += moments_of([part], 23)
+    assert total.n == 90
+    np.testing.assert_array_equal(total.nonzero, (dense != 0).sum(0))
+    np.testing.assert_allclose(total.mean, dense.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(total.var, dense.var(0), rtol=1e-12)
+
+
+def test_running_moments__merge_with_none_changes_nothing():
+    some = moments_of([matrix()], 23)
+    assert_same(some + RunningMoments.empty(23), some)
+    assert_same(RunningMoments.empty(23) + some, some)
+    assert_same(RunningMoments.empty(23) + RunningMoments.empty(23), RunningMoments.empty(23))
+
+
+def test_moments__cancellation():
+    """Mean 1e6 and variance 1e-6: E[x^2] - mean^2 would be off by its rounding, 1e-4."""
+    rng = np.random.default_rng(2)
+    dense = 1e6 + rng.normal(0, 1e-3, (10_000, 2))
+    exact = (dense - 1e6).var(0)  # the subtraction is exact
+    assert exact == pytest.approx([1e-6, 1e-6], rel=0.1)
+    halves = moments_of([dense[:5000]], 2) + moments_of([dense[5000:]], 2)
+    for found in (moments_of([dense], 2), halves):
+        # Rounding of the mean (1e-10) enters squared: 1e-20 / 1e-6, and per step 1e-10 / 1e-3.
+        np.testing.assert_allclose(found.var, exact, rtol=1e-6)
+
+
+def test_standard_deviation__equals_sklearn():
+    rng = np.random.default_rng(3)
+    dense = matrix(500)
+    dense = np.column_stack(
+        [
+            dense,
+            np.full(500, 0.1),
+            np.full(500, 1e6),
+            np.full(500, 3.3e-7),
+            np.where(np.arange(500) == 7, 1e-9, 0),  # rare and tiny, yet no constant
+            1e6 + rng.normal(0, 1e-12, 500),  # rounds to a constant
+            1e3 * (1 + 1e-15 * (np.arange(500) % 2)),  # varies by rounding alone
+        ]
+    )
+    theirs = StandardScaler().fit(dense)
+    found = moments_of([dense], dense.shape[1])
+    scale = standard_deviation(found)
+    np.testing.assert_allclose(found.mean, theirs.mean_, rtol=1e-12)
+    np.testing.assert_allclose(scale, theirs.scale_, rtol=1e-12)
+    constant = [2, 23, 24, 25, 27, 28]
+    assert (theirs.scale_[constant] == 1).all(), "the case must hold constant genes"
+    assert (scale[constant] == 1).all()
+    assert scale[26] < 1e-9
+    varies = np.delete(np.arange(29), constant)
+    np.testing.assert_allclose(found.var[varies], theirs.var_[varies], rtol=1e-12)
+
+
+def scaled(dense, with_mean, position=None, dtype=np.float64):
+    theirs = StandardScaler().fit(dense)
+    every = np.arange(dense.shape[1], dtype=np.int32)
+    scaler = Scaler(
+        theirs.mean_, theirs.scale_, every if position is None else position,
+        with_mean=with_mean, dtype=dtype,
+    )  # fmt: skip
+    centre = theirs.mean_ if with_mean else 0
+    return scaler, np.minimum((dense - centre) / theirs.scale_, 10)
+
+
+def to_dense(batch, scaler):
+    rows = batch.rows
+    shape = (rows.n_obs, rows.n_vars)
+    return sp.csr_matrix((rows.data, rows.indices, rows.indptr), shape=shape).toarray() - scaler.shift
+
+
+def clipped():
+    """Each gene has a cell far above 10 standard deviations."""
+    dense = matrix(300)
+    dense[np.arange(23) + 2, np.arange(23)] += 500
+    return dense
+
+
+# float32: x' rounds by 6e-8 of a value up to 10 + m, m up to 35 here.
+@pytest.mark.parametrize(("dtype", "within"), [(np.float64, 1e-12), (np.float32, 5e-6)])
+@pytest.mark.parametrize("with_mean", [True, False])
+def test_scaler__equals_dense(with_mean, dtype, within):
+    dense = clipped()
+    scaler, Z = scaled(dense, with_mean, dtype=dtype)
+    assert (Z.max(0) == 10).all(), "every gene must meet the clip"
+    rows = rows_of(dense).with_codes(np.arange(300, dtype=np.int32))
+    batch = scaler(rows)
+    assert batch.rows.data.dtype == dtype
+    np.testing.assert_array_equal(batch.rows.codes, rows.codes)
+    assert batch.rows.data.shape == rows.data.shape  # nothing was densified
+    np.testing.assert_allclose(to_dense(batch, scaler), Z, atol=within)
+    x = (to_dense(batch, scaler) + scaler.shift).astype(np.float64)
+    np.testing.assert_allclose(batch.dots, x @ scaler.shift, rtol=1e-5 if within > 1e-9 else 1e-12)
+
+
+@pytest.mark.parametrize("with_mean", [True, False])
+def test_scaler__takes_the_models_genes(with_mean):
+    """Genes of the source in another order than the model's, some of them unknown to it."""
+    dense = clipped()
+    scaler, Z = scaled(dense, with_mean)
+    order = np.random.default_rng(4).permutation(23)
+    source = np.column_stack([dense[:, order], np.ones((300, 3))])
+    position = np.concatenate([order, [-1, -1, -1]]).astype(np.int32)
+    scaler = Scaler(
+        scaler.shift * scaler.scale, scaler.scale, position, with_mean=with_mean, dtype=np.float64
+    )
+    np.testing.assert_allclose(to_dense(scaler(rows_of(source)), scaler), Z, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (1, 1), (4, 3)])
+def test_scaler__no_entries(shape):
+    n_vars = shape[1]
+    every = np.arange(n_vars, dtype=np.int32)
+    scaler = Scaler(np.ones(n_vars), np.ones(n_vars), every, with_mean=True, dtype=np.float32)
+    batch = scaler(rows_of(np.zeros(shape)))
+    assert batch.rows.n_obs == len(batch.dots) == shape[0]
+    assert (batch.dots == 0).all()
+    np.testing.assert_array_equal(to_dense(batch, scaler), -np.ones(shape))
+
+
+@given(st.integers(0, 100), st.integers(1, 100))
+def test_split__covers_once(n, parts):
+    pieces = list(split(n, parts))
+    assert [i for lo, hi in pieces for i in range(lo, hi)] == list(range(n))
+    assert len(pieces) == min(n, parts) or (n == 0 and not pieces)
+    sizes = [hi - lo for lo, hi in pieces]
+    assert not sizes or max(sizes) - min(sizes) <= 1
+    assert 0 not in sizes

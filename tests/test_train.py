@@ -1,0 +1,330 @@
+"""Whole trainings: against CellTypist's steps done densely, and against each other."""
+
+import logging
+import pickle
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from sklearn.linear_model import SGDClassifier
+from sklearn.preprocessing import StandardScaler
+
+import streamtrain
+from streamtrain import InputError
+from streamtrain.cells import labelled_cells
+from streamtrain.sampling import Plan
+from streamtrain.sources import open_source
+from tests import atlas, stores
+
+SMALL = {"batch_size": 100, "batch_number": 4, "epochs": 3, "progress": False}
+
+
+def equal(a, b):
+    """Both models are the same to the bit."""
+    for name in ("coef", "intercept", "mean", "var", "scale"):
+        np.testing.assert_array_equal(a.dataset[name], b.dataset[name], err_msg=name)
+    assert a.features.tolist() == b.features.tolist()
+    assert a.cell_types.tolist() == b.cell_types.tolist()
+
+
+def celltypist_by_hand(X, codes, n_classes, options):
+    """celltypist.train's steps on a dense matrix, with the cells that our plan draws."""
+    expressed = X.sum(axis=0) != 0
+    scaler = StandardScaler(with_mean=options.get("with_mean", True))
+    Z = scaler.fit_transform(X[:, expressed])
+    Z[Z > 10] = 10
+    plan = Plan(
+        codes.astype(np.int32), n_classes, batch_size=options["batch_size"],
+        batch_number=options["batch_number"], epochs=options["epochs"],
+        balance=options.get("balance_cell_type", False), shuffle=options.get("shuffle", True),
+        seed=options.get("random_state", 0),
+    )  # fmt: skip
+    classifier = SGDClassifier(loss="log_loss", alpha=1e-4, shuffle=False)
+    for epoch in range(plan.epochs):
+        order = plan.epoch(epoch)
+        for start in range(0, len(order), plan.batch_size):
+            batch = order[start : start + plan.batch_size]
+            classifier.partial_fit(Z[batch], codes[batch], classes=np.arange(n_classes))
+    return scaler, classifier, expressed
+
+
+# 1e-6 relative in float64: sums run in another order, and saturated steps magnify the difference.
+@pytest.mark.parametrize("n_types", [2, 5])
+@pytest.mark.parametrize("with_mean", [True, False])
+@pytest.mark.parametrize("more", [{}, {"balance_cell_type": True, "random_state": 3}])
+def test_train__equals_celltypists_steps(n_types, with_mean, more):
+    adata = atlas.make(n_types=n_types, dtype=np.float64)
+    adata.X = adata.X.toarray()  # dense, so that scikit-learn and we both step the intercept fully
+    options = SMALL | more | {"with_mean": with_mean, "shuffle": False}
+    model = streamtrain.train(adata, "cell_type", dtype="float64", **options)
+    codes = pd.Categorical(adata.obs["cell_type"].astype(str)).codes
+    scaler, classifier, expressed = celltypist_by_hand(adata.X, codes, n_types, options)
+    assert not expressed.all()
+    assert model.features.tolist() == adata.var_names[expressed].tolist()
+    assert model.cell_types.tolist() == sorted(adata.obs["cell_type"].unique())
+    for ours, theirs in (
+        (model.coef_, classifier.coef_),
+        (model.intercept_, classifier.intercept_),
+    ):
+        assert np.linalg.norm(ours - theirs) <= 1e-6 * np.linalg.norm(theirs)
+    # 1e-12: float64 moments of the same values, merged in another order.
+    np.testing.assert_allclose(model.dataset["var"], scaler.var_, rtol=1e-12)
+    np.testing.assert_allclose(model.dataset["scale"], scaler.scale_, rtol=1e-12)
+    np.testing.assert_allclose(model.dataset["mean"], adata.X[:, expressed].mean(0), rtol=1e-12)
+    assert model.dataset.attrs["t"] == classifier.t_
+
+
+@pytest.mark.parametrize("form", stores.FORMATS)
+@pytest.mark.parametrize("kind", stores.KINDS)
+def test_train__same_model_from_any_store(tmp_path, form, kind):
+    adata = atlas.make()
+    reference = streamtrain.train(adata, "cell_type", **SMALL)
+    adata.X = stores.of_kind(adata.X.toarray(), kind)
+    path = stores.write(adata, tmp_path, form)
+    equal(streamtrain.train(path, "cell_type", **SMALL), reference)
+
+
+BUDGETS = {
+    "one thread": {"n_jobs": 1},
+    "three threads": {"n_jobs": 3},
+    "20 MB": {"memory": "20MB"},
+    "1 GB": {"memory": 10**9},
+}
+
+
+@pytest.mark.parametrize("budget", BUDGETS.values(), ids=BUDGETS.keys())
+def test_train__same_model_on_any_budget(budget):
+    adata = atlas.make(n_obs=3000, n_vars=300)
+    options = SMALL | {"batch_size": 500, "balance_cell_type": True, "average": True}
+    equal(
+        streamtrain.train(adata, "cell_type", **options, **budget),
+        streamtrain.train(adata, "cell_type", **options),
+    )
+
+
+def test_train__same_model_for_any_block(tmp_path, monkeypatch):
+    path = stores.write(atlas.make(), tmp_path, "h5ad")
+    reference = streamtrain.train(path, "cell_type", **SMALL)
+    module = __import__("sys").modules["streamtrain.train"]
+    monkeypatch.setattr(module, "_BLOCK", 2000)
+    monkeypatch.setattr(module, "_WINDOW", 60_000)
+    equal(streamtrain.train(path, "cell_type", **SMALL), reference)
+
+
+def test_train__seed():
+    adata = atlas.make()
+    a, b, c = (
+        streamtrain.train(adata, "cell_type", random_state=s, **SMALL) for s in (1, 1, 2)
+    )
+    equal(a, b)
+    assert not np.array_equal(a.coef_, c.coef_)
+
+
+def test_train__in_memory_inputs_agree():
+    adata = atlas.make()
+    reference = streamtrain.train(adata, "cell_type", **SMALL)
+    dense, genes = adata.X.toarray(), adata.var_names
+    labels = adata.obs["cell_type"]
+    import dask.array as da
+
+    for X in (
+        adata.X, sp.csr_array(adata.X), adata.X.tocsc(), sp.csc_array(adata.X), dense,
+        da.from_array(dense, chunks=(100, 50)),
+    ):  # fmt: skip
+        equal(streamtrain.train(X, labels, genes, **SMALL), reference)
+    frame = pd.DataFrame(dense, columns=genes)
+    equal(streamtrain.train(frame, list(labels), **SMALL), reference)
+
+
+def test_train__backed_anndata_with_new_labels(tmp_path):
+    import anndata as ad
+
+    adata = atlas.make()
+    path = stores.write(adata, tmp_path, "h5ad")
+    backed = ad.read_h5ad(path, backed="r")
+    backed.obs["mine"] = backed.obs["cell_type"].astype(str).str.lower()
+    model = streamtrain.train(backed, "mine", **SMALL)
+    reference = streamtrain.train(adata, "cell_type", **SMALL)
+    np.testing.assert_array_equal(model.coef_, reference.coef_)
+    backed.file.close()
+
+
+def test_train__counts_are_normalised_while_reading():
+    adata = atlas.make()
+    log1p = streamtrain.train(adata, "cell_type", **SMALL)
+    raw = streamtrain.train(adata, "cell_type", layer="counts", normalize="log1p", **SMALL)
+    # Both round log1p to float32 once: from float64 in both, so to the last bit but for the sum.
+    np.testing.assert_allclose(raw.dataset["mean"], log1p.dataset["mean"], rtol=1e-6)
+    np.testing.assert_allclose(raw.coef_, log1p.coef_, rtol=1e-2, atol=1e-2)
+
+
+def test_train__where_and_gene_key():
+    adata = atlas.make()
+    some = streamtrain.train(
+        adata, "cell_type", where="donor != 'D1' and n >= 5", gene_key="feature_name", **SMALL
+    )
+    chosen = adata[(adata.obs["donor"] != "D1") & (adata.obs["n"] >= 5)].copy()
+    chosen.var_names = chosen.var["feature_name"]
+    equal(some, streamtrain.train(chosen, "cell_type", **SMALL))
+    assert some.provenance["n_cells"] == chosen.n_obs
+
+
+def test_train__unlabelled_cells():
+    adata = atlas.make()
+    adata.obs.loc[adata.obs_names[3:10], "cell_type"] = np.nan
+    with pytest.raises(InputError, match="7 of 600 cells have no label in 'cell_type'; pass drop"):
+        streamtrain.train(adata, "cell_type", **SMALL)
+    dropped = streamtrain.train(adata, "cell_type", drop_unlabeled=True, **SMALL)
+    labelled = adata[adata.obs["cell_type"].notna()].copy()
+    equal(dropped, streamtrain.train(labelled, "cell_type", **SMALL))
+
+
+def test_train__duplicate_genes_are_made_unique(caplog):
+    adata = atlas.make()
+    names = adata.var_names.to_numpy().copy()
+    names[5] = names[4]
+    adata.var_names = names
+    with caplog.at_level(logging.WARNING):
+        model = streamtrain.train(adata, "cell_type", **SMALL)
+    assert f"{names[4]}-1" in model.features
+    assert "1 " in caplog.text
+
+
+def test_train__average_keeps_the_last_weights():
+    adata = atlas.make()
+    plain = streamtrain.train(adata, "cell_type", **SMALL)
+    averaged = streamtrain.train(adata, "cell_type", average=True, **SMALL)
+    np.testing.assert_array_equal(averaged.dataset["coef_last"], plain.dataset["coef"])
+    assert not np.array_equal(averaged.coef_, plain.coef_)
+    assert "coef_last" not in plain.dataset
+
+
+def test_train__model_says_what_made_it(tmp_path):
+    path = stores.write(atlas.make(), tmp_path, "h5ad")
+    model = streamtrain.train(path, "cell_type", details="for a test", **SMALL)
+    assert model.settings["batch_size"] == 100
+    assert model.settings["random_state"] == 0
+    assert model.description["details"] == "for a test"
+    assert model.description["number_celltypes"] == 5
+    (source,) = model.provenance["sources"]
+    assert source["name"] == str(path)
+    assert source["n_obs"] == 600
+    assert source["bytes"] == path.stat().st_size
+    assert model.provenance["packages"]["numpy"] == np.__version__
+    assert int(model.dataset["n_cells"].sum()) == 600
+
+
+def test_train__nothing_is_left_in_scratch(tmp_path):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    adata = atlas.make()
+    adata.X = adata.X.tocsc()
+    streamtrain.train(adata, "cell_type", scratch=str(scratch), **SMALL)
+    adata.X = adata.X.astype(np.float32) * 2
+    with pytest.raises(InputError):
+        streamtrain.train(adata, "cell_type", scratch=str(scratch), **SMALL)
+    assert list(scratch.iterdir()) == []
+
+
+def test_train__input_is_not_modified(tmp_path):
+    path = stores.write(atlas.make(), tmp_path, "h5ad")
+    before = path.read_bytes()
+    streamtrain.train(path, "cell_type", **SMALL)
+    assert path.read_bytes() == before
+
+
+def spoil(**changes):
+    """An atlas with some values of X replaced: {value at (cell 40, its second gene)}."""
+    adata = atlas.make()
+    adata.X.data[adata.X.indptr[40] + 1] = changes["value"]
+    return adata
+
+
+def relabel(values):
+    adata = atlas.make()
+    adata.obs["cell_type"] = values
+    return adata
+
+
+BAD = {
+    "NaN": (lambda: spoil(value=np.nan), {}, r"gene 'GENE\d+' in cell 40 \('cell-40'\) is not fin"),
+    "infinite": (lambda: spoil(value=np.inf), {}, r"cell 40 \('cell-40'\) is not finite \(inf\)"),
+    "negative": (lambda: spoil(value=-1), {}, "is negative .*layer='raw'"),
+    "one cell off": (
+        lambda: spoil(value=9.0),
+        {},
+        r"is not 10,000 in 1 cells of 600 \(cell 40 \('cell-40'\): ",
+    ),
+    "counts as log1p": (atlas.make, {"layer": "counts"}, "integers: for raw counts pass normalize"),
+    "log1p as counts": (atlas.make, {"normalize": "log1p"}, "is log1p-normalised to 10,000 already"),
+    "no such column": (atlas.make, {"labels": "celltype"}, "did you mean 'cell_type'"),
+    "one class": (lambda: relabel("B"), {}, "needs two cell types at least; 'cell_type' holds only"),
+    "all missing": (lambda: relabel(np.nan), {"drop_unlabeled": True}, "holds none"),
+    "labels too few": (atlas.make, {"labels": ["a", "b"]}, "got 2 labels for 600 cells"),
+    "batch too large": (atlas.make, {"batch_size": 600}, "got 600 cells and batch_size=600: lower"),
+    "no such layer": (atlas.make, {"layer": "count"}, "did you mean 'counts'"),
+    "no such gene key": (atlas.make, {"gene_key": "feature"}, "did you mean 'feature_name'"),
+    "nobody selected": (atlas.make, {"where": "n > 600"}, "selects none of 600 cells"),
+    "memory too small": (atlas.make, {"memory": "1MB"}, "is too small .* at least .* is needed"),
+    "batch above memory": (
+        lambda: atlas.make(6000, 1000),
+        {"memory": "18MB", "batch_size": 5500},
+        "too small for batches of 5,500 cells",
+    ),
+    "not implemented": (atlas.make, {"feature_selection": True}, "not available yet"),
+    "no logistic": (atlas.make, {"use_SGD": False}, "mini-batch SGD alone"),
+    "no labels": (atlas.make, {"labels": None}, "needs both X and labels"),
+    "scratch missing": (atlas.make, {"scratch": "/nonexistent"}, "scratch must be a folder"),
+}
+
+
+@pytest.mark.parametrize(("make", "options", "message"), BAD.values(), ids=BAD.keys())
+def test_train__bad_input(make, options, message):
+    with pytest.raises(InputError, match=message):
+        streamtrain.train(make(), **({"labels": "cell_type"} | SMALL | options))
+
+
+def test_train__unknown_keyword():
+    with pytest.raises(TypeError, match=r"no argument 'batchsize': did you mean 'batch_size'"):
+        streamtrain.train(atlas.make(), "cell_type", batchsize=3)
+
+
+def test_train__missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="atlas.h5ad"):
+        streamtrain.train(tmp_path / "atlas.h5ad", "cell_type")
+
+
+def test_train__check_can_be_switched_off():
+    adata = atlas.make()
+    adata.X = adata.X * 2
+    model = streamtrain.train(adata, "cell_type", check_expression=False, **SMALL)
+    assert np.isfinite(model.coef_).all()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("n_types", [2, 5])
+def test_train__celltypist_loads_and_agrees(tmp_path, n_types):
+    """The export annotates in CellTypist as the model does here."""
+    celltypist = pytest.importorskip("celltypist")
+    adata = atlas.make(n_types=n_types)
+    model = streamtrain.train(adata, "cell_type", **SMALL)
+    model.to_celltypist(tmp_path / "m.pkl")
+    query = atlas.make(seed=5, n_types=n_types)[:, 10:].copy()  # some of the model's genes lack
+    theirs = celltypist.annotate(query, model=str(tmp_path / "m.pkl"))
+    ours = streamtrain.predict(model, query, probabilities=True, progress=False)
+    assert ours["predicted_labels"].astype(str).tolist() == (
+        theirs.predicted_labels["predicted_labels"].astype(str).tolist()
+    )
+    # 1e-4: float32 weights; both sum in float64.
+    np.testing.assert_allclose(
+        ours[list(model.cell_types)], theirs.probability_matrix, rtol=0, atol=1e-4
+    )
+
+
+def test_labelled_cells__codes_follow_sorted_names():
+    adata = atlas.make()
+    cells = labelled_cells(open_source(adata), "cell_type", where=None, drop_unlabeled=False)
+    assert cells.classes[cells.codes].tolist() == adata.obs["cell_type"].astype(str).tolist()
+    assert cells.classes.tolist() == sorted(cells.classes)
+    assert pickle.loads(pickle.dumps(cells)).n_obs == 600  # noqa: S301 - our own bytes
