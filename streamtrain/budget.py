@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import ctypes
 import os
 import re
 
@@ -26,7 +28,7 @@ def parse_bytes(memory: int | float | str | None) -> int:
         value = float(match[1]) * _UNITS[match[2]]
     else:
         value = memory
-    if isinstance(memory, bool) or not value >= 1:
+    if isinstance(memory, bool) or not 1 <= value < math.inf:
         raise InputError(f"memory must be a positive size such as '2GB'; got {memory!r}")
     return int(value)
 
@@ -45,6 +47,17 @@ def n_threads(n_jobs: int | None) -> int:
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if n_jobs is None or n_jobs == -1:
         return available or 1
-    if n_jobs < 1:
-        raise InputError(f"n_jobs must be a positive number of CPUs, or -1 for all; got {n_jobs}")
+    if not isinstance(n_jobs, int) or isinstance(n_jobs, bool) or n_jobs < 1:
+        raise InputError(f"n_jobs must be a positive number of CPUs, or -1 for all; got {n_jobs!r}")
     return n_jobs
+
+
+def release_freed() -> None:
+    """Hand freed memory back to the system, where the C library can (glibc).
+
+    Its arenas keep what many threads freed: 80 to 250 MB after reading a store, measured, which
+    would stand beside the next stage's buffers although nothing uses it.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

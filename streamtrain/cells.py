@@ -119,14 +119,21 @@ def _labels(source: Source, labels: Labels) -> pd.Series[Any]:
                 f"{near(str(labels), source.obs_columns())}"
             )
         # The whole line is the label: CellTypist reads a CSV and cuts it at a comma.
-        lines = Path(labels).read_text(encoding="utf-8").splitlines()
+        try:
+            with Path(labels).open(encoding="utf-8-sig") as file:
+                lines = [line.rstrip("\n") for line in file]
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"labels must be a text file in UTF-8; {str(labels)!r}: {error}: convert it"
+            ) from error
         return pd.Series([line or None for line in lines], dtype=object).astype("category")
     if isinstance(labels, (pd.Series, pd.Index)):
         return pd.Series(labels).reset_index(drop=True)
-    values = np.asarray(labels)
-    if values.ndim != 1:
-        raise InputError(f"labels must be a list of one label a cell; got shape {values.shape}")
-    return pd.Series(values)
+    shape = np.shape(labels)
+    if len(shape) != 1:
+        raise InputError(f"labels must be a list of one label a cell; got shape {shape}")
+    # NumPy would write the NaN of a list of text as 'nan', a label like any other.
+    return pd.Series(labels if isinstance(labels, np.ndarray) else list(labels))
 
 
 def _word(labels: Labels) -> str:

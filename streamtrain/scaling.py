@@ -114,10 +114,7 @@ class MomentsPass:
 
     def result(self) -> RunningMoments:
         """Moments of all cells taken so far."""
-        if self._n:
-            self._total += RunningMoments.of_sparse(self._n, *self._block)
-            self._restart()
-        return self._total
+        return self._total + RunningMoments.of_sparse(self._n, *self._block)
 
 
 def standard_deviation(moments: RunningMoments) -> NDArray[np.float64]:

@@ -105,7 +105,7 @@ class Spill:
         starts, stops = self._offsets[cells[order]], self._offsets[cells[order] + 1]
         gap = _GAP // self.entry_bytes
         cuts = np.flatnonzero(starts[1:] - stops[:-1] > gap) + 1
-        for run in np.split(np.arange(len(order)), cuts):
+        for run in np.split(np.arange(len(order)), cuts) if len(order) else ():
             span = int(stops[run[-1]] - starts[run[0]])
             for part in np.array_split(run, min(len(run), 1 + span // _READ)):
                 self._place(order[part], starts[part], stops[part], indptr, out)

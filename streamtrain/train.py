@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamtrain.batches import batches
-from streamtrain.budget import format_bytes, n_threads, parse_bytes
+from streamtrain.budget import format_bytes, n_threads, parse_bytes, release_freed
 from streamtrain.cells import Cells, Labels, labelled_cells, name_cell
 from streamtrain.config import Settings, takes_settings
 from streamtrain.errors import InputError
@@ -104,6 +104,7 @@ def train(
             moments, record = _first_pass(
                 source, cells, plan, spill, config, room, executor, threads, progress
             )
+            release_freed()
             expressed = np.flatnonzero(moments.nonzero)
             if len(expressed) < source.n_vars:
                 logger.info(
