@@ -72,8 +72,9 @@ def batches(
         for window, rows in ahead(windows()):
             start = 0
             for epoch, positions in window:
-                batch = rows.slice(start, start + len(positions)).with_codes(codes[positions])
-                yield Batch(epoch, scaler(batch))
-                start += len(positions)
+                stop = start + len(positions)
+                # No name for the slice: it would keep the window alive beside the next two.
+                yield Batch(epoch, scaler(rows.slice(start, stop).with_codes(codes[positions])))
+                start = stop
 
     return ahead(scaled())

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import ctypes
+import math
 import os
 import re
+from numbers import Integral
 
 import psutil
 
@@ -23,7 +24,8 @@ def parse_bytes(memory: int | float | str | None) -> int:
         match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kmgt]?i?)b?\s*", memory.lower())
         if match is None or match[2] not in _UNITS:
             raise InputError(
-                f"memory must be a size such as '2GB', '512MiB' or a number of bytes; got {memory!r}"
+                "memory must be a size such as '2GB', '512MiB' or a number of bytes; "
+                f"got {memory!r}"
             )
         value = float(match[1]) * _UNITS[match[2]]
     else:
@@ -47,9 +49,9 @@ def n_threads(n_jobs: int | None) -> int:
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if n_jobs is None or n_jobs == -1:
         return available or 1
-    if not isinstance(n_jobs, int) or isinstance(n_jobs, bool) or n_jobs < 1:
+    if not isinstance(n_jobs, Integral) or isinstance(n_jobs, bool) or n_jobs < 1:
         raise InputError(f"n_jobs must be a positive number of CPUs, or -1 for all; got {n_jobs!r}")
-    return n_jobs
+    return int(n_jobs)
 
 
 def release_freed() -> None:

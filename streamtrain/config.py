@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
+from numbers import Integral, Real
 from textwrap import indent
 from typing import Any, Literal, ParamSpec, TypeVar
 
@@ -208,7 +209,9 @@ def takes_settings(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _require(name: str, value: Any, least: float, *, whole: bool = False) -> None:
-    number = isinstance(value, int) if whole else isinstance(value, (int, float))
+    number = isinstance(value, Integral if whole else Real)  # NumPy's too
+    if isinstance(value, bool) and name != "average":
+        number = False
     if not number or not math.isfinite(value) or value < least:
         kind = "a whole number" if whole else "a number"
         raise InputError(f"{name} must be {kind} of at least {least}; got {value!r}")

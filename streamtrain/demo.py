@@ -37,13 +37,14 @@ def demo(folder: Path, *, overwrite: bool = False) -> Iterator[str]:
     held_out = donors[-2:]
     names = ", ".join(map(repr, held_out))
 
-    yield f"Training on {len(donors) - 2} donors (balanced mini-batch SGD, raw counts): {model_path}"
+    yield f"Training on {len(donors) - 2} donors (balanced, averaged mini-batch SGD): {model_path}"
     model = train(
         atlas,
         "cell_type",
         where=f"donor_id not in [{names}]",
         normalize="log1p",
         balance_cell_type=True,
+        average=True,
         batch_size=500,
     )
     model.save(model_path, overwrite=overwrite)
@@ -55,7 +56,7 @@ def demo(folder: Path, *, overwrite: bool = False) -> Iterator[str]:
     source = open_source(atlas)
     truth = source.obs("cell_type")[source.obs("donor_id").isin(held_out)]
     evaluation = evaluate(truth, pd.read_parquet(table)["predicted_labels"])
-    save_figure(confusion_matrix(evaluation).figure, picture, overwrite=overwrite)
+    save_figure(confusion_matrix(evaluation).get_figure(root=True), picture, overwrite=overwrite)
 
     yield ""
     yield evaluation.to_table()

@@ -78,15 +78,12 @@ class Expression:
         data, indptr = rows.data, rows.indptr
         sums = np.zeros(rows.n_obs)
         flags = np.zeros(rows.n_obs, np.uint8)
-        first = np.empty(rows.n_obs, np.int64)
         exponentiate = self.normalize is None
         self._over_rows(
             rows.n_obs,
-            lambda lo, hi: kernel.inspect_rows(
-                data, indptr, exponentiate, lo, hi, sums, flags, first
-            ),
+            lambda lo, hi: kernel.inspect_rows(data, indptr, exponentiate, lo, hi, sums, flags),
         )
-        self._refuse_values(rows, position, flags, first)
+        self._refuse_values(rows, position, flags)
         self._seen += rows.n_obs
         self._empty += int(np.count_nonzero(sums == 0))
         if self.normalize is None:
@@ -107,9 +104,7 @@ class Expression:
         for future in [self._executor.submit(work, *span) for span in split(n, self._n_threads)]:
             future.result()
 
-    def _refuse_values(
-        self, rows: Rows, position: int, flags: NDArray[np.uint8], first: NDArray[np.int64]
-    ) -> None:
+    def _refuse_values(self, rows: Rows, position: int, flags: NDArray[np.uint8]) -> None:
         for flag, fault, remedy in (
             (kernel.NOT_FINITE, "is not finite", "Remove or repair those cells"),
             (

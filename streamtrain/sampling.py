@@ -17,7 +17,7 @@ def uniforms(seed: int, purpose: int, epoch: int, n: int) -> NDArray[np.float64]
     are not: same seed, same model.
     """
     raw = np.random.Philox(np.random.SeedSequence((seed, purpose, epoch))).random_raw(n)
-    numbers: NDArray[np.float64] = (raw >> np.uint64(11)) * 2.0**-53
+    numbers: NDArray[np.float64] = (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
     return numbers
 
 

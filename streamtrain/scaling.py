@@ -90,7 +90,11 @@ class MomentsPass:
     def _restart(self) -> None:
         n_vars = len(self._total.mean)
         self._n = 0
-        self._block = (np.zeros(n_vars, np.int64), np.zeros(n_vars), np.zeros(n_vars))
+        self._block: tuple[Any, ...] = (
+            np.zeros(n_vars, np.int64),
+            np.zeros(n_vars),
+            np.zeros(n_vars),
+        )
 
     def update(self, rows: Rows) -> None:
         """Take the next cells of the stream."""

@@ -44,7 +44,10 @@ class Spill:
         self._folder = scratch or tempfile.gettempdir()
         try:
             # Nameless files: the system reclaims them however the process ends.
-            self._files = [tempfile.TemporaryFile(dir=scratch, buffering=0) for _ in self._types]
+            self._files = [
+                tempfile.TemporaryFile(dir=scratch, buffering=0)  # noqa: SIM115 - see close
+                for _ in self._types
+            ]
         except OSError as error:
             raise InputError(
                 f"scratch must be a folder that can be written; {self._folder}: {error.strerror}"
@@ -72,7 +75,7 @@ class Spill:
         self._lengths.append(np.diff(rows.indptr).astype(np.uint32))
         arrays = (rows.data, rows.indices)
         for file, values, dtype in zip(self._files, arrays, self._types, strict=True):
-            self._write(file, memoryview(values.astype(dtype, copy=False)).cast("B"))
+            self._write(file, values.astype(dtype, copy=False).data.cast("B"))
 
     def _write(self, file: IO[bytes], view: memoryview) -> None:
         try:
@@ -98,7 +101,7 @@ class Spill:
         return int((self._offsets[cells + 1] - self._offsets[cells]).sum())
 
     def gather(self, cells: NDArray[np.int64]) -> Rows:
-        """Read `cells`, numbered as appended, in any order; repeats allowed. Reads in file order."""
+        """Read `cells`, numbered as appended, in any order, repeats allowed; in file order."""
         indptr = csr.take_indptr(self._offsets, cells)
         out = [np.empty(indptr[-1], t) for t in self._types]
         order = np.argsort(cells, kind="stable")
@@ -123,7 +126,7 @@ class Spill:
         lo, hi = int(starts[0]), int(stops[-1])
         for file, values, dtype in zip(self._files, out, self._types, strict=True):
             raw = np.empty(hi - lo, dtype)
-            view = memoryview(raw).cast("B") if len(raw) else memoryview(b"")
+            view = raw.data.cast("B")
             done = 0
             while done < len(view):
                 n = os.preadv(file.fileno(), [view[done:]], lo * dtype.itemsize + done)

@@ -34,6 +34,7 @@ from streamtrain.streaming import sweep
 logger = logging.getLogger(__name__)
 
 _BLOCK = 64 * 10**6  # bytes of stored cells read at a time; larger blocks read no faster
+_RESERVE = 96 * 10**6  # bytes that arenas and codecs of reading threads keep: 60 to 95 MB measured
 _WINDOW = 512 * 10**6  # bytes of cells gathered at a time; more only delays the first step
 
 
@@ -228,10 +229,10 @@ def _room(budget: int, source: Source, cells: Cells, plan: Plan, config: Setting
 
     Taken already: weights, moments (twelve float64 arrays over the genes, names and temporaries
     included), and per cell label, order, rank, mark and offset; per draw of an epoch its
-    position and random numbers.
+    position and random numbers. A reserve stays for what reading leaves behind.
     """
     fixed = SGD.nbytes(source.n_vars, len(cells.classes), config.dtype, config.average)
-    fixed += 12 * 8 * source.n_vars + 24 * cells.n_obs + 64 * plan.epoch_size
+    fixed += 12 * 8 * source.n_vars + 24 * cells.n_obs + 64 * plan.epoch_size + _RESERVE
     least = 16 * 10**6
     if budget < fixed + least:
         raise InputError(

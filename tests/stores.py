@@ -82,9 +82,11 @@ def _shard(path: Path) -> None:
         for name in names:
             array = node if name is None else node[name]
             values, attrs = array[...], dict(array.attrs)
-            chunks = (4,) * values.ndim
+            chunks = tuple(max(4, size // 8) for size in values.shape)
+            # Two chunks of rows a shard, and all columns.
             shards = tuple(
-                8 * max(1, -(-size // 8)) if i else 8 for i, size in enumerate(values.shape)
+                chunk * -(-size // chunk) if i else 2 * chunk
+                for i, (size, chunk) in enumerate(zip(values.shape, chunks, strict=True))
             )
             new = root.create_array(
                 key if name is None else f"{key}/{name}",

@@ -70,33 +70,29 @@ def test_inspect_rows__sums(dtype, exponentiate):
             values = log1p_of(counts(), dtype)
     rows = rows_of(values)
     sums, flags = np.full(60, -1.0), np.full(60, 255, np.uint8)
-    first = np.zeros(60, np.int64)
-    kernel.inspect_rows(rows.data, rows.indptr, exponentiate, 0, 60, sums, flags, first)
+    kernel.inspect_rows(rows.data, rows.indptr, exponentiate, 0, 60, sums, flags)
     wide = values.astype(np.float64)
     np.testing.assert_allclose(sums, (np.expm1(wide) if exponentiate else wide).sum(1), rtol=1e-12)
     np.testing.assert_array_equal(flags, np.where((wide % 1 != 0).any(1), kernel.FRACTION, 0))
-    assert (first == -1).all()
 
 
 def test_inspect_rows__flags():
     data = np.array([1.0, -2.0, np.nan, 0.5, np.inf, -0.5, 3.0, -np.inf, -1.0])
     indptr = np.array([0, 1, 3, 3, 6, 7, 9])
-    sums, flags, first = np.empty(6), np.empty(6, np.uint8), np.empty(6, np.int64)
-    kernel.inspect_rows(data, indptr, False, 0, 6, sums, flags, first)
+    sums, flags = np.empty(6), np.empty(6, np.uint8)
+    kernel.inspect_rows(data, indptr, False, 0, 6, sums, flags)
     bad, negative, fraction = kernel.NOT_FINITE, kernel.NEGATIVE, kernel.FRACTION
     expected = [0, negative | bad, 0, fraction | bad | negative, 0, bad | negative]
     assert flags.tolist() == expected
-    assert first.tolist() == [-1, 1, -1, 4, -1, 7]
     assert sums.tolist() == [1, -2, 0, 0, 3, -1]  # what is not finite is left out
 
 
 def test_inspect_rows__only_its_range():
     rows = rows_of(counts())
-    sums, flags, first = np.full(60, -1.0), np.zeros(60, np.uint8), np.full(60, 9, np.int64)
-    kernel.inspect_rows(rows.data, rows.indptr, False, 10, 20, sums, flags, first)
+    sums, flags = np.full(60, -1.0), np.zeros(60, np.uint8)
+    kernel.inspect_rows(rows.data, rows.indptr, False, 10, 20, sums, flags)
     np.testing.assert_array_equal(sums[10:20], counts().sum(1)[10:20])
     assert (np.delete(sums, range(10, 20)) == -1).all()
-    assert (np.delete(first, range(10, 20)) == 9).all()
 
 
 @settings(max_examples=60, deadline=None)
@@ -107,9 +103,9 @@ def test_inspect_rows__only_its_range():
 )
 def test_inspect_rows__kept_results_are_the_right_ones(data):
     """Values that share a slot of the kernel's little table must not take each other's result."""
-    sums, flags, first = np.empty(1), np.empty(1, np.uint8), np.empty(1, np.int64)
+    sums, flags = np.empty(1), np.empty(1, np.uint8)
     indptr = np.array([0, len(data)])
-    kernel.inspect_rows(data, indptr, True, 0, 1, sums, flags, first)
+    kernel.inspect_rows(data, indptr, True, 0, 1, sums, flags)
     total = 0.0
     for x in data:
         total += np.expm1(x)
@@ -125,7 +121,9 @@ def test_normalize_log1p__equals_numpy(dtype, out_dtype):
     sums = values.sum(1).astype(np.float64)
     kernel.normalize_log1p(rows.data, rows.indptr, sums, 1e4, 0, 60, out)
     dense = dense_of(Rows(out, rows.indices, rows.indptr, rows.n_vars))
-    np.testing.assert_allclose(dense, log1p_of(values), rtol=1e-6 if out_dtype == np.float32 else 1e-14)
+    np.testing.assert_allclose(
+        dense, log1p_of(values), rtol=1e-6 if out_dtype == np.float32 else 1e-14
+    )
 
 
 def test_normalize_log1p__fractions_and_the_edge_of_the_table():
@@ -141,8 +139,8 @@ def test_normalize_log1p__fractions_and_the_edge_of_the_table():
 @pytest.mark.parametrize("n_obs", [0, 1])
 def test_kernels__no_entries(n_obs):
     empty, indptr = np.empty(0), np.zeros(n_obs + 1, np.int64)
-    sums, flags, first = np.ones(n_obs), np.ones(n_obs, np.uint8), np.zeros(n_obs, np.int64)
-    kernel.inspect_rows(empty, indptr, True, 0, n_obs, sums, flags, first)
+    sums, flags = np.ones(n_obs), np.ones(n_obs, np.uint8)
+    kernel.inspect_rows(empty, indptr, True, 0, n_obs, sums, flags)
     assert (sums == 0).all()
     assert (flags == 0).all()
     kernel.normalize_log1p(empty, indptr, sums, 1e4, 0, n_obs, empty)

@@ -114,7 +114,7 @@ def test_plan__an_epoch_draws_without_repeats(
     for order in drawn:
         assert order.dtype == np.int64
         assert len(order) == len(set(order.tolist())) == p.epoch_size
-        assert 0 <= order.min()
+        assert order.min() >= 0
         assert order.max() < len(codes)
     assert set(np.flatnonzero(p.ever_drawn()).tolist()) == set(np.concatenate(drawn).tolist())
     # Asking in another order, or again, changes nothing.
@@ -126,7 +126,9 @@ def test_plan__seeds_and_epochs():
     codes = skewed([30, 70])
     for balance in (False, True):
         p = plan(codes, batch_number=5, balance=balance)
-        np.testing.assert_array_equal(p.epoch(1), plan(codes, batch_number=5, balance=balance).epoch(1))
+        np.testing.assert_array_equal(
+            p.epoch(1), plan(codes, batch_number=5, balance=balance).epoch(1)
+        )
         assert p.epoch(0).tolist() != p.epoch(1).tolist()
         other = plan(codes, batch_number=5, balance=balance, seed=1)
         assert p.epoch(0).tolist() != other.epoch(0).tolist()
@@ -136,12 +138,12 @@ def test_plan__known_answer():
     """Frozen: a change here changes every model that a seed gives."""
     codes = np.array([0, 1, 1, 2, 0, 2, 2, 2, 1, 2, 2, 0])
     even = plan(codes, batch_size=4, batch_number=2, seed=42)
-    assert even.epoch(0).tolist() == KNOWN["even", 0]
-    assert even.epoch(1).tolist() == KNOWN["even", 1]
+    assert even.epoch(0).tolist() == [7, 5, 1, 9, 3, 6, 4, 8]
+    assert even.epoch(1).tolist() == [10, 3, 2, 7, 1, 5, 0, 4]
     balanced = plan(codes, batch_size=4, batch_number=2, seed=42, balance=True)
-    assert balanced.epoch(0).tolist() == KNOWN["balanced", 0]
+    assert balanced.epoch(0).tolist() == [2, 4, 0, 8, 6, 9, 1, 7]
     still = plan(codes, batch_size=4, batch_number=2, seed=42, balance=True, shuffle=False)
-    assert still.epoch(0).tolist() == KNOWN["still", 0]
+    assert still.epoch(0).tolist() == [0, 8, 4, 2, 9, 1, 7, 6]
 
 
 @pytest.mark.parametrize("balance", [False, True])

@@ -198,7 +198,9 @@ def scaled(dense, with_mean, position=None, dtype=np.float64):
 def to_dense(batch, scaler):
     rows = batch.rows
     shape = (rows.n_obs, rows.n_vars)
-    return sp.csr_matrix((rows.data, rows.indices, rows.indptr), shape=shape).toarray() - scaler.shift
+    return (
+        sp.csr_matrix((rows.data, rows.indices, rows.indptr), shape=shape).toarray() - scaler.shift
+    )
 
 
 def clipped():

@@ -88,7 +88,7 @@ def test_train__same_model_from_any_store(tmp_path, form, kind):
 BUDGETS = {
     "one thread": {"n_jobs": 1},
     "three threads": {"n_jobs": 3},
-    "20 MB": {"memory": "20MB"},
+    "120 MB": {"memory": "120MB"},
     "1 GB": {"memory": 10**9},
 }
 
@@ -269,7 +269,7 @@ BAD = {
     "memory too small": (atlas.make, {"memory": "1MB"}, "is too small .* at least .* is needed"),
     "batch above memory": (
         lambda: atlas.make(6000, 1000),
-        {"memory": "18MB", "batch_size": 5500},
+        {"memory": "115MB", "batch_size": 5500},
         "too small for batches of 5,500 cells",
     ),
     "not implemented": (atlas.make, {"feature_selection": True}, "not available yet"),

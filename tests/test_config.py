@@ -1,0 +1,216 @@
+"""The settings: defaults as CellTypist's, every rule and its message, and how they are shown."""
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+from dataclasses import FrozenInstanceError, fields
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import streamtrain
+from streamtrain import config
+from streamtrain.config import Settings, takes_settings
+from streamtrain.errors import InputError
+
+NAMES = [f.name for f in fields(Settings)]
+
+# Where the defaults differ from celltypist.train's: only mini-batch SGD is here so far.
+DIFFERS = {"use_SGD": (False, True), "mini_batch": (False, True)}
+
+
+def celltypists_arguments():
+    """Names and defaults of celltypist.train, read and not imported: that takes six seconds."""
+    spec = find_spec("celltypist")
+    if spec is None:
+        pytest.skip("celltypist is not installed")
+    tree = ast.parse((Path(spec.submodule_search_locations[0]) / "train.py").read_text())
+    (found,) = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "train"]
+    arguments = found.args.args
+    assert len(arguments) == len(found.args.defaults)
+    return {a.arg: ast.literal_eval(d) for a, d in zip(arguments, found.args.defaults, strict=True)}
+
+
+def test_settings__defaults_as_celltypist():
+    theirs = celltypists_arguments()
+    ours = {f.name: f.default for f in fields(Settings)}
+    shared = set(theirs) & set(ours)
+    assert len(shared) >= 14
+    for name in shared:
+        assert (theirs[name], ours[name]) == DIFFERS.get(name, (theirs[name], theirs[name])), name
+
+
+def test_settings__take_or_refuse_each_argument_of_celltypist():
+    own = set(inspect.signature(streamtrain.train).parameters)
+    for name in celltypists_arguments():
+        assert (name in own) != (name in config._NOT_YET), name
+
+
+def test_settings__defaults_are_valid_and_plain():
+    assert Settings.from_keywords({}) == Settings()
+    assert list(Settings().to_dict()) == NAMES
+    assert Settings(**Settings(alpha=0.1, where="a == 'b'").to_dict()) == Settings(
+        alpha=0.1, where="a == 'b'"
+    )
+
+
+def test_settings__frozen():
+    with pytest.raises(FrozenInstanceError):
+        Settings().alpha = 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("alfa", "did you mean 'alpha'"),
+        ("batchsize", "did you mean 'batch_size'"),
+        ("balance_celltype", "did you mean 'balance_cell_type'"),
+        ("with_means", "did you mean 'with_mean'"),
+        ("zzz", f"there are '{NAMES[0]}', '{NAMES[1]}'"),
+    ],
+)
+def test_settings__unknown_keyword(name, near):
+    words = f"train() has no argument {name!r}: {near}"
+    with pytest.raises(TypeError, match=re.escape(words)):
+        Settings.from_keywords({name: 1})
+    with pytest.raises(TypeError, match=re.escape(words)):
+        streamtrain.train(None, "cell_type", **{name: 1})
+
+
+@pytest.mark.parametrize("name", sorted(config._NOT_YET))
+def test_settings__not_yet(name):
+    words = f"{name} is not available yet: this version has no {config._NOT_YET[name]}"
+    assert name not in NAMES
+    with pytest.raises(InputError, match=re.escape(words)):
+        Settings.from_keywords({name: None})
+
+
+WHOLE = "must be a whole number of at least"
+REFUSED = [
+    ({"use_SGD": False}, "this version trains by mini-batch SGD alone: leave use_SGD and mini"),
+    ({"mini_batch": False}, "this version trains by mini-batch SGD alone"),
+    *[
+        ({name: value}, f"{name} {WHOLE} 1; got {value!r}")
+        for name in ("batch_number", "batch_size", "epochs")
+        for value in (0, -5, 1.5, 2.0, "3", None, True)
+    ],
+    *[
+        ({"random_state": value}, f"random_state {WHOLE} 0; got {value!r}")
+        for value in (-1, 0.5, None, False)
+    ],
+    *[({"average": value}, f"average {WHOLE} 0; got {value!r}") for value in (-1, 0.5, "yes")],
+    *[
+        ({name: value}, f"{name} must be a number of at least 0; got {value!r}")
+        for name in ("alpha", "eta0", "power_t")
+        for value in (-1e-4, float("nan"), float("inf"), "0.1", None, True)
+    ],
+    ({"alpha": 0}, "alpha must be above 0, as learning_rate='optimal' divides by it"),
+    (
+        {"eta0": 0, "learning_rate": "constant"},
+        "eta0 must be above 0 with learning_rate='constant'",
+    ),
+    ({"eta0": 0.0, "learning_rate": "invscaling"}, "eta0 must be above 0 with learning_rate='inv"),
+    ({"normalize": "log2"}, "normalize must be one of 'log1p', None; got 'log2'"),
+    ({"normalize": True}, "normalize must be one of 'log1p', None; got True"),
+    (
+        {"learning_rate": "adaptive"},
+        "learning_rate must be one of 'optimal', 'constant', 'invscaling'; got 'adaptive'",
+    ),
+    ({"dtype": "float16"}, "dtype must be one of 'float32', 'float64'; got 'float16'"),
+]
+
+
+@pytest.mark.parametrize(("keywords", "words"), REFUSED, ids=[str(k) for k, _ in REFUSED])
+def test_settings__refuse(keywords, words):
+    with pytest.raises(InputError, match=re.escape(words)):
+        Settings(**keywords)
+    # Before the input is looked at.
+    with pytest.raises(InputError, match=re.escape(words)):
+        streamtrain.train("/no/such/file.h5ad", "cell_type", **keywords)
+
+
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {"batch_size": 1, "batch_number": 1, "epochs": 1, "random_state": 0},
+        {"batch_size": np.int64(500), "random_state": np.uint32(7), "alpha": np.float32(0.1)},
+        {"alpha": 1},
+        {"alpha": 0, "learning_rate": "constant"},
+        {"eta0": 0},  # "optimal" does not use it
+        {"power_t": 0, "learning_rate": "invscaling"},
+        {"average": True},
+        {"average": 700},
+        {"average": 0},
+        {"dtype": "float64", "normalize": "log1p"},
+    ],
+    ids=str,
+)
+def test_settings__accept(keywords):
+    kept = Settings(**keywords)
+    assert {name: getattr(kept, name) for name in keywords} == keywords
+
+
+def documented(text, names):
+    """Names that `text` documents numpydoc style, in order."""
+    return [line.strip() for line in text.splitlines() if line.strip() in names]
+
+
+def test_settings__each_documented_once_in_order():
+    assert documented(inspect.getdoc(Settings), NAMES) == NAMES
+
+
+def test_train__shows_every_setting():
+    signature = inspect.signature(streamtrain.train)
+    assert list(signature.parameters) == ["X", "labels", "genes", "progress", *NAMES]
+    for f in fields(Settings):
+        parameter = signature.parameters[f.name]
+        assert parameter.default == f.default
+        assert parameter.kind is parameter.KEYWORD_ONLY
+    text = inspect.getdoc(streamtrain.train)
+    assert "{settings}" not in text
+    assert documented(text, NAMES) == NAMES
+    body = inspect.getdoc(Settings).split("----------\n", 1)[1]
+    squeezed = " ".join(text.split())
+    assert " ".join(body.split()) in squeezed
+    for section in ("Returns", "Raises"):  # the settings did not swallow what follows
+        assert f"\n{section}\n-------" in text or f"\n{section}\n------" in text
+
+
+def test_takes_settings__keeps_the_functions_own():
+    @takes_settings
+    def run(a, *, b=2, **settings):
+        """Run.
+
+        Parameters
+        ----------
+        **settings
+            {settings}
+        """
+        return a, b, settings
+
+    assert run(1, alpha=3) == (1, 2, {"alpha": 3})
+    assert list(inspect.signature(run).parameters) == ["a", "b", *NAMES]
+    assert run.__name__ == "run"
+
+    @takes_settings
+    def bare(**settings):
+        return settings
+
+    assert bare.__doc__ is None
+    assert list(inspect.signature(bare).parameters) == NAMES
+
+
+def test_command_line__help_shows_every_setting():
+    command = [sys.executable, "-m", "streamtrain", "train", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)  # noqa: S603
+    assert done.returncode == 0, done.stderr
+    text = done.stdout.lower()
+    for name in NAMES:
+        flag = "--" + name.replace("_", "-").lower()
+        assert flag in text or flag.replace("use-sgd", "use-s-g-d") in text, flag
+    first = inspect.getdoc(Settings).split("batch_number\n", 1)[1].strip().split(";")[0]
+    assert first.lower() in " ".join(text.replace("│", " ").split())
