@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal
@@ -169,10 +170,10 @@ def _log(quiet: bool) -> None:
     logging.getLogger("streamtrain").setLevel(logging.WARNING if quiet else logging.INFO)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; a user's mistake ends in one line and exit status 2."""
     try:
-        app()
+        app(sys.argv[1:] if arguments is None else arguments)
     except (InputError, FileNotFoundError) as error:
         print(f"streamtrain: {error}", file=sys.stderr)
         sys.exit(2)

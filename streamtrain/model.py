@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import pickle
 import textwrap
@@ -17,23 +16,12 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from streamtrain import atomic
+from streamtrain.celltypist_export import sgd_classifier, sklearn_rows, standard_scaler
 from streamtrain.errors import InputError, near
+from streamtrain.model_schema import DIMS, attributes, check_values, check_variables, names
 
 FORMAT = "streamtrain model"
 FORMAT_VERSION = 1
-
-_DIMS = {
-    "coef": ("cell_type", "gene"),
-    "intercept": ("cell_type",),
-    "mean": ("gene",),
-    "scale": ("gene",),
-    "var": ("gene",),
-    "coef_last": ("cell_type", "gene"),
-    "intercept_last": ("cell_type",),
-    "n_cells": ("cell_type",),
-}
-_OPTIONAL = ("coef_last", "intercept_last", "n_cells")
-_DESCRIPTION = ("date", "details", "url", "source", "version")
 
 
 class Model:
@@ -61,11 +49,11 @@ class Model:
     """
 
     def __init__(self, dataset: xr.Dataset) -> None:
-        _check_variables(dataset)
-        names = {dim: _names(dataset, dim) for dim in ("cell_type", "gene")}
-        self.dataset = dataset.assign_coords(names).compute().drop_encoding()
-        self.dataset.attrs = _attributes(dataset.attrs, len(names["cell_type"]))
-        _check_values(self.dataset)
+        check_variables(dataset)
+        coords = {dim: names(dataset, dim) for dim in ("cell_type", "gene")}
+        self.dataset = dataset.assign_coords(coords).compute().drop_encoding()
+        self.dataset.attrs = attributes(dataset.attrs, len(coords["cell_type"]))
+        check_values(self.dataset)
 
     @classmethod
     def build(
@@ -115,7 +103,7 @@ class Model:
         }
         coords = {"cell_type": list(cell_types), "gene": list(genes)}
         # Copies: scikit-learn and our solvers go on updating their arrays in place.
-        variables = {k: (_DIMS[k], np.array(v)) for k, v in arrays.items() if v is not None}
+        variables = {k: (DIMS[k], np.array(v)) for k, v in arrays.items() if v is not None}
         for name, (dims, values) in variables.items():
             shape = tuple(len(coords[d]) for d in dims)
             if values.shape != shape:
@@ -148,12 +136,12 @@ class Model:
     @property
     def coef_(self) -> NDArray[np.floating[Any]]:
         """Coefficients in scikit-learn's shape: (cell types, genes), or (1, genes) for two."""
-        return _sklearn_rows(self.dataset["coef"].to_numpy())
+        return sklearn_rows(self.dataset["coef"].to_numpy())
 
     @property
     def intercept_(self) -> NDArray[np.floating[Any]]:
         """Intercepts in scikit-learn's shape: (cell types,), or (1,) for two."""
-        return _sklearn_rows(self.dataset["intercept"].to_numpy())
+        return sklearn_rows(self.dataset["intercept"].to_numpy())
 
     @property
     def description(self) -> dict[str, Any]:
@@ -305,8 +293,8 @@ class Model:
         """
         atomic.check_output(path, overwrite, folder=False)
         exported = {
-            "Model": _sgd_classifier(self),
-            "Scaler_": _standard_scaler(self.dataset),
+            "Model": sgd_classifier(self),
+            "Scaler_": standard_scaler(self.dataset),
             "description": self.description,
         }
         with (
@@ -366,86 +354,6 @@ def _checksum(dataset: xr.Dataset) -> str:
     return digest.hexdigest()
 
 
-def _check_variables(dataset: xr.Dataset) -> None:
-    missing = [v for v in _DIMS if v not in dataset.data_vars and v not in _OPTIONAL]
-    missing += [c for c in ("cell_type", "gene") if c not in dataset.coords]
-    missing += [a for a in ("with_mean", "t") if a not in dataset.attrs]
-    if missing:
-        raise InputError(f"a model needs {', '.join(missing)}: the dataset has none")
-    if ("coef_last" in dataset) != ("intercept_last" in dataset):
-        raise InputError("coef_last and intercept_last must come together: one is missing")
-    for name, dims in _DIMS.items():
-        if name not in dataset:
-            continue
-        if dataset[name].dims != dims:
-            raise InputError(f"{name} has dimensions {dataset[name].dims}, not {dims}")
-        kinds, wanted = ("iu", "integer") if name == "n_cells" else ("f", "float")
-        if dataset[name].dtype.kind not in kinds:
-            raise InputError(f"{name} must be {wanted}, not {dataset[name].dtype}")
-
-
-def _check_values(dataset: xr.Dataset) -> None:
-    for name in _DIMS:
-        if name in dataset and not np.isfinite(dataset[name].to_numpy()).all():
-            raise InputError(f"{name} holds NaN or infinity: training diverged or input was broken")
-    if not (dataset["scale"].to_numpy() > 0).all():
-        raise InputError("scale must be above 0 for every gene (1 for a constant one)")
-    if dataset.sizes["cell_type"] != 2:
-        return
-    for name in ("coef", "intercept", "coef_last", "intercept_last"):
-        if name not in dataset:
-            continue
-        rows = dataset[name].to_numpy()
-        if not np.array_equal(rows[0], -rows[1]):
-            raise InputError(f"{name} of two cell types must have rows -w and w")
-
-
-def _names(dataset: xr.Dataset, dim: str) -> NDArray[np.object_]:
-    """Names along `dim` as Python strings, shape (n,), object: the one form kept in a model."""
-    names: NDArray[np.object_] = dataset[dim].to_numpy().astype(object)
-    what = dim.replace("_", " ")
-    wrong = [n for n in names if not isinstance(n, str)]
-    if wrong:
-        raise InputError(f"every {what} must be a string, not {wrong[0]!r}")
-    least = 2 if dim == "cell_type" else 1
-    if len(names) < least:
-        raise InputError(f"a model needs at least {least} {what}s, not {len(names)}")
-    seen: set[str] = set()
-    twice = [n for n in names if n in seen or seen.add(n)]  # type: ignore[func-returns-value]
-    if twice:
-        raise InputError(f"{what} {twice[0]!r} occurs more than once: names must be unique")
-    return np.array([str(n) for n in names], dtype=object)
-
-
-def _attributes(attrs: Mapping[Any, Any], n_types: int) -> dict[str, Any]:
-    """Attributes as they come back from a store, `description` with all of CellTypist's keys."""
-    plain: dict[str, Any] = {str(k): _plain(v) for k, v in attrs.items()}
-    for key in ("settings", "provenance", "description"):
-        if not isinstance(plain.setdefault(key, {}), dict):
-            raise InputError(f"{key} must be a dict, not {plain[key]!r}")
-    if not isinstance(plain["with_mean"], bool):
-        raise InputError(f"with_mean must be True or False, not {plain['with_mean']!r}")
-    if not isinstance(plain["t"], int | float) or not plain["t"] >= 1:
-        raise InputError(f"t must be a number of at least 1 (samples seen + 1), not {plain['t']!r}")
-    plain["t"] = float(plain["t"])
-    blank = dict.fromkeys(_DESCRIPTION, "")
-    plain["description"] = blank | plain["description"] | {"number_celltypes": n_types}
-    return plain
-
-
-def _plain(value: Any) -> Any:
-    """Word `value` in JSON's types; never fails, since it runs after hours of training."""
-    if isinstance(value, np.generic | np.ndarray):
-        value = value.tolist()
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)  # JSON has no infinity
-    return value if isinstance(value, str | bool | int | float | None) else str(value)
-
-
 def _some(names: NDArray[np.object_]) -> str:
     shown = list(names) if len(names) <= 3 else [*names[:2], "...", names[-1]]
     return ", ".join(shown)
@@ -455,57 +363,3 @@ def _two_rows(values: ArrayLike) -> NDArray[Any]:
     """Give a single row its mirror image before it: [w] -> [-w, w]."""
     array = np.asarray(values)
     return np.concatenate([-array, array]) if array.ndim and len(array) == 1 else array
-
-
-def _sklearn_rows(values: NDArray[Any]) -> NDArray[Any]:
-    return values[1:] if len(values) == 2 else values
-
-
-def _sgd_classifier(model: Model) -> Any:
-    """Make the scikit-learn classifier of a model, with copies of its arrays."""
-    from sklearn.linear_model import SGDClassifier
-
-    data = model.dataset
-    rows = {k: np.array(_sklearn_rows(data[k].to_numpy())) for k in _DIMS if k in data}
-    averaged = "coef_last" in rows
-    average = int(model.settings.get("average") or True) if averaged else False  # or from step n
-    classifier = SGDClassifier(loss="log_loss", average=average, **_sgd_settings(model.settings))
-    classifier.coef_, classifier.intercept_ = rows["coef"], rows["intercept"]
-    if averaged:  # scikit-learn's own names for the running average and what it averages
-        classifier._average_coef, classifier._average_intercept = rows["coef"], rows["intercept"]
-        classifier._standard_coef = rows["coef_last"]
-        classifier._standard_intercept = rows["intercept_last"]
-    classifier.classes_, classifier.features = model.classes_, model.features
-    classifier.n_features_in_ = len(model.features)
-    classifier.t_, classifier.n_iter_ = data.attrs["t"], 1
-    return classifier
-
-
-def _sgd_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep what `partial_fit` reads and scikit-learn accepts: ours may hold "auto" or new names."""
-    choices = {
-        "penalty": ("l2", "l1", "elasticnet"),
-        "learning_rate": ("optimal", "constant", "invscaling", "adaptive"),
-    }
-    kept = {k: settings[k] for k, allowed in choices.items() if settings.get(k) in allowed}
-    for name in ("alpha", "eta0", "power_t", "l1_ratio"):
-        value = settings.get(name)
-        if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
-            kept[name] = value
-    for name, kind in (("fit_intercept", bool), ("shuffle", bool), ("random_state", int)):
-        if type(settings.get(name)) is kind:
-            kept[name] = settings[name]
-    return kept
-
-
-def _standard_scaler(dataset: xr.Dataset) -> Any:
-    """Make the scikit-learn scaler; like a fitted one it keeps `mean_` with with_mean=False."""
-    from sklearn.preprocessing import StandardScaler
-
-    scaler = StandardScaler(with_mean=dataset.attrs["with_mean"])
-    for name in ("mean", "var", "scale"):
-        setattr(scaler, f"{name}_", np.array(dataset[name].to_numpy()))
-    scaler.n_features_in_ = dataset.sizes["gene"]
-    if "n_cells" in dataset:
-        scaler.n_samples_seen_ = np.int64(dataset["n_cells"].sum())
-    return scaler

@@ -108,9 +108,7 @@ def train(
             release_freed()
             expressed = np.flatnonzero(moments.nonzero)
             if len(expressed) < source.n_vars:
-                logger.info(
-                    "%d non-expressed genes are left out", source.n_vars - len(expressed)
-                )
+                logger.info("%d non-expressed genes are left out", source.n_vars - len(expressed))
             scale = standard_deviation(moments)
             scaler = Scaler(
                 moments.mean[expressed],

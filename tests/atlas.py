@@ -16,7 +16,8 @@ def counts(n_obs=600, n_vars=120, n_types=5, seed=0):
     share = np.array([1.0 / (k + 1) for k in range(n_types)])
     codes = rng.choice(n_types, n_obs, p=share / share.sum())
     codes[:n_types] = np.arange(n_types)
-    profile = rng.gamma(0.4, 2.0, n_vars) * np.exp(rng.normal(0, 0.8, (n_types, n_vars)))
+    fixed = np.random.default_rng(99)  # cells differ by seed, cell types do not
+    profile = fixed.gamma(0.4, 2.0, n_vars) * np.exp(fixed.normal(0, 0.8, (n_types, n_vars)))
     matrix = rng.poisson(profile[codes] * rng.lognormal(0, 0.3, (n_obs, 1))).astype(np.float64)
     matrix[:, 0] += 1
     matrix[:, 7] = 0

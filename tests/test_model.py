@@ -10,7 +10,7 @@ import xarray as xr
 from scipy import sparse
 from scipy.special import expit
 
-from streamtrain import atomic, model
+from streamtrain import atomic, celltypist_export, model
 from streamtrain.errors import InputError
 from streamtrain.model import Model
 
@@ -537,7 +537,7 @@ def test_export__settings_scikit_learn_would_refuse():
         "fit_intercept": 1,
         "epochs": 3,
     }
-    assert model._sgd_settings(settings) == {"random_state": 0, "shuffle": False}
+    assert celltypist_export._sgd_settings(settings) == {"random_state": 0, "shuffle": False}
 
 
 def test_export__overwrite(tmp_path):

@@ -114,9 +114,7 @@ def test_train__same_model_for_any_block(tmp_path, monkeypatch):
 
 def test_train__seed():
     adata = atlas.make()
-    a, b, c = (
-        streamtrain.train(adata, "cell_type", random_state=s, **SMALL) for s in (1, 1, 2)
-    )
+    a, b, c = (streamtrain.train(adata, "cell_type", random_state=s, **SMALL) for s in (1, 1, 2))
     equal(a, b)
     assert not np.array_equal(a.coef_, c.coef_)
 
@@ -257,9 +255,17 @@ BAD = {
         r"is not 10,000 in 1 cells of 600 \(cell 40 \('cell-40'\): ",
     ),
     "counts as log1p": (atlas.make, {"layer": "counts"}, "integers: for raw counts pass normalize"),
-    "log1p as counts": (atlas.make, {"normalize": "log1p"}, "is log1p-normalised to 10,000 already"),
+    "log1p as counts": (
+        atlas.make,
+        {"normalize": "log1p"},
+        "is log1p-normalised to 10,000 already",
+    ),
     "no such column": (atlas.make, {"labels": "celltype"}, "did you mean 'cell_type'"),
-    "one class": (lambda: relabel("B"), {}, "needs two cell types at least; 'cell_type' holds only"),
+    "one class": (
+        lambda: relabel("B"),
+        {},
+        "needs two cell types at least; 'cell_type' holds only",
+    ),
     "all missing": (lambda: relabel(np.nan), {"drop_unlabeled": True}, "holds none"),
     "labels too few": (atlas.make, {"labels": ["a", "b"]}, "got 2 labels for 600 cells"),
     "batch too large": (atlas.make, {"batch_size": 600}, "got 600 cells and batch_size=600: lower"),

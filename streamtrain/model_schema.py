@@ -1,0 +1,108 @@
+"""What a model's dataset must hold: names, dimensions, types and values, each checked here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from streamtrain.errors import InputError
+
+DIMS = {
+    "coef": ("cell_type", "gene"),
+    "intercept": ("cell_type",),
+    "mean": ("gene",),
+    "scale": ("gene",),
+    "var": ("gene",),
+    "coef_last": ("cell_type", "gene"),
+    "intercept_last": ("cell_type",),
+    "n_cells": ("cell_type",),
+}
+_OPTIONAL = ("coef_last", "intercept_last", "n_cells")
+_DESCRIPTION = ("date", "details", "url", "source", "version")
+
+
+def check_variables(dataset: xr.Dataset) -> None:
+    """Check that every variable, coordinate and attribute is there, with its dims and type."""
+    missing = [v for v in DIMS if v not in dataset.data_vars and v not in _OPTIONAL]
+    missing += [c for c in ("cell_type", "gene") if c not in dataset.coords]
+    missing += [a for a in ("with_mean", "t") if a not in dataset.attrs]
+    if missing:
+        raise InputError(f"a model needs {', '.join(missing)}: the dataset has none")
+    if ("coef_last" in dataset) != ("intercept_last" in dataset):
+        raise InputError("coef_last and intercept_last must come together: one is missing")
+    for name, dims in DIMS.items():
+        if name not in dataset:
+            continue
+        if dataset[name].dims != dims:
+            raise InputError(f"{name} has dimensions {dataset[name].dims}, not {dims}")
+        kinds, wanted = ("iu", "integer") if name == "n_cells" else ("f", "float")
+        if dataset[name].dtype.kind not in kinds:
+            raise InputError(f"{name} must be {wanted}, not {dataset[name].dtype}")
+
+
+def check_values(dataset: xr.Dataset) -> None:
+    """Check that the numbers can be those of a model."""
+    for name in DIMS:
+        if name in dataset and not np.isfinite(dataset[name].to_numpy()).all():
+            raise InputError(f"{name} holds NaN or infinity: training diverged or input was broken")
+    if not (dataset["scale"].to_numpy() > 0).all():
+        raise InputError("scale must be above 0 for every gene (1 for a constant one)")
+    if dataset.sizes["cell_type"] != 2:
+        return
+    for name in ("coef", "intercept", "coef_last", "intercept_last"):
+        if name not in dataset:
+            continue
+        rows = dataset[name].to_numpy()
+        if not np.array_equal(rows[0], -rows[1]):
+            raise InputError(f"{name} of two cell types must have rows -w and w")
+
+
+def names(dataset: xr.Dataset, dim: str) -> NDArray[np.object_]:
+    """Names along `dim` as Python strings, shape (n,), object: the one form kept in a model."""
+    names: NDArray[np.object_] = dataset[dim].to_numpy().astype(object)
+    what = dim.replace("_", " ")
+    wrong = [n for n in names if not isinstance(n, str)]
+    if wrong:
+        raise InputError(f"every {what} must be a string, not {wrong[0]!r}")
+    least = 2 if dim == "cell_type" else 1
+    if len(names) < least:
+        raise InputError(f"a model needs at least {least} {what}s, not {len(names)}")
+    seen: set[str] = set()
+    twice = [n for n in names if n in seen or seen.add(n)]  # type: ignore[func-returns-value]
+    if twice:
+        raise InputError(f"{what} {twice[0]!r} occurs more than once: names must be unique")
+    return np.array([str(n) for n in names], dtype=object)
+
+
+def attributes(attrs: Mapping[Any, Any], n_types: int) -> dict[str, Any]:
+    """Attributes as they come back from a store, `description` with all of CellTypist's keys."""
+    plain: dict[str, Any] = {str(k): _plain(v) for k, v in attrs.items()}
+    for key in ("settings", "provenance", "description"):
+        if not isinstance(plain.setdefault(key, {}), dict):
+            raise InputError(f"{key} must be a dict, not {plain[key]!r}")
+    if not isinstance(plain["with_mean"], bool):
+        raise InputError(f"with_mean must be True or False, not {plain['with_mean']!r}")
+    if not isinstance(plain["t"], int | float) or not plain["t"] >= 1:
+        raise InputError(f"t must be a number of at least 1 (samples seen + 1), not {plain['t']!r}")
+    plain["t"] = float(plain["t"])
+    blank = dict.fromkeys(_DESCRIPTION, "")
+    plain["description"] = blank | plain["description"] | {"number_celltypes": n_types}
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    """Word `value` in JSON's types; never fails, since it runs after hours of training."""
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no infinity
+    return value if isinstance(value, str | bool | int | float | None) else str(value)
