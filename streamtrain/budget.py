@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-import os
 import re
-from numbers import Integral
 
 import psutil
 
@@ -42,16 +40,6 @@ def format_bytes(n: float) -> str:
             return f"{n:.0f} {unit}" if unit == "bytes" else f"{n:.3g} {unit}"
         n /= 1000
     return f"{n:.3g} TB"
-
-
-def n_threads(n_jobs: int | None) -> int:
-    """Threads to use: all CPUs that this process may run on for None and -1."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if n_jobs is None or n_jobs == -1:
-        return available or 1
-    if not isinstance(n_jobs, Integral) or isinstance(n_jobs, bool) or n_jobs < 1:
-        raise InputError(f"n_jobs must be a positive number of CPUs, or -1 for all; got {n_jobs!r}")
-    return int(n_jobs)
 
 
 def release_freed() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import pandas as pd
 
@@ -14,6 +15,9 @@ from streamtrain.predict import predict
 from streamtrain.simulate import simulate
 from streamtrain.sources import open_source
 from streamtrain.train import train
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def demo(folder: Path, *, overwrite: bool = False) -> Iterator[str]:
@@ -56,7 +60,8 @@ def demo(folder: Path, *, overwrite: bool = False) -> Iterator[str]:
     source = open_source(atlas)
     truth = source.obs("cell_type")[source.obs("donor_id").isin(held_out)]
     evaluation = evaluate(truth, pd.read_parquet(table)["predicted_labels"])
-    save_figure(confusion_matrix(evaluation).get_figure(root=True), picture, overwrite=overwrite)
+    figure = cast("Figure", confusion_matrix(evaluation).figure)
+    save_figure(figure, picture, overwrite=overwrite)
 
     yield ""
     yield evaluation.to_table()

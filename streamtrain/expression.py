@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from concurrent.futures import Executor
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from streamtrain.errors import InputError
 from streamtrain.kernels import expression as kernel
 from streamtrain.rows import Rows
-from streamtrain.scaling import split
+from streamtrain.threads import Threads
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +44,8 @@ class Expression:
         Of the values that leave: float32 or float64.
     cell, gene
         Give the name of a cell by its position in the stream, and of a gene by its position.
-    executor, n_threads
-        Threads that share the cells of a block.
+    threads
+        They share the cells of a block.
     """
 
     def __init__(
@@ -58,13 +57,12 @@ class Expression:
         dtype: Any,
         cell: Callable[[int], str],
         gene: Callable[[int], str],
-        executor: Executor,
-        n_threads: int,
+        threads: Threads,
     ) -> None:
         self.name, self.normalize, self.check = name, normalize, check
         self.dtype = np.dtype(dtype)
         self._cell, self._gene = cell, gene
-        self._executor, self._n_threads = executor, n_threads
+        self._threads = threads
         self._seen = self._off = self._fractions = self._empty = 0
         self._examples: list[str] = []
         self._off_whole = True  # whether all cells whose sum is off hold integers
@@ -79,7 +77,7 @@ class Expression:
         sums = np.zeros(rows.n_obs)
         flags = np.zeros(rows.n_obs, np.uint8)
         exponentiate = self.normalize is None
-        self._over_rows(
+        self._threads.share(
             rows.n_obs,
             lambda lo, hi: kernel.inspect_rows(data, indptr, exponentiate, lo, hi, sums, flags),
         )
@@ -92,17 +90,13 @@ class Expression:
         else:
             self._note_fractions(rows, position, flags)
             values = np.zeros(len(data), self.dtype)
-            self._over_rows(
+            self._threads.share(
                 rows.n_obs,
                 lambda lo, hi: kernel.normalize_log1p(
                     data, indptr, sums, TARGET_SUM, lo, hi, values
                 ),
             )
         return _without_zeros(Rows(values, rows.indices, indptr, rows.n_vars, rows.codes))
-
-    def _over_rows(self, n: int, work: Callable[[int, int], None]) -> None:
-        for future in [self._executor.submit(work, *span) for span in split(n, self._n_threads)]:
-            future.result()
 
     def _refuse_values(self, rows: Rows, position: int, flags: NDArray[np.uint8]) -> None:
         for flag, fault, remedy in (

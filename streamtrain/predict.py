@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from streamtrain.atomic import check_output, replacing
-from streamtrain.budget import n_threads, parse_bytes
+from streamtrain.budget import parse_bytes
 from streamtrain.cells import name_cell, select_rows
 from streamtrain.errors import InputError
 from streamtrain.expression import Expression, Normalize
@@ -24,10 +23,11 @@ from streamtrain.kernels import predict as kernel
 from streamtrain.model import Model
 from streamtrain.progress import counted
 from streamtrain.rows import Rows
-from streamtrain.scaling import Scaler, split
+from streamtrain.scaling import Scaler
 from streamtrain.sources import open_source
 from streamtrain.sources.base import Source
 from streamtrain.streaming import sweep
+from streamtrain.threads import Threads
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Scorer:
     """
 
     def __init__(
-        self, model: Model, genes: NDArray[np.object_], name: str, executor: Executor, threads: int
+        self, model: Model, genes: NDArray[np.object_], name: str, threads: Threads
     ) -> None:
         at = pd.Index(genes).get_indexer(pd.Index(model.features))
         shared = np.flatnonzero(at >= 0)
@@ -89,21 +89,18 @@ class Scorer:
         coef = data["coef"].to_numpy()[:, shared].astype(np.float64)
         self._weights = np.ascontiguousarray(coef.T)
         self._constant = data["intercept"].to_numpy().astype(np.float64) - coef @ self._scale.shift
-        self._executor, self._threads = executor, threads
+        self._threads = threads
 
     def __call__(self, rows: Rows) -> NDArray[np.float64]:
         """Scores, shape (n_obs, n_classes), of normalised cells."""
         cells = self._scale(rows).rows
         out = np.empty((cells.n_obs, len(self._constant)))
-        done = [
-            self._executor.submit(
-                kernel.scores,
-                cells.data, cells.indices, cells.indptr, self._weights, self._constant, *span, out,
-            )
-            for span in split(cells.n_obs, self._threads)
-        ]  # fmt: skip
-        for future in done:
-            future.result()
+        self._threads.share(
+            cells.n_obs,
+            lambda lo, hi: kernel.scores(
+                cells.data, cells.indices, cells.indptr, self._weights, self._constant, lo, hi, out
+            ),
+        )
         return out
 
 
@@ -175,7 +172,7 @@ def predict(
         raise InputError(f"p_thres must be a probability; got {p_thres!r}")
     sink: AbstractContextManager[_Sink] = _open_sink(out, overwrite)
     model = model if isinstance(model, Model) else Model.load(model)
-    budget, threads = parse_bytes(memory), n_threads(n_jobs)
+    budget = parse_bytes(memory)
     with (
         closing(
             open_source(
@@ -183,11 +180,11 @@ def predict(
                 memory=budget // 4, scratch=scratch,
             )
         ) as source,
-        ThreadPoolExecutor(threads, "streamtrain") as executor,
+        Threads(n_jobs) as threads,
     ):  # fmt: skip
         rows = select_rows(source, where)
         n_obs = source.n_obs if rows is None else len(rows)
-        scorer = Scorer(model, source.genes, source.name, executor, threads)
+        scorer = Scorer(model, source.genes, source.name, threads)
         expression = Expression(
             source.name,
             normalize=normalize,
@@ -195,8 +192,7 @@ def predict(
             dtype=np.float64,
             cell=lambda position: name_cell(source, rows, position),
             gene=lambda position: str(source.genes[position]),
-            executor=executor,
-            n_threads=threads,
+            threads=threads,
         )
         block = _block(budget, model, source)
         with sink as table:
@@ -221,7 +217,9 @@ def annotate(
     with np.errstate(over="ignore"):  # exp(-score) of a hopeless score is inf, its probability 0
         probability = 1 / (1 + np.exp(-scores))
     if mode == "best match":
-        labels = pd.Categorical.from_codes(scores.argmax(axis=1), categories=list(cell_types))
+        labels: Any = pd.Categorical.from_codes(
+            scores.argmax(axis=1), categories=pd.Index(cell_types)
+        )
     else:
         joined = ["|".join(cell_types[row]) or UNASSIGNED for row in probability > p_thres]
         labels = np.array(joined, dtype=object)

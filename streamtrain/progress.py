@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 @contextmanager
-def stage(name: str, total: int, unit: str = " cells", *, show: bool) -> Iterator[tqdm[None]]:
+def stage(name: str, total: int, unit: str = " cells", *, show: bool) -> Iterator[Any]:
     """Count towards `total` with rate and time left; nothing is shown in the first two seconds."""
     log = not sys.stderr.isatty()
     with tqdm(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from streamtrain.kernels import moments as kernel
 from streamtrain.rows import Rows
+from streamtrain.threads import Threads
 
 CLIP = 10.0  # CellTypist's upper bound on a scaled value
 
@@ -80,10 +80,8 @@ class MomentsPass:
 
     BLOCK = 4096
 
-    def __init__(self, n_vars: int, executor: Executor, n_threads: int) -> None:
-        self._executor = executor
-        edges = np.linspace(0, n_vars, n_threads + 1).astype(int)
-        self._spans = list(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
+    def __init__(self, n_vars: int, threads: Threads) -> None:
+        self._threads = threads
         self._total = RunningMoments.empty(n_vars)
         self._restart()
 
@@ -101,20 +99,17 @@ class MomentsPass:
         start = 0
         while start < rows.n_obs:
             stop = min(rows.n_obs, start + self.BLOCK - self._n)
-            done = [
-                self._executor.submit(
-                    kernel.welford,
-                    rows.data, rows.indices, rows.indptr, start, stop, lo, hi, *self._block,
-                )
-                for lo, hi in self._spans
-            ]  # fmt: skip
-            for future in done:
-                future.result()
+            self._threads.share(rows.n_vars, partial(self._take, rows, start, stop))
             self._n += stop - start
             if self._n == self.BLOCK:
                 self._total += RunningMoments.of_sparse(self._n, *self._block)
                 self._restart()
             start = stop
+
+    def _take(self, rows: Rows, start: int, stop: int, first_gene: int, stop_gene: int) -> None:
+        kernel.welford(
+            rows.data, rows.indices, rows.indptr, start, stop, first_gene, stop_gene, *self._block
+        )
 
     def result(self) -> RunningMoments:
         """Moments of all cells taken so far."""
@@ -198,9 +193,3 @@ class Scaler:
         n = indptr[-1]
         scaled = Rows(data[:n], indices[:n], indptr, len(self.scale), rows.codes)
         return Scaled(scaled, dots)
-
-
-def split(n: int, parts: int) -> Iterator[tuple[int, int]]:
-    """Cut range(n) into at most `parts` even pieces, none of them empty."""
-    edges = np.linspace(0, n, min(parts, n) + 1).astype(int)
-    return zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import platform
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing
 from datetime import datetime
 from importlib.metadata import version
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamtrain.batches import batches
-from streamtrain.budget import format_bytes, n_threads, parse_bytes, release_freed
+from streamtrain.budget import format_bytes, parse_bytes, release_freed
 from streamtrain.cells import Cells, Labels, labelled_cells, name_cell
 from streamtrain.config import Settings, takes_settings
 from streamtrain.errors import InputError
@@ -30,6 +29,7 @@ from streamtrain.sources import open_source
 from streamtrain.sources.base import Source
 from streamtrain.spill import Spill
 from streamtrain.streaming import sweep
+from streamtrain.threads import Threads
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def train(
     config = Settings.from_keywords(settings)
     if X is None or labels is None:
         raise InputError("train() needs both X and labels")
-    budget, threads = parse_bytes(config.memory), n_threads(config.n_jobs)
+    budget = parse_bytes(config.memory)
     with (
         closing(
             open_source(
@@ -90,7 +90,7 @@ def train(
                 memory=budget // 4, scratch=config.scratch,
             )
         ) as source,
-        ThreadPoolExecutor(threads, "streamtrain") as executor,
+        Threads(config.n_jobs) as threads,
     ):  # fmt: skip
         cells = labelled_cells(
             source, labels, where=config.where, drop_unlabeled=config.drop_unlabeled
@@ -103,7 +103,7 @@ def train(
         )  # fmt: skip
         with Spill(source.n_vars, config.dtype, config.scratch) as spill:
             moments, record = _first_pass(
-                source, cells, plan, spill, config, room, executor, threads, progress
+                source, cells, plan, spill, config, room, threads, progress
             )
             release_freed()
             expressed = np.flatnonzero(moments.nonzero)
@@ -117,8 +117,8 @@ def train(
                 with_mean=config.with_mean,
                 dtype=config.dtype,
             )
-            solver = _solver(config, len(cells.classes), scaler, source, executor, threads)
-            window = _window(room, spill, plan, config)
+            solver = _solver(config, len(cells.classes), scaler, source, threads)
+            window = _window(room, spill, config)
             total = plan.epochs * plan.epoch_size
             with stage("Training", total, show=progress) as bar:
                 for batch in batches(plan, spill, record, cells.codes, scaler, window):
@@ -157,8 +157,7 @@ def _first_pass(
     spill: Spill,
     config: Settings,
     room: int,
-    executor: Executor,
-    threads: int,
+    threads: Threads,
     progress: bool,
 ) -> tuple[RunningMoments, Callable[[NDArray[np.int64]], NDArray[np.int64]]]:
     """Read every cell once: checks, moments, and the cells that any epoch draws onto scratch.
@@ -172,10 +171,9 @@ def _first_pass(
         dtype=config.dtype,
         cell=lambda position: name_cell(source, cells.rows, position),
         gene=lambda position: str(source.genes[position]),
-        executor=executor,
-        n_threads=threads,
+        threads=threads,
     )
-    moments = MomentsPass(source.n_vars, executor, threads)
+    moments = MomentsPass(source.n_vars, threads)
     drawn = plan.ever_drawn()
     # Alive at a time: the block at hand and the next, each as stored and as read, the normalised
     # values and the spilled copy.
@@ -206,8 +204,7 @@ def _solver(
     n_classes: int,
     scaler: Scaler,
     source: Source,
-    executor: Executor,
-    threads: int,
+    threads: Threads,
 ) -> SGD:
     sparse = source.is_sparse and not config.with_mean
     return SGD(
@@ -217,8 +214,7 @@ def _solver(
         average=config.average,
         intercept_rate=(SPARSE_INTERCEPT_RATE if sparse else 1.0) * config.fit_intercept,
         dtype=config.dtype,
-        executor=executor,
-        n_threads=threads,
+        threads=threads,
     )
 
 
@@ -241,7 +237,7 @@ def _room(budget: int, source: Source, cells: Cells, plan: Plan, config: Setting
     return budget - fixed
 
 
-def _window(room: int, spill: Spill, plan: Plan, config: Settings) -> int:
+def _window(room: int, spill: Spill, config: Settings) -> int:
     """Bytes of one window of gathered cells.
 
     Two windows are alive beside three scaled batches and what the gathering holds in between.
@@ -268,13 +264,17 @@ def _model(
     scale: NDArray[np.float64],
     expressed: NDArray[np.int64],
 ) -> Model:
-    averaged = state.average_coef is not None
     now = datetime.now()
+    weights: dict[str, Any] = {"coef": state.coef, "intercept": state.intercept}
+    if state.average_coef is not None:
+        weights = {
+            "coef": state.average_coef,
+            "intercept": state.average_intercept,
+            "coef_last": state.coef,
+            "intercept_last": state.intercept,
+        }
     return Model.build(
-        coef=state.average_coef if averaged else state.coef,
-        intercept=state.average_intercept if averaged else state.intercept,
-        coef_last=state.coef if averaged else None,
-        intercept_last=state.intercept if averaged else None,
+        **weights,
         cell_types=cells.classes,
         genes=source.genes[expressed],
         mean=moments.mean[expressed],

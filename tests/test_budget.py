@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamtrain.budget import format_bytes, n_threads, parse_bytes
+from streamtrain.budget import format_bytes, parse_bytes
 from streamtrain.errors import InputError
+from streamtrain.threads import n_threads
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """The expression checks and the log1p normalisation, against NumPy and scanpy."""
 
 import logging
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from streamtrain.errors import InputError
 from streamtrain.expression import Expression
 from streamtrain.kernels import expression as kernel
 from streamtrain.rows import Rows
+from streamtrain.threads import Threads
 
 DTYPES = (np.float32, np.float64, np.int32, np.uint16)
 
@@ -44,11 +44,11 @@ def log1p_of(values, dtype=np.float64):
 
 def run(blocks, *, normalize=None, check="sum", dtype=np.float32, n_threads=2, finish=True):
     """Pass blocks (matrices or Rows) through Expression; returns what leaves, joined, dense."""
-    with ThreadPoolExecutor(n_threads) as executor:
+    with Threads(n_threads) as threads:
         expression = Expression(
             "atlas.h5ad", normalize=normalize, check=check, dtype=dtype,
             cell=lambda i: f"cell {i} ('c{i}')", gene=lambda j: f"G{j}",
-            executor=executor, n_threads=n_threads,
+            threads=threads,
         )  # fmt: skip
         out, position = [], 0
         for block in blocks:
@@ -214,10 +214,10 @@ def test_expression__explicit_zeros_leave():
     padded = rows_of(dense)
     padded.data[padded.data == 99] = 0
     assert len(padded.data) > len(rows.data)
-    with ThreadPoolExecutor(1) as executor:
+    with Threads(1) as threads:
         expression = Expression(
             "x", normalize=None, check="sum", dtype=np.float64, cell=str, gene=str,
-            executor=executor, n_threads=1,
+            threads=threads,
         )  # fmt: skip
         codes = np.arange(60, dtype=np.int32)
         found = expression(padded.with_codes(codes), 0)

@@ -23,11 +23,11 @@ PACKAGE = Path(streamtrain.__file__).parent
 # place here; the longest prefix counts.
 LAYERS = [
     ("errors", "kernels"),
-    ("atomic", "budget", "config", "progress", "rows"),
+    ("atomic", "budget", "config", "progress", "rows", "threads"),
     ("scaling", "sampling", "expression"),
     ("sources", "decode"),
     ("cells", "spill", "streaming", "batches"),
-    ("solvers", "model", "gpu"),
+    ("solvers", "model", "model_schema", "celltypist_export", "gpu"),
     ("train", "predict", "evaluate", "plot", "simulate", "cluster", "convert", "selection"),
     ("demo", "cli", "__main__", ""),
 ]

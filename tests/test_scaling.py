@@ -1,7 +1,5 @@
 """Running moments and the sparse scaling, against NumPy and scikit-learn's StandardScaler."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -11,9 +9,8 @@ from sklearn.preprocessing import StandardScaler
 
 from streamtrain.kernels import moments as kernel
 from streamtrain.rows import Rows
-from streamtrain.scaling import MomentsPass, RunningMoments, Scaler, split, standard_deviation
-
-POOL = ThreadPoolExecutor(3)
+from streamtrain.scaling import MomentsPass, RunningMoments, Scaler, standard_deviation
+from streamtrain.threads import Threads, spans
 
 
 def rows_of(matrix):
@@ -33,11 +30,12 @@ def matrix(n_obs=90, n_vars=23, seed=0, dtype=np.float64):
 
 def moments_of(blocks, n_vars, n_threads=1, block=MomentsPass.BLOCK):
     """Feed matrices or Rows to a MomentsPass."""
-    stream = MomentsPass(n_vars, POOL, n_threads)
-    stream.BLOCK = block
-    for rows in blocks:
-        stream.update(rows if isinstance(rows, Rows) else rows_of(rows))
-    return stream.result()
+    with Threads(n_threads) as threads:
+        stream = MomentsPass(n_vars, threads)
+        stream.BLOCK = block
+        for rows in blocks:
+            stream.update(rows if isinstance(rows, Rows) else rows_of(rows))
+        return stream.result()
 
 
 def assert_same(a, b):
@@ -110,7 +108,7 @@ def test_moments__real_blocks_in_slices():
 
 def test_moments__result_may_be_asked_midway():
     dense = matrix()
-    stream = MomentsPass(23, POOL, 2)
+    stream = MomentsPass(23, Threads(2))
     stream.update(rows_of(dense[:31]))
     np.testing.assert_allclose(stream.result().mean, dense[:31].mean(0), rtol=1e-13)
     assert_same(stream.result(), stream.result())
@@ -255,7 +253,7 @@ def test_scaler__no_entries(shape):
 
 @given(st.integers(0, 100), st.integers(1, 100))
 def test_split__covers_once(n, parts):
-    pieces = list(split(n, parts))
+    pieces = list(spans(n, parts))
     assert [i for lo, hi in pieces for i in range(lo, hi)] == list(range(n))
     assert len(pieces) == min(n, parts) or (n == 0 and not pieces)
     sizes = [hi - lo for lo, hi in pieces]

@@ -1,7 +1,5 @@
 """The SGD solver against scikit-learn's dense partial_fit on the same cells in the same order."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -12,6 +10,7 @@ from streamtrain.errors import InputError
 from streamtrain.rows import Rows
 from streamtrain.scaling import Scaler
 from streamtrain.solvers.sgd import SGD, SPARSE_INTERCEPT_RATE, Schedule
+from streamtrain.threads import Threads
 
 
 def expression(n_obs, n_vars, n_classes, seed=0):
@@ -45,9 +44,9 @@ def ours(batches, n_classes, shift, *, n_threads=1, state=None, dtype=np.float64
     schedule = Schedule(
         **{k: options.pop(k) for k in ("alpha", "learning_rate", "eta0") if k in options}
     )
-    with ThreadPoolExecutor(n_threads) as executor:
+    with Threads(n_threads) as threads:
         solver = SGD(
-            n_classes, shift, schedule, dtype=dtype, executor=executor, n_threads=n_threads,
+            n_classes, shift, schedule, dtype=dtype, threads=threads,
             state=state, **options,
         )  # fmt: skip
         for batch in batches:

@@ -297,7 +297,7 @@ def test_train__unknown_keyword():
 
 
 def test_train__missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match="atlas.h5ad"):
+    with pytest.raises(FileNotFoundError, match=r"atlas\.h5ad"):
         streamtrain.train(tmp_path / "atlas.h5ad", "cell_type")
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numba
-from numba.core import config
+
+config: Any = numba.config
 
 
 def _private_dir() -> str | None:

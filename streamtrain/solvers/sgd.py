@@ -7,7 +7,6 @@ dense scaled cells in the same order, to rounding.
 from __future__ import annotations
 
 import math
-from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -16,7 +15,8 @@ from numpy.typing import NDArray
 
 from streamtrain.errors import InputError
 from streamtrain.kernels import sgd as kernel
-from streamtrain.scaling import Scaled, split
+from streamtrain.scaling import Scaled
+from streamtrain.threads import Threads, spans
 
 LearningRate = Literal["optimal", "constant", "invscaling"]
 SPARSE_INTERCEPT_RATE = 0.01  # of the intercept's step on sparse input, scikit-learn's
@@ -37,13 +37,13 @@ class Schedule:
 
     def steps(self, t: float, n: int) -> NDArray[np.float64]:
         """Step sizes of the steps t, t + 1, ..., t + n - 1."""
-        count = t + np.arange(n)
+        count = t + np.arange(n, dtype=np.float64)
         if self.learning_rate == "optimal":
             t0 = 1 / (math.sqrt(1 / math.sqrt(self.alpha)) * self.alpha)
             return 1 / (self.alpha * (t0 + count - 1))
         if self.learning_rate == "constant":
             return np.full(n, self.eta0)
-        return self.eta0 / count**self.power_t
+        return self.eta0 / np.power(count, self.power_t)
 
     def decays(self, steps: NDArray[np.float64]) -> NDArray[np.float64]:
         """Factors of the weights before each step."""
@@ -121,8 +121,8 @@ class SGD:
         centring, or 0 for no intercept.
     dtype
         Of the weights: float32 or float64. Sums over genes are float64 in both.
-    executor, n_threads
-        Threads share the classes; their number does not change the result.
+    threads
+        They share the classes; their number does not change the result.
     state
         Where to continue from.
     """
@@ -136,14 +136,13 @@ class SGD:
         average: bool | int = False,
         intercept_rate: float = 1.0,
         dtype: Any = np.float32,
-        executor: Executor,
-        n_threads: int,
+        threads: Threads,
         state: State | None = None,
     ) -> None:
         self.schedule, self.average, self.intercept_rate = schedule, int(average), intercept_rate
         self._shift = np.asarray(shift, np.float64)
         self._shift_norm = float(self._shift @ self._shift)
-        self._executor = executor
+        self._threads = threads
         self._binary = n_classes == 2
         columns = 1 if self._binary else n_classes
         if state is None:
@@ -156,7 +155,7 @@ class SGD:
             )
         self.t_ = state.t
         self._stripes = []
-        for lo, hi in split(columns, n_threads):
+        for lo, hi in spans(columns, threads.n):
             part = State(
                 state.coef[lo:hi].astype(dtype),
                 state.intercept[lo:hi],
@@ -185,17 +184,14 @@ class SGD:
         decay = self.schedule.decays(eta)
         averaged = self.t_ + np.arange(rows.n_obs) >= max(1, self.average)
         # With two classes the one column stands for the second.
-        done = [
-            self._executor.submit(
-                kernel.sgd,
+        self._threads.each(
+            lambda s: kernel.sgd(
                 rows.data, rows.indices, rows.indptr, cells.dots, rows.codes,
                 s.first + self._binary, eta, decay, averaged, self._shift_norm,
                 self.intercept_rate, s.scalars, s.U, s.c, s.q, s.b, s.A, s.ac, s.ab,
-            )
-            for s in self._stripes
-        ]  # fmt: skip
-        for future in done:
-            future.result()
+            ),
+            self._stripes,
+        )  # fmt: skip
         if not all(np.isfinite(s.b).all() and np.isfinite(s.q).all() for s in self._stripes):
             raise InputError(
                 "the weights overflowed: lower the step (eta0) or raise alpha; "
@@ -221,4 +217,5 @@ class SGD:
     def nbytes(n_genes: int, n_classes: int, dtype: Any, average: bool | int) -> int:
         """Bytes that training needs, the export at the end included."""
         weights = n_genes * (1 if n_classes == 2 else n_classes)
-        return weights * (np.dtype(dtype).itemsize * (3 if average else 2) + 8)
+        copies = 3 if average else 2  # W, its running sum, and what is exported
+        return weights * (int(np.dtype(dtype).itemsize) * copies + 16)

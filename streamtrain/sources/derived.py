@@ -115,7 +115,7 @@ class SlicedMatrix:
                 with reading(self.name):
                     # One chunk on this thread: the reader above owns the thread budget.
                     part = self._array.blocks[i, j].compute(scheduler="synchronous")
-                if sp.issparse(part):
+                if bool(sp.issparse(part)):
                     parts.append(sp.csr_matrix(part, dtype=self.dtype))
                 else:
                     parts.append(_as_scipy(sparsify(np.asarray(part), self.dtype)))

@@ -66,7 +66,7 @@ def as_matrix(
     InputError
         For any other type.
     """
-    if sp.issparse(X) and X.format in ("csr", "csc"):
+    if bool(sp.issparse(X)) and X.format in ("csr", "csc"):
         # scipy allows spare room behind the last entry
         nnz = int(X.indptr[-1])
         parts = X.data[:nnz], X.indices[:nnz], X.indptr
