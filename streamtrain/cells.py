@@ -74,6 +74,7 @@ def labelled_cells(
     ----------
     labels
         Name of an obs column, or one label a cell: a list-like, or a text file of one a line.
+        An empty text counts as missing.
 
     Raises
     ------
@@ -90,6 +91,8 @@ def labelled_cells(
     if rows is not None:
         series = series.iloc[rows]
     missing = np.asarray(series.isna())
+    if not pd.api.types.is_numeric_dtype(series.dtype):
+        missing = missing | np.asarray(series == "")
     if missing.any():
         if not drop_unlabeled:
             raise InputError(
@@ -127,13 +130,28 @@ def _labels(source: Source, labels: Labels) -> pd.Series[Any]:
                 f"labels must be a text file in UTF-8; {str(labels)!r}: {error}: convert it"
             ) from error
         return pd.Series([line or None for line in lines], dtype=object).astype("category")
-    if isinstance(labels, (pd.Series, pd.Index)):
-        return pd.Series(labels).reset_index(drop=True)
+    if isinstance(labels, pd.Series):
+        _check_order(source, labels)
+        return labels.reset_index(drop=True)
+    if isinstance(labels, pd.Index):
+        return pd.Series(labels)
     shape = np.shape(labels)
     if len(shape) != 1:
         raise InputError(f"labels must be a list of one label a cell; got shape {shape}")
     # NumPy would write the NaN of a list of text as 'nan', a label like any other.
     return pd.Series(labels if isinstance(labels, np.ndarray) else list(labels))
+
+
+def _check_order(source: Source, labels: pd.Series[Any]) -> None:
+    """Labels go by position; refuse a Series that names the same cells in another order."""
+    if labels.index.dtype.kind != "O" or len(labels) != source.n_obs:
+        return
+    names = pd.Index(source.obs_names(0, source.n_obs))
+    if not names.equals(labels.index) and names.isin(labels.index).all():
+        raise InputError(
+            f"labels name the cells of {source.name} in another order: pass them in the order of "
+            "obs_names (labels.loc[adata.obs_names]), or their values alone"
+        )
 
 
 def _word(labels: Labels) -> str:

@@ -15,22 +15,23 @@ from streamtrain.errors import InputError, near
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# Arguments of celltypist.train and of scikit-learn's estimators that this version does not take.
-_NOT_YET = {
-    "C": "the logistic solver",
-    "solver": "the logistic solver",
-    "max_iter": "the logistic solver and SGD without mini-batches",
-    "tol": "the logistic solver and SGD without mini-batches",
-    "use_GPU": "GPU training",
-    "feature_selection": "feature selection",
-    "top_genes": "feature selection",
-    "transpose_input": "gene-by-cell input",
-    "class_weight": "class weights (balance_cell_type=True balances the batches)",
-    "penalty": "penalties other than l2",
-    "l1_ratio": "penalties other than l2",
-    "loss": "losses other than the logistic one",
-    "early_stopping": "early stopping",
-    "n_iter_no_change": "early stopping",
+# Arguments of celltypist.train and of scikit-learn's estimators that this version does not take:
+# their defaults, which change nothing, and what it lacks.
+_NOT_YET: dict[str, tuple[Any, str]] = {
+    "C": (1.0, "logistic solver"),
+    "solver": (None, "logistic solver"),
+    "max_iter": (None, "logistic solver, nor SGD without mini-batches"),
+    "tol": (1e-3, "logistic solver, nor SGD without mini-batches"),
+    "use_GPU": (False, "GPU training"),
+    "feature_selection": (False, "feature selection"),
+    "top_genes": (300, "feature selection"),
+    "transpose_input": (False, "gene-by-cell input"),
+    "class_weight": (None, "class weights (balance_cell_type=True balances the batches)"),
+    "penalty": ("l2", "penalty other than l2"),
+    "l1_ratio": (0.15, "penalty other than l2"),
+    "loss": ("log_loss", "loss other than the logistic one"),
+    "early_stopping": (False, "early stopping"),
+    "n_iter_no_change": (5, "early stopping"),
 }
 
 
@@ -145,6 +146,10 @@ class Settings:
             raise InputError(
                 "this version trains by mini-batch SGD alone: leave use_SGD and mini_batch True"
             )
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(field.default, bool) and field.name != "average":
+                _choose(field.name, value, (True, False))
         for name in ("batch_number", "batch_size", "epochs"):
             _require(name, getattr(self, name), 1, whole=True)
         _require("random_state", self.random_state, 0, whole=True)
@@ -172,17 +177,20 @@ class Settings:
         TypeError
             For a keyword that does not exist, with the nearest that does.
         InputError
-            For one of CellTypist's that this version does not take, or a value out of range.
+            For one of CellTypist's that this version does not take, unless at its default, or for
+            a value out of range.
         """
         names = [f.name for f in fields(cls)]
-        for name in keywords:
-            if name in _NOT_YET:
-                raise InputError(
-                    f"{name} is not available yet: this version has no {_NOT_YET[name]}"
-                )
-            if name not in names:
+        taken = {}
+        for name, value in keywords.items():
+            default, lacking = _NOT_YET.get(name, (None, None))
+            if lacking and value != default:
+                raise InputError(f"{name} is not available yet: this version has no {lacking}")
+            if not lacking and name not in names:
                 raise TypeError(f"train() has no argument {name!r}: {near(name, names)}")
-        return cls(**keywords)
+            if not lacking:
+                taken[name] = value
+        return cls(**taken)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values."""

@@ -176,7 +176,7 @@ def test_labels__drop_unlabeled_drops_none_where_all_are():
 
 
 def test_labels__text_that_reads_like_missing_is_a_label():
-    values = ["nan", "None", "", "NA", "nan", "a", "b", "c"]
+    values = ["nan", "None", "-", "NA", "nan", "a", "b", "c"]
     assert_cells(cells_of(values), values)
 
 
@@ -297,3 +297,19 @@ def test_name_cell__by_place_in_the_stream():
     s = source()
     assert name_cell(s, None, 3) == "cell 3 ('c3')"
     assert name_cell(s, np.array([2, 5, 7]), 1) == "cell 5 ('c5')"
+
+
+@pytest.mark.parametrize("kind", [list, np.array, lambda v: pd.Series(v).astype("category")])
+def test_labels__empty_text_is_missing(kind):
+    labels = kind(["", *TYPES[1:7], ""])
+    with pytest.raises(InputError, match="2 of 8 cells have no label in labels"):
+        cells_of(labels)
+    assert_cells(cells_of(labels, drop=True), TYPES[1:7], rows=list(range(1, 7)))
+
+
+def test_labels__series_goes_by_position_unless_it_names_the_cells_in_another_order():
+    named = pd.Series(TYPES, index=[f"c{i}" for i in range(N)])
+    with pytest.raises(InputError, match="name the cells of AnnData in another order"):
+        cells_of(named.iloc[::-1])
+    assert_cells(cells_of(named), TYPES)
+    assert_cells(cells_of(named.iloc[::-1].reset_index(drop=True)), TYPES[::-1])

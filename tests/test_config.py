@@ -83,10 +83,19 @@ def test_settings__unknown_keyword(name, near):
 
 @pytest.mark.parametrize("name", sorted(config._NOT_YET))
 def test_settings__not_yet(name):
-    words = f"{name} is not available yet: this version has no {config._NOT_YET[name]}"
+    default, lacking = config._NOT_YET[name]
+    words = f"{name} is not available yet: this version has no {lacking}"
     assert name not in NAMES
     with pytest.raises(InputError, match=re.escape(words)):
-        Settings.from_keywords({name: None})
+        Settings.from_keywords({name: "another"})
+    assert Settings.from_keywords({name: default}) == Settings()
+
+
+@pytest.mark.parametrize("name", ["with_mean", "balance_cell_type", "shuffle"])
+@pytest.mark.parametrize("value", ["False", None, 2])
+def test_settings__switches_are_booleans(name, value):
+    with pytest.raises(InputError, match=f"{name} must be one of True, False; got"):
+        Settings(**{name: value})
 
 
 WHOLE = "must be a whole number of at least"

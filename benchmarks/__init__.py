@@ -1,0 +1,1 @@
+"""Measurements of streamtrain against what people would use instead."""
