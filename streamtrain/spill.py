@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import tempfile
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from streamtrain.budget import format_bytes
-from streamtrain.errors import InputError
 from streamtrain.kernels import csr
 from streamtrain.rows import Rows
+from streamtrain.scratch import Folder, ScratchArray
 
 # Cells closer than this on scratch are fetched by one read: a read costs about as much as 64 KB.
 _GAP = 64 * 1024
@@ -38,20 +34,10 @@ class Spill:
         Folder on a local disk; the system's temporary folder if None.
     """
 
-    def __init__(self, n_vars: int, dtype: Any, scratch: str | os.PathLike[str] | None) -> None:
+    def __init__(self, n_vars: int, dtype: Any, scratch: Folder) -> None:
         self.n_vars = n_vars
-        self._types = (np.dtype(dtype), np.dtype(np.uint16 if n_vars <= 2**16 else np.int32))
-        self._folder = scratch or tempfile.gettempdir()
-        try:
-            # Nameless files: the system reclaims them however the process ends.
-            self._files = [
-                tempfile.TemporaryFile(dir=scratch, buffering=0)  # noqa: SIM115 - see close
-                for _ in self._types
-            ]
-        except OSError as error:
-            raise InputError(
-                f"scratch must be a folder that can be written; {self._folder}: {error.strerror}"
-            ) from error
+        types = (dtype, np.uint16 if n_vars <= 2**16 else np.int32)
+        self._files = [ScratchArray(scratch, t) for t in types]
         self._lengths: list[NDArray[np.uint32]] = []
         self._offsets = np.zeros(1, np.int64)
 
@@ -63,32 +49,18 @@ class Spill:
     @property
     def entry_bytes(self) -> int:
         """Bytes of one stored entry."""
-        return sum(t.itemsize for t in self._types)
+        return sum(f.dtype.itemsize for f in self._files)
 
     @property
     def nbytes(self) -> int:
         """Bytes on scratch."""
-        return sum(os.fstat(f.fileno()).st_size for f in self._files)
+        return sum(f.nbytes for f in self._files)
 
     def append(self, rows: Rows) -> None:
         """Write cells after those already there."""
         self._lengths.append(np.diff(rows.indptr).astype(np.uint32))
-        arrays = (rows.data, rows.indices)
-        for file, values, dtype in zip(self._files, arrays, self._types, strict=True):
-            self._write(file, values.astype(dtype, copy=False).data.cast("B"))
-
-    def _write(self, file: IO[bytes], view: memoryview) -> None:
-        try:
-            while len(view):
-                view = view[file.write(view) :]
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise InputError(
-                f"the scratch folder {self._folder} is full after "
-                f"{format_bytes(self.nbytes)}: pass scratch=FOLDER (--scratch) on a larger disk, "
-                "or draw fewer cells (batch_number, batch_size, epochs)"
-            ) from error
+        for file, values in zip(self._files, (rows.data, rows.indices), strict=True):
+            file.append(values)
 
     def finish(self) -> None:
         """End the writing: cells can be gathered from now on."""
@@ -103,7 +75,7 @@ class Spill:
     def gather(self, cells: NDArray[np.int64]) -> Rows:
         """Read `cells`, numbered as appended, in any order, repeats allowed; in file order."""
         indptr = csr.take_indptr(self._offsets, cells)
-        out = [np.empty(indptr[-1], t) for t in self._types]
+        out = [np.empty(indptr[-1], f.dtype) for f in self._files]
         order = np.argsort(cells, kind="stable")
         starts, stops = self._offsets[cells[order]], self._offsets[cells[order] + 1]
         gap = _GAP // self.entry_bytes
@@ -124,15 +96,8 @@ class Spill:
     ) -> None:
         """Read one stretch of both files and copy its cells to their `places`."""
         lo, hi = int(starts[0]), int(stops[-1])
-        for file, values, dtype in zip(self._files, out, self._types, strict=True):
-            raw = np.empty(hi - lo, dtype)
-            view = raw.data.cast("B")
-            done = 0
-            while done < len(view):
-                n = os.preadv(file.fileno(), [view[done:]], lo * dtype.itemsize + done)
-                if n == 0:
-                    raise OSError(f"{self._folder}: scratch file ended early")
-                done += n
+        for file, values in zip(self._files, out, strict=True):
+            raw = file[lo:hi]
             csr.place(raw, starts - lo, stops - lo, places, indptr, values)
 
     def close(self) -> None:

@@ -24,6 +24,7 @@ from streamtrain.model import Model
 from streamtrain.progress import counted, stage
 from streamtrain.sampling import Plan
 from streamtrain.scaling import MomentsPass, RunningMoments, Scaler, standard_deviation
+from streamtrain.scratch import require_free
 from streamtrain.solvers.sgd import SGD, SPARSE_INTERCEPT_RATE, Schedule, State
 from streamtrain.sources import open_source
 from streamtrain.sources.base import Source
@@ -180,6 +181,9 @@ def _first_pass(
     block = min(room // 6, _BLOCK)
     blocks = sweep(source, cells.rows, block)
     for position, stored in counted(blocks, "Reading", cells.n_obs, show=progress):
+        if position == 0:
+            entries = len(stored.data) / stored.n_obs * np.count_nonzero(drawn)
+            require_free(config.scratch, entries * spill.entry_bytes, "training")
         rows = expression(stored, position)
         moments.update(rows)
         wanted = np.flatnonzero(drawn[position : position + rows.n_obs])

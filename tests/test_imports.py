@@ -23,7 +23,7 @@ PACKAGE = Path(streamtrain.__file__).parent
 # place here; the longest prefix counts.
 LAYERS = [
     ("errors", "kernels"),
-    ("atomic", "budget", "config", "progress", "rows", "threads"),
+    ("atomic", "budget", "config", "progress", "rows", "scratch", "threads"),
     ("scaling", "sampling", "expression"),
     ("sources", "decode"),
     ("cells", "spill", "streaming", "batches"),

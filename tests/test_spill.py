@@ -8,6 +8,7 @@ import time
 import weakref
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from streamtrain.kernels import csr
 from streamtrain.rows import Rows
 from streamtrain.sampling import Plan
 from streamtrain.scaling import Scaler
+from streamtrain.scratch import require_free
 from streamtrain.sources import open_source
 from streamtrain.spill import Spill
 from streamtrain.streaming import ahead, sweep
@@ -247,27 +249,20 @@ def test_spill__converts_values():
     np.testing.assert_array_equal(found.data, rows.data)
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_spill__disk_full(tmp_path, monkeypatch, number):
     rows = rows_of(positions(20, 11))
     spill = Spill(11, np.float32, tmp_path)
     spill.append(rows)
+    real, left = os.pwrite, [10]
 
-    class Full:
-        def __init__(self, file):
-            self._file = file
-            self.left = 10
+    def pwrite(file, view, offset):  # part of it, then no more
+        if not left[0]:
+            raise OSError(number, os.strerror(number))
+        n, left[0] = left[0], 0
+        return real(file, view[:n], offset)
 
-        def write(self, view):  # part of it, then no more
-            if not self.left:
-                raise OSError(number, os.strerror(number))
-            n, self.left = self.left, 0
-            return self._file.write(view[:n])
-
-        def __getattr__(self, name):
-            return getattr(self._file, name)
-
-    spill._files = [Full(file) for file in spill._files]
+    monkeypatch.setattr(os, "pwrite", pwrite)
     words = (
         rf"the scratch folder {tmp_path} is full after \d+ bytes: pass scratch=FOLDER \(--scratch\)"
     )
@@ -277,34 +272,31 @@ def test_spill__disk_full(tmp_path, monkeypatch, number):
 
 
 def test_spill__other_write_errors_are_not_reworded(monkeypatch):
+    def pwrite(*_):
+        raise OSError(errno.EIO, "broken")
+
     with Spill(11, np.float32, None) as spill:
-
-        def write(view):
-            raise OSError(errno.EIO, "broken")
-
-        monkeypatch.setattr(spill._files[0], "write", write, raising=False)
+        monkeypatch.setattr(os, "pwrite", pwrite)
         with pytest.raises(OSError, match="broken"):
             spill.append(rows_of(positions(20, 11)))
 
 
-def test_spill__short_writes():
+def test_spill__short_writes(monkeypatch):
     rows = rows_of(positions(20, 11))
+    real = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, view, at: real(file, view[:13], at))
     with Spill(11, np.float32, None) as spill:
-
-        class Short:
-            def __init__(self, file):
-                self._file = file
-
-            def write(self, view):
-                return self._file.write(view[:13])
-
-            def __getattr__(self, name):
-                return getattr(self._file, name)
-
-        spill._files = [Short(file) for file in spill._files]
         spill.append(rows)
         spill.finish()
         assert_rows(spill.gather(np.arange(20)), rows)
+
+
+def test_require_free__says_what_is_needed_and_there(tmp_path, monkeypatch):
+    require_free(tmp_path, 1, "training")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10**6))
+    words = rf"training needs 2 GB of scratch, and {tmp_path} has 1 MB free: pass scratch=FOLDER"
+    with pytest.raises(InputError, match=words):
+        require_free(tmp_path, 2e9, "training")
 
 
 def test_spill__scratch_that_is_no_folder(tmp_path):

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
-import shutil
 import tempfile
-import weakref
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from streamtrain.errors import InputError
+from streamtrain.budget import format_bytes
 from streamtrain.kernels import transpose
 from streamtrain.rows import Rows
+from streamtrain.scratch import Folder, ScratchArray, require_free
 from streamtrain.sources.damage import damaged, fetch, plain_dtype
 from streamtrain.sources.matrix import CsrMatrix, check_compressed
 
@@ -25,21 +21,6 @@ logger = logging.getLogger(__name__)
 
 MEMORY = 256 << 20
 GROUPS = 1 << 20  # rows are counted in at most this many groups: 8 MB, whatever the atlas
-
-
-class FileArray:
-    """A one-dimensional array in a flat file, read by slices.
-
-    No memory map: the pages of one count as the process's resident memory.
-    """
-
-    def __init__(self, path: Path, dtype: Any, length: int) -> None:
-        self.path, self.dtype, self.shape = path, np.dtype(dtype), (length,)
-
-    def __getitem__(self, part: slice) -> NDArray[Any]:
-        start, stop, _ = part.indices(self.shape[0])
-        offset = start * self.dtype.itemsize
-        return np.fromfile(self.path, self.dtype, count=max(0, stop - start), offset=offset)
 
 
 class CscMatrix:
@@ -69,58 +50,38 @@ class CscMatrix:
         shape: Any,
         name: str,
         memory: int | None = None,
-        scratch: str | Path | None = None,
+        scratch: Folder = None,
     ) -> None:
         self.shape = (int(shape[0]), int(shape[1]))
         self.dtype = plain_dtype(data.dtype, name)
         self.name = name
         self._data, self._indices, self._indptr = data, indices, indptr
         self._memory = MEMORY if memory is None else memory
-        self._scratch = Path(tempfile.gettempdir() if scratch is None else scratch)
-        self._remove: Callable[[], object] | None = None
+        self._scratch = scratch
+        self._files: list[ScratchArray] = []
         self._rows: CsrMatrix | None = None
         check_compressed(data, indices, indptr, self.shape[1], name)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_remove": None, "_rows": None}
+        return {**self.__dict__, "_files": [], "_rows": None}
 
     def _by_row(self) -> CsrMatrix:
         if self._rows is None:
             entries = self._data.shape[0]
             need = entries * (8 + self.dtype.itemsize) + 8 * (self.shape[0] + 1)
-            self._check_space(need)
-            logger.info(
-                "%s is stored by gene (CSC); transposing it through %.3g GB of scratch in %s",
-                self.name,
-                need / 1e9,
-                self._scratch,
+            require_free(
+                self._scratch, need, f"transposing {self.name}, which is stored by gene (CSC),"
             )
-            folder = Path(tempfile.mkdtemp(prefix="streamtrain-", dir=self._scratch))
-            self._remove = weakref.finalize(self, _remove_folder, folder, os.getpid())
+            logger.info(
+                "%s is stored by gene (CSC); transposing it through %s of scratch in %s",
+                self.name, format_bytes(need), self._scratch or tempfile.gettempdir(),
+            )  # fmt: skip
             try:
-                self._rows = self._transpose(folder)
-            except BaseException as error:
+                self._rows = self._transpose()
+            except BaseException:
                 self.close()
-                if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                    raise self._no_space(need, 0) from error
                 raise
         return self._rows
-
-    def _check_space(self, need: int) -> None:
-        if not self._scratch.is_dir():
-            raise InputError(
-                f"scratch={str(self._scratch)!r} is not a folder: name one that exists"
-            )
-        free = shutil.disk_usage(self._scratch).free
-        if free < need:
-            raise self._no_space(need, free)
-
-    def _no_space(self, need: int, free: int) -> InputError:
-        return InputError(
-            f"{self.name} is stored by gene (CSC); transposing it needs {need / 1e9:.3g} GB of "
-            f"scratch, and {self._scratch} has {free / 1e9:.3g} GB free: name a larger folder "
-            "with scratch="
-        )
 
     def _slices(self, entry_bytes: int) -> Iterator[tuple[int, int]]:
         step = max(1, self._memory // 2 // entry_bytes)
@@ -131,7 +92,7 @@ class CscMatrix:
         rows = fetch(self._indices, start, stop, self.name)
         return rows if rows.dtype in (np.int32, np.int64) else rows.astype(np.int64)
 
-    def _transpose(self, folder: Path) -> CsrMatrix:
+    def _transpose(self) -> CsrMatrix:
         n_obs, n_vars = self.shape
         width = max(1, -(-n_obs // GROUPS))
         counts = self._count(width)
@@ -144,31 +105,25 @@ class CscMatrix:
         start = np.cumsum(size) - size
 
         total = self._data.shape[0]
-        rows = FileArray(folder / "rows", np.int32, total)
-        cols = FileArray(folder / "indices", np.int32, total)
-        values = FileArray(folder / "data", self.dtype, total)
+        types = (np.int32, np.int32, self.dtype, np.int64)
+        self._files = [ScratchArray(self._scratch, t) for t in types]
+        rows, cols, values, offsets = self._files
         self._scatter((rows, cols, values), width, bucket_of, first_row, start)
 
         # Buckets follow one another by row, so each is sorted in its own place in the files.
         stops = np.append(first_row, n_obs)[1:]
-        with (
-            cols.path.open("r+b") as to_cols,
-            values.path.open("r+b") as to_values,
-            (folder / "indptr").open("wb") as to_indptr,
-        ):
-            for low, n, first, stop in zip(start, size, first_row, stops, strict=True):
-                part = slice(int(low), int(low + n))
-                indptr = np.zeros(stop - first + 1, np.int64)
-                sorted_cols, sorted_values = np.empty(n, np.int32), np.empty(n, self.dtype)
-                transpose.sort_by_row(
-                    rows[part], cols[part], values[part], indptr, sorted_cols, sorted_values
-                )
-                _write(to_cols, sorted_cols, int(low))
-                _write(to_values, sorted_values, int(low))
-                _write(to_indptr, indptr[:-1] + low, int(first))
-            _write(to_indptr, np.array([total], np.int64), n_obs)
-        rows.path.unlink()
-        offsets = FileArray(folder / "indptr", np.int64, n_obs + 1)
+        for low, n, first, stop in zip(start, size, first_row, stops, strict=True):
+            part = slice(int(low), int(low + n))
+            indptr = np.zeros(stop - first + 1, np.int64)
+            sorted_cols, sorted_values = np.empty(n, np.int32), np.empty(n, self.dtype)
+            transpose.sort_by_row(
+                rows[part], cols[part], values[part], indptr, sorted_cols, sorted_values
+            )
+            cols.write(sorted_cols, int(low))
+            values.write(sorted_values, int(low))
+            offsets.write(indptr[:-1] + low, int(first))
+        offsets.write(np.array([total]), n_obs)
+        rows.close()
         return CsrMatrix(values, cols, offsets, (n_obs, n_vars), self.name)
 
     def _count(self, width: int) -> NDArray[np.int64]:
@@ -184,7 +139,7 @@ class CscMatrix:
 
     def _scatter(
         self,
-        files: tuple[FileArray, FileArray, FileArray],
+        files: tuple[ScratchArray, ScratchArray, ScratchArray],
         width: int,
         bucket_of: NDArray[np.int64],
         first_row: NDArray[np.int64],
@@ -197,26 +152,21 @@ class CscMatrix:
             raise damaged(self.name, f"the offsets (indptr) at gene {gene} do not ascend")
         at, ends = start.copy(), np.empty(len(start), np.int64)
         wide = 2 * self._indices.dtype.itemsize + self._data.dtype.itemsize
-        handles = [file.path.open("wb") for file in files]
-        try:
-            for low, high in self._slices(wide + 2 * self.dtype.itemsize + 16):
-                n = high - low
-                out = [np.empty(n, file.dtype) for file in files]
-                rows = self._row_slice(low, high)
-                values = fetch(self._data, low, high, self.name)
-                values = np.ascontiguousarray(values, dtype=self.dtype)
-                cols = _columns(offsets, low, high)
-                transpose.part(rows, cols, values, width, bucket_of, first_row, ends, *out)
-                begin = 0
-                for b, end in enumerate(ends.tolist()):
-                    if end > begin:
-                        for handle, array in zip(handles, out, strict=True):
-                            _write(handle, array[begin:end], int(at[b]))
-                        at[b] += end - begin
-                    begin = end
-        finally:
-            for handle in handles:
-                handle.close()
+        for low, high in self._slices(wide + 2 * self.dtype.itemsize + 16):
+            n = high - low
+            out = [np.empty(n, file.dtype) for file in files]
+            rows = self._row_slice(low, high)
+            values = fetch(self._data, low, high, self.name)
+            values = np.ascontiguousarray(values, dtype=self.dtype)
+            cols = _columns(offsets, low, high)
+            transpose.part(rows, cols, values, width, bucket_of, first_row, ends, *out)
+            begin = 0
+            for b, end in enumerate(ends.tolist()):
+                if end > begin:
+                    for file, array in zip(files, out, strict=True):
+                        file.write(array[begin:end], int(at[b]))
+                    at[b] += end - begin
+                begin = end
 
     def row_bytes(self, start: int, stop: int) -> NDArray[np.int64]:
         """Bytes of each cell."""
@@ -231,17 +181,10 @@ class CscMatrix:
         return self._by_row().read(start, stop)
 
     def close(self) -> None:
-        """Delete the scratch files."""
+        """Give the scratch back."""
         self._rows = None
-        if self._remove is not None:
-            self._remove()
-            self._remove = None
-
-
-def _remove_folder(folder: Path, pid: int) -> None:
-    """Delete scratch, unless this is a forked copy of the process that owns it."""
-    if os.getpid() == pid:
-        shutil.rmtree(folder, ignore_errors=True)
+        while self._files:
+            self._files.pop().close()
 
 
 def _columns(offsets: NDArray[np.int64], low: int, high: int) -> NDArray[np.int32]:
@@ -263,9 +206,3 @@ def _cut_groups(sizes: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
         bucket_of[first:last] = bucket
         first, done, bucket = last, int(ends[last - 1]), bucket + 1
     return bucket_of
-
-
-def _write(handle: Any, array: NDArray[Any], position: int) -> None:
-    """Write `array` at its element `position` of the file."""
-    handle.seek(position * array.dtype.itemsize)
-    handle.write(array.data)

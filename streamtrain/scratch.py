@@ -1,0 +1,116 @@
+"""Arrays on local scratch: values in, slices out; nameless files, gone however the process ends."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+import weakref
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamtrain.budget import format_bytes
+from streamtrain.errors import InputError
+
+Folder = str | os.PathLike[str] | None
+
+
+def require_free(folder: Folder, nbytes: float, purpose: str) -> None:
+    """Refuse to begin what will not fit.
+
+    Raises
+    ------
+    InputError
+        If `folder` (None: the system's temporary one) is no folder or has less than `nbytes` free.
+    """
+    place = folder or tempfile.gettempdir()
+    try:
+        free = shutil.disk_usage(place).free
+    except OSError as error:
+        raise _unusable(place, error) from error
+    if free < nbytes:
+        raise InputError(
+            f"{purpose} needs {format_bytes(nbytes)} of scratch, and {place} has "
+            f"{format_bytes(free)} free: pass scratch=FOLDER (--scratch) on a larger disk"
+        )
+
+
+def _unusable(place: object, error: OSError) -> InputError:
+    return InputError(f"scratch must be a folder that can be written; {place}: {error.strerror}")
+
+
+class ScratchArray:
+    """A growing one-dimensional array in a file, read by slices.
+
+    No memory map: the pages of one count as the process's resident memory.
+
+    Parameters
+    ----------
+    folder
+        Where; the system's temporary folder if None.
+    dtype
+        Of the values.
+    """
+
+    def __init__(self, folder: Folder, dtype: Any) -> None:
+        self.dtype = np.dtype(dtype)
+        self._place = folder or tempfile.gettempdir()
+        try:
+            self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - see close
+        except OSError as error:
+            raise _unusable(self._place, error) from error
+        self._close = weakref.finalize(self, self._file.close)
+
+    @property
+    def shape(self) -> tuple[int]:
+        """Number of values, as an array gives it."""
+        return (self.nbytes // self.dtype.itemsize,)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on scratch."""
+        return os.fstat(self._file.fileno()).st_size
+
+    def append(self, values: NDArray[Any]) -> None:
+        """Write values after those already there."""
+        self.write(values, self.shape[0])
+
+    def write(self, values: NDArray[Any], start: int) -> None:
+        """Write values from position `start` on.
+
+        Raises
+        ------
+        InputError
+            If the disk is full.
+        """
+        view = np.ascontiguousarray(values, self.dtype).data.cast("B")
+        offset = start * self.dtype.itemsize
+        try:
+            while len(view):
+                done = os.pwrite(self._file.fileno(), view, offset)
+                view, offset = view[done:], offset + done
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            raise InputError(
+                f"the scratch folder {self._place} is full after {format_bytes(self.nbytes)}: pass "
+                "scratch=FOLDER (--scratch) on a larger disk"
+            ) from error
+
+    def __getitem__(self, part: slice) -> NDArray[Any]:
+        start, stop, _ = part.indices(self.shape[0])
+        out = np.empty(max(0, stop - start), self.dtype)
+        view, offset = out.data.cast("B"), start * self.dtype.itemsize
+        while len(view):
+            done = os.preadv(self._file.fileno(), [view], offset)
+            if done == 0:
+                raise OSError(f"{self._place}: scratch file ended early")
+            view, offset = view[done:], offset + done
+        return out
+
+    def close(self) -> None:
+        """Give the space back."""
+        self._close()
