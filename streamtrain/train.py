@@ -119,7 +119,7 @@ def train(
                 dtype=config.dtype,
             )
             solver = _solver(config, len(cells.classes), scaler, source, threads)
-            window = _window(room, spill, config)
+            window = _window(room, spill.nbytes / spill.n_obs, spill.entry_bytes, config)
             total = plan.epochs * plan.epoch_size
             with stage("Training", total, show=progress) as bar:
                 for batch in batches(plan, spill, record, cells.codes, scaler, window):
@@ -181,9 +181,10 @@ def _first_pass(
     block = min(room // 6, _BLOCK)
     blocks = sweep(source, cells.rows, block)
     for position, stored in counted(blocks, "Reading", cells.n_obs, show=progress):
-        if position == 0:
-            entries = len(stored.data) / stored.n_obs * np.count_nonzero(drawn)
-            require_free(config.scratch, entries * spill.entry_bytes, "training")
+        if position == 0:  # what the first cells tell of the rest, before hours are spent
+            cell_bytes = len(stored.data) / stored.n_obs * spill.entry_bytes
+            _window(room, cell_bytes, spill.entry_bytes, config)
+            require_free(config.scratch, cell_bytes * np.count_nonzero(drawn), "training")
         rows = expression(stored, position)
         moments.update(rows)
         wanted = np.flatnonzero(drawn[position : position + rows.n_obs])
@@ -241,13 +242,13 @@ def _room(budget: int, source: Source, cells: Cells, plan: Plan, config: Setting
     return budget - fixed
 
 
-def _window(room: int, spill: Spill, config: Settings) -> int:
-    """Bytes of one window of gathered cells.
+def _window(room: int, cell_bytes: float, entry_bytes: int, config: Settings) -> int:
+    """Bytes of one window of gathered cells, each `cell_bytes` on scratch.
 
     Two windows are alive beside three scaled batches and what the gathering holds in between.
     """
-    batch = spill.nbytes / max(1, spill.n_obs) * config.batch_size
-    scaled = batch * (np.dtype(config.dtype).itemsize + 4) / spill.entry_bytes
+    batch = cell_bytes * config.batch_size
+    scaled = batch * (np.dtype(config.dtype).itemsize + 4) / entry_bytes
     besides = 3 * scaled + 16 * 10**6
     window = (room - besides) / 2
     if window < batch:
