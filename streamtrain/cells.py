@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,10 @@ from numpy.typing import NDArray
 from streamtrain.errors import InputError, near
 from streamtrain.sources.base import Source
 from streamtrain.sources.where import where as evaluate_where
+
+logger = logging.getLogger(__name__)
+
+_LIKE_MISSING = {"nan", "na", "n/a", "none", "null"}
 
 Labels = str | os.PathLike[str] | Sequence[Any] | NDArray[Any] | pd.Series | pd.Index
 
@@ -53,6 +58,8 @@ def select_rows(source: Source, where: str | None) -> NDArray[np.int64] | None:
     """
     if where is None:
         return None
+    if not isinstance(where, str):
+        raise InputError(f"where must be a text such as \"tissue == 'lung'\"; got {where!r}")
     chosen = np.flatnonzero(evaluate_where(where, source.obs, source.obs_columns()))
     if len(chosen) == 0:
         raise InputError(f"{source.name}: where={where!r} selects none of {source.n_obs:,} cells")
@@ -90,9 +97,11 @@ def labelled_cells(
     rows = select_rows(source, where)
     if rows is not None:
         series = series.iloc[rows]
-    missing = np.asarray(series.isna())
-    if not pd.api.types.is_numeric_dtype(series.dtype):
-        missing = missing | np.asarray(series == "")
+    if not isinstance(series.dtype, pd.CategoricalDtype):
+        series = series.astype("category")
+    values = series.cat.categories
+    blank = [v for v in values if isinstance(v, str) and not v.strip()]
+    missing = np.asarray(series.isna() | series.isin(blank))
     if missing.any():
         if not drop_unlabeled:
             raise InputError(
@@ -102,7 +111,13 @@ def labelled_cells(
         kept = np.flatnonzero(~missing)
         series = series.iloc[kept]
         rows = kept if rows is None else rows[kept]
-    codes, classes = _encode(series)
+    codes, classes = _encode(series, _word(labels))
+    odd = [name for name in classes if name.strip().lower() in _LIKE_MISSING]
+    if odd:
+        logger.warning(
+            "%s: %s is trained as a cell type like any other; to leave such cells out, select with "
+            "where", source.name, " and ".join(map(repr, odd)),
+        )  # fmt: skip
     if len(classes) < 2:
         only = f"only {classes[0]!r}" if len(classes) else "none"
         raise InputError(
@@ -116,14 +131,14 @@ def _labels(source: Source, labels: Labels) -> pd.Series[Any]:
     if isinstance(labels, (str, os.PathLike)):
         if isinstance(labels, str) and labels in source.obs_columns():
             return source.obs(labels)
-        if not Path(labels).is_file():
+        if not Path(labels).expanduser().is_file():
             raise InputError(
                 f"{source.name} has no obs column {str(labels)!r} and there is no such file: "
                 f"{near(str(labels), source.obs_columns())}"
             )
         # The whole line is the label: CellTypist reads a CSV and cuts it at a comma.
         try:
-            with Path(labels).open(encoding="utf-8-sig") as file:
+            with Path(labels).expanduser().open(encoding="utf-8-sig") as file:
                 lines = [line.rstrip("\n") for line in file]
         except UnicodeDecodeError as error:
             raise InputError(
@@ -158,11 +173,15 @@ def _word(labels: Labels) -> str:
     return repr(str(labels)) if isinstance(labels, (str, os.PathLike)) else "labels"
 
 
-def _encode(series: pd.Series[Any]) -> tuple[NDArray[np.int32], NDArray[np.object_]]:
+def _encode(series: pd.Series[Any], what: str) -> tuple[NDArray[np.int32], NDArray[np.object_]]:
     """Codes and names of the values that occur; names sort as the values do (10 after 9)."""
-    column = series if isinstance(series.dtype, pd.CategoricalDtype) else series.astype("category")
-    column = column.cat.remove_unused_categories()
+    column = series.cat.remove_unused_categories()
     values = column.cat.categories
+    if values.dtype.kind == "f" and not np.equal(np.mod(values, 1), 0).all():
+        raise InputError(
+            f"labels must name cell types, and {what} holds {len(values):,} different fractions: "
+            "name another column"
+        )
     order = np.argsort(np.asarray(values.astype(str) if values.dtype == object else values))
     place = np.empty(len(values), np.int32)
     place[order] = np.arange(len(values), dtype=np.int32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -20,6 +21,7 @@ app = App(
     name="streamtrain",
     help="Train CellTypist cell-type classifiers from single-cell atlases on disk.",
     version=lambda: version("streamtrain"),
+    suppress_keyboard_interrupt=False,
 )
 
 
@@ -55,12 +57,15 @@ def train(
         Print nothing but warnings and errors.
     """
     _log(quiet)
-    from streamtrain.atomic import check_output
+    from streamtrain import atomic
+    from streamtrain import model as models
     from streamtrain.train import train as run
 
-    check_output(out, overwrite)
+    models.check_output(out, overwrite)
     if celltypist is not None:
-        check_output(celltypist, overwrite)
+        atomic.check_output(celltypist, overwrite, folder=False)
+        if celltypist.absolute() == out.absolute():
+            raise InputError(f"--out and --celltypist must differ; got {str(out)!r} for both")
     model = run(source, labels, progress=not quiet, **settings.to_dict())
     model.save(out, overwrite=overwrite)
     if celltypist is not None:
@@ -172,11 +177,18 @@ def _log(quiet: bool) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; a user's mistake ends in one line and exit status 2."""
+    # As an exception, so that what is half written is removed on the way out.
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         app(sys.argv[1:] if arguments is None else arguments)
-    except (InputError, FileNotFoundError) as error:
+    except (InputError, OSError) as error:
         print(f"streamtrain: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("streamtrain: interrupted; nothing was written", file=sys.stderr)
-        sys.exit(130)
+        print("streamtrain: interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+
+
+def _terminate(number: int, _: object) -> None:
+    print("streamtrain: terminated", file=sys.stderr)
+    sys.exit(128 + number)

@@ -159,18 +159,30 @@ class Expression:
 
     def _note_fractions(self, rows: Rows, position: int, flags: NDArray[np.uint8]) -> None:
         fractions = np.flatnonzero(flags & kernel.FRACTION)
-        if len(fractions):
-            i = int(fractions[0])
-            values = rows.data[rows.indptr[i] : rows.indptr[i + 1]].astype(np.float64)
-            with np.errstate(over="ignore"):  # of counts
-                total = np.expm1(values).sum()
-            if self.check and abs(total - TARGET_SUM) <= TOLERANCE:
-                raise InputError(
-                    f"{self.name}: normalize='log1p' needs raw counts, but "
-                    f"{self._cell(position + i)} is log1p-normalised to 10,000 already. Leave out "
-                    "normalize, or point to the counts with layer=NAME."
-                )
         self._fractions += len(fractions)
+        if self.check is None or len(fractions) == 0:
+            return
+        sums = np.zeros(rows.n_obs)
+        self._threads.share(
+            rows.n_obs,
+            lambda lo, hi: kernel.inspect_rows(
+                rows.data, rows.indptr, True, lo, hi, sums, np.zeros_like(flags)
+            ),
+        )
+        done = fractions[np.abs(sums[fractions] - TARGET_SUM) <= TOLERANCE]
+        logged = len(fractions) > rows.n_obs / 2 and rows.data.max() <= MAX_LOG1P
+        if len(done) or logged:
+            i = int(done[0] if len(done) else fractions[0])
+            state = (
+                "is log1p-normalised to 10,000 already"
+                if len(done)
+                else "and most others hold fractions and nothing above "
+                f"{MAX_LOG1P}, as after a logarithm"
+            )
+            raise InputError(
+                f"{self.name}: normalize='log1p' needs raw counts, but {self._cell(position + i)} "
+                f"{state}. Leave out normalize, or point to the counts with layer=NAME."
+            )
 
     def finish(self) -> None:
         """Raise or warn of what only the whole stream shows."""

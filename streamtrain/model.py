@@ -343,6 +343,8 @@ def _damaged(path: str | os.PathLike[str], why: str) -> InputError:
 def _checksum(dataset: xr.Dataset) -> str:
     """Hash every array with its name, dims, shape and type: zarr reads a lost chunk as zeros."""
     digest = hashlib.sha256()
+    for key in ("with_mean", "t"):
+        digest.update(f"{key}={dataset.attrs[key]!r}\n".encode())
     for name in sorted(str(v) for v in dataset.variables):
         variable = dataset[name]
         values = np.ascontiguousarray(variable.to_numpy())

@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from streamtrain.atomic import check_output, replacing
-from streamtrain.budget import parse_bytes
+from streamtrain.budget import BLOCK, READING_RESERVE, format_bytes, parse_bytes
 from streamtrain.cells import name_cell, select_rows
 from streamtrain.errors import InputError
 from streamtrain.expression import Expression, Normalize
@@ -32,8 +32,7 @@ logger = logging.getLogger(__name__)
 
 Mode = Literal["best match", "prob match"]
 UNASSIGNED = "Unassigned"
-
-_BLOCK = 64 * 10**6  # bytes of stored cells read at a time; larger blocks read no faster
+COLUMNS = ("cell", "predicted_labels", "conf_score")
 
 
 class Scorer:
@@ -167,10 +166,19 @@ def predict(
     """
     if mode not in ("best match", "prob match"):
         raise InputError(f"mode must be 'best match' or 'prob match'; got {mode!r}")
-    if not 0 <= p_thres <= 1:
+    if not isinstance(p_thres, (int, float)) or not 0 <= p_thres <= 1:
         raise InputError(f"p_thres must be a probability; got {p_thres!r}")
     sink: AbstractContextManager[_Sink] = _open_sink(out, overwrite)
-    model = model if isinstance(model, Model) else Model.load(model)
+    if not isinstance(model, Model):
+        if not isinstance(model, (str, os.PathLike)):
+            raise InputError(f"model must be a Model or the path of one; got {model!r}")
+        model = Model.load(model)
+    taken = sorted(set(COLUMNS) & set(model.cell_types)) if probabilities else []
+    if taken:
+        raise InputError(
+            f"probabilities=True adds a column for each cell type, and the cell type {taken[0]!r} "
+            "has the name of another column: leave probabilities out"
+        )
     budget = parse_bytes(memory)
     with (
         closing(
@@ -183,6 +191,8 @@ def predict(
     ):  # fmt: skip
         rows = select_rows(source, where)
         n_obs = source.n_obs if rows is None else len(rows)
+        if n_obs == 0:
+            raise InputError(f"{source.name} has no cells")
         scorer = Scorer(model, source.genes, source.name, threads)
         expression = Expression(
             source.name,
@@ -193,9 +203,9 @@ def predict(
             gene=lambda position: str(source.genes[position]),
             threads=threads,
         )
-        block = _block(budget, model, source)
+        block, most = _block(budget, model, source, probabilities)
         with sink as table:
-            blocks = counted(sweep(source, rows, block), "Predicting", n_obs, show=progress)
+            blocks = counted(sweep(source, rows, block, most), "Predicting", n_obs, show=progress)
             for position, stored in blocks:
                 scores = scorer(expression(stored, position))
                 names = _names(source, rows, position, stored.n_obs)
@@ -220,7 +230,9 @@ def annotate(
             scores.argmax(axis=1), categories=pd.Index(cell_types)
         )
     else:
-        joined = ["|".join(cell_types[row]) or UNASSIGNED for row in probability > p_thres]
+        joined = [
+            "|".join(cell_types[row]) if row.any() else UNASSIGNED for row in probability > p_thres
+        ]
         labels = np.array(joined, dtype=object)
     table = pd.DataFrame(
         {"predicted_labels": labels, "conf_score": probability.max(axis=1)},
@@ -246,21 +258,25 @@ def _some(names: NDArray[np.object_]) -> str:
     return ", ".join(repr(str(n)) for n in names[:3])
 
 
-def _block(budget: int, model: Model, source: Source) -> int:
-    """Bytes of a block of stored cells.
+def _block(budget: int, model: Model, source: Source, probabilities: bool) -> tuple[int, int]:
+    """Bytes of a block of stored cells, and the most cells that one may hold.
 
-    Alive at a time: two blocks as stored and as read, and the normalised and the scaled values in
-    float64; scores and probabilities add up to the size of a sparse block where there are many
-    types.
+    Half of what is left beside the weights goes to the cells: alive at a time are two blocks as
+    stored and as read, and the normalised and scaled values in float64. The other half goes to
+    what a cell gets, however sparse it is: scores and probabilities, a copy for the table and one
+    for the file, its name and labels.
     """
-    weights = 2 * model.dataset["coef"].size * 8 + 12 * 8 * source.n_vars
+    n_classes = len(model.cell_types)
+    fixed = 2 * model.dataset["coef"].size * 8 + 12 * 8 * source.n_vars + READING_RESERVE
     least = 8 * 10**6
-    if budget < weights + least:
+    if budget < fixed + least:
         raise InputError(
-            f"memory={budget:,} bytes is too small for this model: at least "
-            f"{weights + least:,} are needed"
+            f"memory={format_bytes(budget)} is too small for this model: at least "
+            f"{format_bytes(fixed + least)} are needed"
         )
-    return min((budget - weights) // 10, _BLOCK)
+    room = (budget - fixed) // 2
+    per_cell = 8 * n_classes * (8 if probabilities else 4) + 500
+    return min(room // 10, BLOCK), max(1, room // per_cell)
 
 
 class _Sink(Protocol):
@@ -329,7 +345,7 @@ def _open_sink(
     if out is None:
         return _frame()
     path = Path(out)
-    if path.suffix not in (".parquet", ".csv"):
+    if path.suffix.lower() not in (".parquet", ".csv"):
         raise InputError(f"out must end in .parquet or .csv; got {str(out)!r}")
     check_output(path, overwrite)
     return _file(path, overwrite)
@@ -342,5 +358,8 @@ def _frame() -> Iterator[_Sink]:
 
 @contextmanager
 def _file(path: Path, overwrite: bool) -> Iterator[_Sink]:
-    with replacing(path, overwrite) as partial, _File(partial, path.suffix == ".parquet") as file:
+    with (
+        replacing(path, overwrite) as partial,
+        _File(partial, path.suffix.lower() == ".parquet") as file,
+    ):
         yield file

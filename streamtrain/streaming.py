@@ -32,7 +32,7 @@ def ahead(items: Iterator[T]) -> Iterator[T]:
 
 
 def sweep(
-    source: Source, selected: NDArray[np.int64] | None, nbytes: int
+    source: Source, selected: NDArray[np.int64] | None, nbytes: int, most: int | None = None
 ) -> Iterator[tuple[int, Rows]]:
     """Read the selected cells in storage order, blocks of at most `nbytes` decoded.
 
@@ -40,19 +40,33 @@ def sweep(
     ----------
     selected
         Row numbers, ascending, or None for all.
+    most
+        Cells that a block may hold; None for any number.
 
     Yields
     ------
     position, rows
         Cells and the position of the first of them among the selected.
     """
-    return ahead(_blocks(source, selected, nbytes))
+    # Asked for here, not while reading ahead: a source that must be transposed first does so in
+    # the caller's thread, where an interrupt reaches it.
+    ranges = source.blocks(nbytes)
+    return ahead(_blocks(source, selected, ranges, most))
 
 
 def _blocks(
-    source: Source, selected: NDArray[np.int64] | None, nbytes: int
+    source: Source,
+    selected: NDArray[np.int64] | None,
+    ranges: Iterator[tuple[int, int]],
+    most: int | None,
 ) -> Iterator[tuple[int, Rows]]:
-    for start, stop in source.blocks(nbytes):
+    pieces = (
+        (first, min(first + step, stop))
+        for start, stop in ranges
+        for step in (most or stop - start,)
+        for first in range(start, stop, step)
+    )
+    for start, stop in pieces:
         if selected is None:
             yield start, source.read(start, stop)
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -15,7 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamtrain.batches import batches
-from streamtrain.budget import format_bytes, parse_bytes, release_freed
+from streamtrain.budget import (
+    BLOCK,
+    READING_RESERVE,
+    format_bytes,
+    parse_bytes,
+    release_freed,
+)
 from streamtrain.cells import Cells, Labels, labelled_cells, name_cell
 from streamtrain.config import Settings, takes_settings
 from streamtrain.errors import InputError
@@ -34,8 +41,6 @@ from streamtrain.threads import Threads
 
 logger = logging.getLogger(__name__)
 
-_BLOCK = 64 * 10**6  # bytes of stored cells read at a time; larger blocks read no faster
-_RESERVE = 96 * 10**6  # bytes that arenas and codecs of reading threads keep: 60 to 95 MB measured
 _WINDOW = 512 * 10**6  # bytes of cells gathered at a time; more only delays the first step
 
 
@@ -125,7 +130,8 @@ def train(
                 for batch in batches(plan, spill, record, cells.codes, scaler, window):
                     solver.partial_fit(batch.cells)
                     bar.update(batch.cells.rows.n_obs)
-        return _model(solver.state(), config, source, cells, moments, scale, expressed)
+        provenance = _provenance(X, labels, source, cells, config)
+        return _model(solver.state(), config, source, cells, moments, scale, expressed, provenance)
 
 
 def _plan(cells: Cells, config: Settings, name: str) -> Plan:
@@ -178,7 +184,7 @@ def _first_pass(
     drawn = plan.ever_drawn()
     # Alive at a time: the block at hand and the next, each as stored and as read, the normalised
     # values and the spilled copy.
-    block = min(room // 6, _BLOCK)
+    block = min(room // 6, BLOCK)
     blocks = sweep(source, cells.rows, block)
     for position, stored in counted(blocks, "Reading", cells.n_obs, show=progress):
         if position == 0:  # what the first cells tell of the rest, before hours are spent
@@ -227,11 +233,11 @@ def _room(budget: int, source: Source, cells: Cells, plan: Plan, config: Setting
     """Bytes of the budget that are left for cells.
 
     Taken already: weights, moments (twelve float64 arrays over the genes, names and temporaries
-    included), and per cell label, order, rank, mark and offset; per draw of an epoch its
-    position and random numbers. A reserve stays for what reading leaves behind.
+    included), and per cell label, order, rank, mark, offset and row number; per draw of an epoch
+    its position and random numbers. A reserve stays for what reading leaves behind.
     """
     fixed = SGD.nbytes(source.n_vars, len(cells.classes), config.dtype, config.average)
-    fixed += 12 * 8 * source.n_vars + 24 * cells.n_obs + 64 * plan.epoch_size + _RESERVE
+    fixed += 12 * 8 * source.n_vars + 32 * cells.n_obs + 64 * plan.epoch_size + READING_RESERVE
     least = 16 * 10**6
     if budget < fixed + least:
         raise InputError(
@@ -268,8 +274,8 @@ def _model(
     moments: RunningMoments,
     scale: NDArray[np.float64],
     expressed: NDArray[np.int64],
+    provenance: dict[str, Any],
 ) -> Model:
-    now = datetime.now()
     weights: dict[str, Any] = {"coef": state.coef, "intercept": state.intercept}
     if state.average_coef is not None:
         weights = {
@@ -289,23 +295,9 @@ def _model(
         with_mean=config.with_mean,
         t=state.t,
         settings=config.to_dict(),
-        provenance={
-            "sources": [
-                {
-                    "name": source.name,
-                    "n_obs": source.n_obs,
-                    "n_vars": source.n_vars,
-                    "bytes": _stored_bytes(source.name),
-                }
-            ],
-            "n_cells": cells.n_obs,
-            "trained": now.isoformat(timespec="seconds"),
-            "random_state": config.random_state,
-            "python": platform.python_version(),
-            "packages": {p: version(p) for p in ("streamtrain", "anndata", "numba", "numpy")},
-        },
+        provenance=provenance,
         description={
-            "date": config.date or str(now),
+            "date": config.date or str(datetime.now()),
             "details": config.details,
             "url": config.url,
             "source": config.source,
@@ -315,9 +307,25 @@ def _model(
     )
 
 
-def _stored_bytes(name: str) -> int | None:
-    """Size of a file or of all files in a folder; None for what is in memory."""
-    path = Path(name)
-    if path.is_dir():
-        return sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
-    return path.stat().st_size if path.is_file() else None
+def _provenance(
+    X: Any, labels: Labels, source: Source, cells: Cells, config: Settings
+) -> dict[str, Any]:
+    """What a model was made from, and with."""
+    origin = {"name": source.name, "n_obs": source.n_obs, "n_vars": source.n_vars}
+    if isinstance(X, (str, os.PathLike)):
+        origin["bytes"] = _stored_bytes(Path(X).expanduser())
+    return {
+        "sources": [origin],
+        "labels": str(labels) if isinstance(labels, (str, os.PathLike)) else "given as values",
+        "n_cells": cells.n_obs,
+        "trained": datetime.now().isoformat(timespec="seconds"),
+        "random_state": config.random_state,
+        "python": platform.python_version(),
+        "packages": {p: version(p) for p in ("streamtrain", "anndata", "numba", "numpy")},
+    }
+
+
+def _stored_bytes(path: Path) -> int:
+    """Size of a file or of all files in a folder."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(f.stat().st_size for f in files if f.is_file())

@@ -117,7 +117,7 @@ def test_labels__a_column_wins_over_a_file(tmp_path, monkeypatch):
     [
         ([10, 9, 10, 2, 9, 2, 100, 2], ["2", "9", "10", "100"]),
         ([True, False, False, True, True, True, False, True], ["False", "True"]),
-        ([0.5, 10.0, 2.0, 2.0, 2.0, 2.0, 2.0, 0.5], ["0.5", "2.0", "10.0"]),
+        ([1.0, 10.0, 2.0, 2.0, 2.0, 2.0, 2.0, 1.0], ["1.0", "2.0", "10.0"]),
         (["10", "9", "10", "2", "9", "2", "100", "2"], ["10", "100", "2", "9"]),
     ],
 )
@@ -313,3 +313,13 @@ def test_labels__series_goes_by_position_unless_it_names_the_cells_in_another_or
         cells_of(named.iloc[::-1])
     assert_cells(cells_of(named), TYPES)
     assert_cells(cells_of(named.iloc[::-1].reset_index(drop=True)), TYPES[::-1])
+
+
+def test_labels__fractions_are_no_cell_types():
+    with pytest.raises(InputError, match="labels holds 2 different fractions: name another col"):
+        cells_of([0.5, 0.25] * 4)
+
+
+def test_labels__names_like_missing_are_warned_of(caplog):
+    assert_cells(cells_of(["nan", *TYPES[1:]]), ["nan", *TYPES[1:]])
+    assert "'nan' is trained as a cell type like any other" in caplog.text

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -109,6 +110,63 @@ def test_cli__existing_output_is_refused_before_reading(folder, capsys, monkeypa
     code, _, err = call(capsys, "train", "none.h5ad", "--labels", "a", "--out", "there.zarr")
     assert code == 2
     assert "exists" in err
+
+
+@pytest.mark.parametrize("option", ["out", "celltypist", "both"])
+def test_cli__outputs_are_checked_before_reading(folder, capsys, monkeypatch, tmp_path, option):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "store.zarr").mkdir()
+    (tmp_path / "store.zarr" / ".zgroup").write_text("{}")
+    out, pkl, message = {
+        "out": ("store.zarr", "m.pkl", "is not a streamtrain model"),
+        "celltypist": ("m.zarr", "store.zarr", "store.zarr"),
+        "both": ("same", "same", "--out and --celltypist must differ"),
+    }[option]
+    code, _, err = call(
+        capsys, "train", folder / "none.h5ad", "--labels", "cell_type", "--out", out,
+        "--celltypist", pkl, "--overwrite",
+    )  # fmt: skip
+    assert code == 2
+    assert message in err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["store.zarr"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_cli__stopped_by_a_signal_leaves_nothing(folder, tmp_path, number):
+    """While a block of predictions is being written."""
+    streamtrain.train(
+        folder / "atlas.h5ad", "cell_type", batch_size=100, epochs=1, progress=False
+    ).save(tmp_path / "m.zarr")
+    big = atlas.make(n_obs=30_000, n_vars=120)
+    big.write_h5ad(tmp_path / "big.h5ad")
+    process = subprocess.Popen(  # noqa: S603 - our own command
+        [sys.executable, "-c", SLOW, "predict", "m.zarr", "big.h5ad", "--out", "p.csv"],
+        cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    for _ in range(600):
+        if list(tmp_path.glob(".p.csv*")):
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("no output was begun")
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert {signal.SIGTERM: "terminated", signal.SIGINT: "interrupted"}[number] in err
+    assert "Traceback" not in err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["big.h5ad", "m.zarr"]
+
+
+# The command line with small, slow blocks.
+SLOW = """
+import time, sys
+from streamtrain import cli, predict as p
+module = sys.modules["streamtrain.predict"]
+real = module.annotate
+module._block = lambda *_: (10**6, 50)
+module.annotate = lambda *a: time.sleep(0.1) or real(*a)
+cli.main(sys.argv[1:])
+"""
 
 
 def test_cli__unknown_option_names_the_near_one(capsys):

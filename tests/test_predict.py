@@ -88,11 +88,37 @@ def test_predict__counts(model):
     assert (normalised["predicted_labels"] == raw["predicted_labels"]).mean() > 0.995
 
 
+def test_predict__cells_of_a_block_are_bounded(model, monkeypatch):
+    """A budget for few cells at a time gives the same table."""
+    import sys
+
+    seen = []
+    module = sys.modules["streamtrain.predict"]
+    real = module.annotate
+    monkeypatch.setattr(
+        module, "annotate", lambda scores, *more: seen.append(len(scores)) or real(scores, *more)
+    )
+    monkeypatch.setattr(module, "_block", lambda *_: (10**6, 37))
+    found = streamtrain.predict(model, query(), **QUIET)
+    assert max(seen) == 37
+    monkeypatch.undo()
+    pd.testing.assert_frame_equal(found, streamtrain.predict(model, query(), **QUIET))
+
+
+def test_predict__a_type_named_like_a_column():
+    adata = atlas.make(n_types=2)
+    adata.obs["cell_type"] = adata.obs["cell_type"].cat.rename_categories({"B": "cell"})
+    model = streamtrain.train(adata, "cell_type", batch_size=100, epochs=1, **QUIET)
+    with pytest.raises(InputError, match="cell type 'cell' has the name of another column"):
+        streamtrain.predict(model, adata, probabilities=True, **QUIET)
+    assert len(streamtrain.predict(model, adata, **QUIET)) == 600
+
+
 @pytest.mark.parametrize("kind", stores.KINDS)
 def test_predict__files_agree_with_the_frame(tmp_path, model, kind, monkeypatch):
     import sys
 
-    monkeypatch.setattr(sys.modules["streamtrain.predict"], "_BLOCK", 3000)  # several blocks
+    monkeypatch.setattr(sys.modules["streamtrain.predict"], "BLOCK", 3000)  # several blocks
     adata = query()
     frame = streamtrain.predict(model, adata, probabilities=True, **QUIET)
     adata.X = stores.of_kind(adata.X.toarray(), kind)
@@ -168,7 +194,7 @@ def test_predict__bad_input(model, make, options, message):
 def test_predict__nothing_half_written(tmp_path, model, monkeypatch):
     import sys
 
-    monkeypatch.setattr(sys.modules["streamtrain.predict"], "_BLOCK", 3000)
+    monkeypatch.setattr(sys.modules["streamtrain.predict"], "BLOCK", 3000)
     adata = atlas.make()
     adata.X.data[-1] = np.nan  # in the last block
     for name in ("p.parquet", "p.csv"):

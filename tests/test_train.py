@@ -28,7 +28,7 @@ def equal(a, b):
     assert a.cell_types.tolist() == b.cell_types.tolist()
 
 
-def celltypist_by_hand(X, codes, n_classes, options):
+def celltypist_by_hand(X, codes, n_classes, options, sparse=False):
     """celltypist.train's steps on a dense matrix, with the cells that our plan draws."""
     expressed = X.sum(axis=0) != 0
     scaler = StandardScaler(with_mean=options.get("with_mean", True))
@@ -40,7 +40,12 @@ def celltypist_by_hand(X, codes, n_classes, options):
         balance=options.get("balance_cell_type", False), shuffle=options.get("shuffle", True),
         seed=options.get("random_state", 0),
     )  # fmt: skip
-    classifier = SGDClassifier(loss="log_loss", alpha=1e-4, shuffle=False)
+    own = ("alpha", "learning_rate", "eta0", "power_t", "fit_intercept")
+    classifier = SGDClassifier(
+        loss="log_loss", shuffle=False, **{k: options[k] for k in own if k in options}
+    )
+    if sparse:
+        Z = sp.csr_matrix(Z)
     for epoch in range(plan.epochs):
         order = plan.epoch(epoch)
         for start in range(0, len(order), plan.batch_size):
@@ -52,7 +57,18 @@ def celltypist_by_hand(X, codes, n_classes, options):
 # 1e-6 relative in float64: sums run in another order, and saturated steps magnify the difference.
 @pytest.mark.parametrize("n_types", [2, 5])
 @pytest.mark.parametrize("with_mean", [True, False])
-@pytest.mark.parametrize("more", [{}, {"balance_cell_type": True, "random_state": 3}])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"balance_cell_type": True, "random_state": 3},
+        {"alpha": 0.01},
+        {"learning_rate": "constant", "eta0": 0.003},
+        {"learning_rate": "invscaling", "eta0": 0.01, "power_t": 0.25},
+        {"fit_intercept": False},
+    ],
+    ids=str,
+)
 def test_train__equals_celltypists_steps(n_types, with_mean, more):
     adata = atlas.make(n_types=n_types, dtype=np.float64)
     adata.X = adata.X.toarray()  # dense, so that scikit-learn and we both step the intercept fully
@@ -73,6 +89,20 @@ def test_train__equals_celltypists_steps(n_types, with_mean, more):
     np.testing.assert_allclose(model.dataset["scale"], scaler.scale_, rtol=1e-12)
     np.testing.assert_allclose(model.dataset["mean"], adata.X[:, expressed].mean(0), rtol=1e-12)
     assert model.dataset.attrs["t"] == classifier.t_
+
+
+def test_train__sparse_without_centring_equals_celltypists_steps():
+    """scikit-learn steps the intercept by a hundredth on sparse input, and so do we."""
+    adata = atlas.make(dtype=np.float64)
+    options = SMALL | {"with_mean": False, "shuffle": False}
+    model = streamtrain.train(adata, "cell_type", dtype="float64", **options)
+    codes = pd.Categorical(adata.obs["cell_type"].astype(str)).codes
+    _, classifier, _ = celltypist_by_hand(adata.X.toarray(), codes, 5, options, sparse=True)
+    for ours, theirs in (
+        (model.coef_, classifier.coef_),
+        (model.intercept_, classifier.intercept_),
+    ):
+        assert np.linalg.norm(ours - theirs) <= 1e-6 * np.linalg.norm(theirs)
 
 
 @pytest.mark.parametrize("form", stores.FORMATS)
@@ -107,7 +137,7 @@ def test_train__same_model_for_any_block(tmp_path, monkeypatch):
     path = stores.write(atlas.make(), tmp_path, "h5ad")
     reference = streamtrain.train(path, "cell_type", **SMALL)
     module = __import__("sys").modules["streamtrain.train"]
-    monkeypatch.setattr(module, "_BLOCK", 2000)
+    monkeypatch.setattr(module, "BLOCK", 2000)
     monkeypatch.setattr(module, "_WINDOW", 60_000)
     equal(streamtrain.train(path, "cell_type", **SMALL), reference)
 
@@ -209,6 +239,7 @@ def test_train__model_says_what_made_it(tmp_path):
     assert source["name"] == str(path)
     assert source["n_obs"] == 600
     assert source["bytes"] == path.stat().st_size
+    assert model.provenance["labels"] == "cell_type"
     assert model.provenance["packages"]["numpy"] == np.__version__
     assert int(model.dataset["n_cells"].sum()) == 600
 
@@ -245,6 +276,18 @@ def relabel(values):
     return adata
 
 
+def odd_first():
+    adata = atlas.make()
+    adata.X.data[: adata.X.indptr[1]] *= 1.01
+    return adata
+
+
+def another_sum():
+    adata = atlas.make()
+    adata.X.data = np.log1p(np.expm1(adata.X.data) / 3)
+    return adata
+
+
 BAD = {
     "NaN": (lambda: spoil(value=np.nan), {}, r"gene 'GENE\d+' in cell 40 \('cell-40'\) is not fin"),
     "infinite": (lambda: spoil(value=np.inf), {}, r"cell 40 \('cell-40'\) is not finite \(inf\)"),
@@ -255,6 +298,12 @@ BAD = {
         r"is not 10,000 in 1 cells of 600 \(cell 40 \('cell-40'\): ",
     ),
     "counts as log1p": (atlas.make, {"layer": "counts"}, "integers: for raw counts pass normalize"),
+    "log1p as counts, an odd cell first": (odd_first, {"normalize": "log1p"}, "to 10,000 already"),
+    "log1p of another sum as counts": (
+        another_sum,
+        {"normalize": "log1p"},
+        "hold fractions and nothing above 9.22, as after a logarithm",
+    ),
     "log1p as counts": (
         atlas.make,
         {"normalize": "log1p"},

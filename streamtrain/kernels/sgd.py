@@ -12,6 +12,9 @@ import numpy as np
 
 from streamtrain.kernels.jit import jit
 
+# Steps between two calls of recentre. Against one a batch, 64 costs a quarter of the time and
+# rounds 10 to 30 times less (float64, against dense SGD's coefficients after 2,000 to 8,000 steps).
+RECENTRE = 64
 FOLD_BELOW = 1e-6  # the decay a is multiplied into U before U, which grows as 1/a, loses precision
 
 
@@ -47,31 +50,54 @@ def fold(scalars, U, c, q, A, ac):
 
 
 @jit
+def recentre(shift, U, c, q):
+    """Move the part m c' of the weights into U, leaving c = 0, and sum q = W'm / a anew.
+
+    U holds W / a + m c', and c wanders: left alone, its rounding swamps that of W (after 10 epochs
+    of real data in float64, coefficients 2e-2 away from dense SGD's, relatively).
+    """
+    for k in range(len(c)):
+        q[k] = 0.0
+    for g in range(U.shape[0]):
+        for k in range(U.shape[1]):
+            U[g, k] -= shift[g] * c[k]
+            q[k] += shift[g] * U[g, k]
+    for k in range(len(c)):
+        c[k] = 0.0
+
+
+@jit
 def sgd(
-    data, indices, indptr, dots, codes, first_class, eta, decay, averaged, shift_norm,
-    intercept_rate, scalars, U, c, q, b, A, ac, ab,
+    data, indices, indptr, dots, codes, first_class, eta, decay, averaged, shift, intercept_rate,
+    scalars, U, c, q, b, A, ac, ab,
 ):  # fmt: skip
     """Take one step per cell, in order, for the classes first_class, first_class + 1, ...
 
     Parameters are cells as scaled rows (x', `dots` = m.x'), the step and the decay 1 - eta alpha
-    of each cell, whether each step counts in the average, `shift_norm` = |m|^2, and the factor of
-    the intercept's step. `scalars` (a, S), U, c, q = U'm, the intercepts b, and for averaging the
+    of each cell, whether each step counts in the average, the shift m, and the factor of the
+    intercept's step. `scalars` (a, S), U, c, q = W'm / a, the intercepts b, and for averaging the
     sums A, ac, ab (length 0 if unused) are updated in place; b, c, q are float64.
     """
     n_classes = len(c)
     score = np.empty(n_classes, np.float64)
     step = np.empty(n_classes, U.dtype)
     averaging = len(ac) > 0
+    shift_norm = 0.0
+    for g in range(len(shift)):
+        shift_norm += shift[g] * shift[g]
     for i in range(len(codes)):
+        if i % RECENTRE == 0 and shift_norm > 0:
+            recentre(shift, U, c, q)
         score[:] = 0
         for p in range(indptr[i], indptr[i + 1]):
-            x = data[p]
+            x, m = data[p], shift[indices[p]]
             row = U[indices[p]]
             for k in range(n_classes):
-                score[k] += x * row[k]
+                # Per gene: summed apart, x'U and m.x' c are large and cancel to little.
+                score[k] += x * (row[k] - m * c[k])
         a = scalars[0]
         for k in range(n_classes):
-            centred = score[k] - q[k] + (shift_norm - dots[i]) * c[k]
+            centred = score[k] - q[k]
             y = 1.0 if codes[i] == first_class + k else 0.0
             score[k] = -eta[i] * logistic_gradient(y, a * centred + b[k])
         scalars[0] *= decay[i]
@@ -80,7 +106,7 @@ def sgd(
         for k in range(n_classes):
             step[k] = score[k] / scalars[0]
             c[k] += step[k]  # as rounded for U, so that the step stays along the centred cell
-            q[k] += dots[i] * step[k]
+            q[k] += (dots[i] - shift_norm) * step[k]
             b[k] += intercept_rate * score[k]
         for p in range(indptr[i], indptr[i + 1]):
             x = data[p]

@@ -141,7 +141,6 @@ class SGD:
     ) -> None:
         self.schedule, self.average, self.intercept_rate = schedule, int(average), intercept_rate
         self._shift = np.asarray(shift, np.float64)
-        self._shift_norm = float(self._shift @ self._shift)
         self._threads = threads
         self._binary = n_classes == 2
         columns = 1 if self._binary else n_classes
@@ -187,7 +186,7 @@ class SGD:
         self._threads.each(
             lambda s: kernel.sgd(
                 rows.data, rows.indices, rows.indptr, cells.dots, rows.codes,
-                s.first + self._binary, eta, decay, averaged, self._shift_norm,
+                s.first + self._binary, eta, decay, averaged, self._shift,
                 self.intercept_rate, s.scalars, s.U, s.c, s.q, s.b, s.A, s.ac, s.ab,
             ),
             self._stripes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def open_source(
     from streamtrain.sources import memory as in_memory
     from streamtrain.sources.store import StoreSource
 
-    is_path = isinstance(X, str | Path)
+    is_path = isinstance(X, str | os.PathLike)
     is_anndata = in_memory.is_a(X, "anndata", "AnnData")
     if is_path or is_anndata:
         if genes is not None:
@@ -64,7 +65,7 @@ def open_source(
                 "genes= is for a matrix without gene names: name a var column, gene_key="
             )
         if is_path:
-            return StoreSource(X, layer, gene_key, memory, scratch)
+            return StoreSource(Path(X).expanduser(), layer, gene_key, memory, scratch)
         return in_memory.AnnDataSource(X, layer, gene_key, memory, scratch)
     for option, value in (("layer", layer), ("gene_key", gene_key)):
         if value is not None:

@@ -80,6 +80,8 @@ def canonical(rows: Rows, name: str) -> Rows:
         (rows.data, rows.indices, rows.indptr), shape=(rows.n_obs, rows.n_vars), copy=False
     )
     before = matrix.nnz
+    if matrix.dtype.kind in "iu" and matrix.dtype.itemsize < 8:
+        matrix = matrix.astype(np.int64)  # sums of repeated entries may not fit
     matrix.has_canonical_format = False
     matrix.sum_duplicates()
     if matrix.nnz < before:

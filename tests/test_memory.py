@@ -1,0 +1,54 @@
+"""Peak memory of whole runs, measured by the system in processes of their own."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from streamtrain.simulate import simulate
+
+RUN = """
+import json, resource, sys
+import streamtrain
+what, source, model, memory, *rest = sys.argv[1:]
+if what == "train":
+    streamtrain.train(
+        source, "cell_type", normalize="log1p", memory=memory, batch_size=500, epochs=3,
+        progress=False,
+    ).save(model, overwrite=True)
+else:
+    streamtrain.predict(
+        model, source, normalize="log1p", memory=memory, out=rest[0], overwrite=True,
+        probabilities=True, progress=False,
+    )
+print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+"""
+
+
+def peak(*arguments):
+    done = subprocess.run(  # noqa: S603 - our own interpreter
+        [sys.executable, "-c", RUN, *map(str, arguments)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="RSS is counted in other ways elsewhere")
+def test_memory__stays_in_the_budget(tmp_path):
+    """A store of twice the budget; the interpreter is what a tiny run takes.
+
+    Predicted are few genes a cell and many types, so that the table outweighs the matrix.
+    """
+    tiny, large = tmp_path / "tiny.zarr", tmp_path / "large.h5ad"
+    simulate(tiny, n_obs=2000, n_vars=200, n_types=4)
+    simulate(large, n_obs=100_000, n_vars=2000, n_types=60, n_donors=4)
+    assert large.stat().st_size > 2 * 150e6
+    model = tmp_path / "m.zarr"
+    peak("train", tiny, model, "150MB")  # kernels compile, should they have to
+    base = peak("train", tiny, model, "150MB")
+    assert peak("train", large, model, "150MB") - base < 150e6
+    assert peak("predict", large, model, "150MB", tmp_path / "p.parquet") - base < 150e6
