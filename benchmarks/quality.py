@@ -77,6 +77,7 @@ def main() -> None:
     import scanpy as sc
 
     celltypist.logger.set_level(logging.ERROR)
+    logging.getLogger("streamtrain").setLevel(logging.ERROR)
     print("| data | cells | balanced | streamtrain | CellTypist | training time, theirs / ours |")
     print("|---|---|---|---|---|---|")
     for name in chosen.sets:

@@ -763,3 +763,13 @@ def test_import__loads_neither_anndata_nor_dask():
         ".split()).read(0, 2); assert not {'anndata', 'dask', 'zarr'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)  # noqa: S603  # our own code
+
+
+def test_obs_names__any_stretch(tmp_path, monkeypatch):
+    """Names are read in aligned stretches, of which the last is kept."""
+    monkeypatch.setattr("streamtrain.sources.columns.TEXT_SLICE", 5)
+    path = write(make_anndata(), tmp_path, "h5ad")
+    source = open_source(path)
+    names = [f"cell{i}" for i in range(23)]
+    for start, stop in ((0, 23), (3, 4), (4, 11), (5, 10), (22, 23), (7, 7), (0, 1)):
+        assert source.obs_names(start, stop).tolist() == names[start:stop]

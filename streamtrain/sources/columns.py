@@ -138,6 +138,7 @@ class StoredFrame:
         with reading(name):
             self._index = self._find_index()
             self._length = _length(self._index)
+        self._kept: tuple[int, NDArray[np.object_]] | None = None
 
     def _find_index(self) -> Any:
         if self._compound:
@@ -218,6 +219,15 @@ class StoredFrame:
 
     def index(self, start: int, stop: int) -> NDArray[np.object_]:
         """Index names start to stop."""
+        parts = []
+        for low in range(start - start % TEXT_SLICE, stop, TEXT_SLICE):
+            # The last stretch is kept: blocks of cells are shorter than the chunks of their names.
+            if self._kept is None or self._kept[0] != low:
+                self._kept = low, self._names(low, low + TEXT_SLICE)
+            parts.append(self._kept[1][max(start - low, 0) : stop - low])
+        return np.concatenate(parts) if parts else np.empty(0, object)
+
+    def _names(self, start: int, stop: int) -> NDArray[np.object_]:
         what = f"the index of {self._name}"
         node, mask = self._index, None
         with reading(what):
@@ -227,8 +237,7 @@ class StoredFrame:
                     return np.array([str(n) for n in named], dtype=object)
                 node, mask = node["values"], node["mask"]
             parts = list(_text_slices(node, what, mask, start, stop))
-        names = np.concatenate(parts) if parts else np.empty(0, object)
-        return np.array([str(n) for n in names], dtype=object)
+        return np.array([str(n) for part in parts for n in part], dtype=object)
 
 
 def _length(node: Any) -> int:
