@@ -6,6 +6,7 @@ import ctypes
 import gc
 import math
 import re
+from collections.abc import Iterator
 from numbers import Real
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import psutil
 
 from streamtrain.errors import InputError
 
-_CGROUP = Path("/sys/fs/cgroup")
+_CGROUP, _PROC = Path("/sys/fs/cgroup"), Path("/proc/self")
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _UNITS |= {f"{u}i": 2 ** (10 * i) for i, u in enumerate("kmgt", 1)}
 
@@ -24,17 +25,36 @@ BLOCK = 64 * 10**6  # bytes of stored cells read at a time; larger blocks read n
 
 def free_memory() -> int:
     """Bytes that this process may still take: of the machine, or of its control group if less."""
-    free = int(psutil.virtual_memory().available)
-    for limit, used in (  # control groups, version 2 and 1: containers and cluster jobs
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        try:
-            most, taken = (int((_CGROUP / name).read_text()) for name in (limit, used))
-        except (OSError, ValueError):  # none here, or "max"
+    return min([int(psutil.virtual_memory().available), *_control_groups()])
+
+
+def _control_groups() -> Iterator[int]:
+    """Free bytes of each control group around this process: containers and cluster jobs.
+
+    Pages of files that the system can drop (inactive_file) count as free: reading fills them.
+    """
+    try:
+        lines = (_PROC / "cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, kinds, path = line.split(":", 2)
+        if kinds == "":  # version 2
+            root, most, used, cached = _CGROUP, "memory.max", "memory.current", "inactive_file"
+        elif "memory" in kinds.split(","):  # version 1
+            root, cached = _CGROUP / "memory", "total_inactive_file"
+            most, used = "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
             continue
-        free = min(free, max(0, most - taken))
-    return free
+        group = root / path.lstrip("/")
+        # In a container the path may be the host's: then its own group is the root.
+        for folder in (group, *group.parents, root):
+            try:
+                limit, taken = int((folder / most).read_text()), int((folder / used).read_text())
+                stat = re.search(rf"^{cached} (\d+)", (folder / "memory.stat").read_text(), re.M)
+            except (OSError, ValueError):  # no such group, or "max"
+                continue
+            yield max(0, limit - taken + (int(stat[1]) if stat else 0))
 
 
 def parse_bytes(memory: int | float | str | None) -> int:

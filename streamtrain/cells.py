@@ -19,7 +19,7 @@ from streamtrain.sources.where import where as evaluate_where
 
 logger = logging.getLogger(__name__)
 
-_LIKE_MISSING = {"nan", "na", "n/a", "none", "null"}
+_LIKE_MISSING = {"nan", "na", "n/a", "<na>", "nat", "none", "null"}
 
 Labels = str | os.PathLike[str] | Sequence[Any] | NDArray[Any] | pd.Series | pd.Index
 
@@ -181,6 +181,13 @@ def _encode(series: pd.Series[Any], what: str) -> tuple[NDArray[np.int32], NDArr
         raise InputError(
             f"labels must name cell types, and {what} holds {len(values):,} different fractions: "
             "name another column"
+        )
+    if values.dtype.kind == "f":  # whole numbers that pandas keeps as float for a missing one
+        values = values.astype(np.int64)
+    if len(series) >= 1000 and len(values) > len(series) / 2:
+        raise InputError(
+            f"labels must name cell types, and {what} holds {len(values):,} different values for "
+            f"{len(series):,} cells, the first {str(values[0])!r}: name another column"
         )
     order = np.argsort(np.asarray(values.astype(str) if values.dtype == object else values))
     place = np.empty(len(values), np.int32)

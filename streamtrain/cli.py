@@ -64,7 +64,9 @@ def train(
     models.check_output(out, overwrite)
     if celltypist is not None:
         atomic.check_output(celltypist, overwrite, folder=False)
-        if celltypist.absolute() == out.absolute():
+        if celltypist.suffix != ".pkl":
+            raise InputError(f"--celltypist must end in .pkl; got {str(celltypist)!r}")
+        if celltypist.resolve() == out.resolve():
             raise InputError(f"--out and --celltypist must differ; got {str(out)!r} for both")
     model = run(source, labels, progress=not quiet, **settings.to_dict())
     model.save(out, overwrite=overwrite)
@@ -178,7 +180,8 @@ def _log(quiet: bool) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; a user's mistake ends in one line and exit status 2."""
     # As an exception, so that what is half written is removed on the way out.
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _terminate)
     try:
         app(sys.argv[1:] if arguments is None else arguments)
     except (InputError, OSError) as error:

@@ -76,7 +76,8 @@ class Settings:
         Bytes to stay within, the interpreter itself aside: "2GB", "512MiB" or a number. The
         default is a quarter of the free memory.
     scratch
-        Folder on a local disk for the drawn cells. The default is the system's temporary folder.
+        Folder on a local disk for the drawn cells. The default is the system's temporary folder
+        (TMPDIR), or /var/tmp where that lies in memory.
     n_jobs
         Threads. The default, and -1, takes all CPUs; the model is the same for any number.
     random_state

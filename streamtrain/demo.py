@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -37,7 +38,9 @@ def demo(folder: Path, *, overwrite: bool = False) -> Iterator[str]:
 
     yield f"Simulating 20,000 cells x 2,000 genes, 12 cell types, 6 donors: {atlas}"
     simulate(atlas, overwrite=overwrite)
-    donors = sorted(open_source(atlas).obs("donor_id").unique())
+    with closing(open_source(atlas)) as source:
+        donor, cell_type = source.obs("donor_id"), source.obs("cell_type")
+    donors = sorted(donor.unique())
     held_out = donors[-2:]
     names = ", ".join(map(repr, held_out))
 
@@ -57,8 +60,7 @@ def demo(folder: Path, *, overwrite: bool = False) -> Iterator[str]:
     yield f"Predicting the other two, {' and '.join(held_out)}: {table}"
     where = f"donor_id in [{names}]"
     predict(model, atlas, where=where, normalize="log1p", out=table, overwrite=overwrite)
-    source = open_source(atlas)
-    truth = source.obs("cell_type")[source.obs("donor_id").isin(held_out)]
+    truth = cell_type[donor.isin(held_out)]
     evaluation = evaluate(truth, pd.read_parquet(table)["predicted_labels"])
     figure = cast("Figure", confusion_matrix(evaluation).figure)
     save_figure(figure, picture, overwrite=overwrite)

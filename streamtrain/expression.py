@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 TARGET_SUM = 1e4  # transcripts per cell after normalisation, CellTypist's
 TOLERANCE = 1.0  # on that sum, CellTypist's
+_SURE = 10_000  # cells after which their form is judged, before the end of the stream
 MAX_LOG1P = 9.22  # CellTypist's bound on a value; log1p(10,000) is 9.2104
 
 Normalize = Literal["log1p"] | None
@@ -63,7 +64,8 @@ class Expression:
         self.dtype = np.dtype(dtype)
         self._cell, self._gene = cell, gene
         self._threads = threads
-        self._seen = self._off = self._fractions = self._empty = 0
+        self._seen = self._off = self._fractions = self._done = self._empty = 0
+        self._most = 0.0  # the highest value
         self._examples: list[str] = []
         self._off_whole = True  # whether all cells whose sum is off hold integers
 
@@ -118,8 +120,9 @@ class Expression:
                 gene = self._gene(int(rows.indices[entries][k]))
                 raise InputError(
                     f"{self.name}: expression must be finite and not negative, but the value of "
-                    f"gene {gene!r} in {self._cell(position + i)} {fault} ({values[k]}), as are "
-                    f"values in {len(bad):,} of the {rows.n_obs:,} cells read with it. {remedy}."
+                    f"gene {gene!r} in {self._cell(position + i)} {fault} ({values[k]}); such "
+                    f"values stand in {len(bad):,} of the {rows.n_obs:,} cells read with it. "
+                    f"{remedy}."
                 )
 
     def _note_sums(
@@ -140,6 +143,11 @@ class Expression:
         self._off_whole &= not bool(np.any(flags[off] & kernel.FRACTION))
         for i in off[: max(0, 3 - len(self._examples))].tolist():
             self._examples.append(f"{self._cell(position + i)}: {sums[i]:.6g}")
+        if self.check == "sum" and self._off and self._off == len(off):
+            logger.warning(
+                "%s: expm1 does not sum to 10,000 in %s; the run will end in an error once all "
+                "cells are read", self.name, self._examples[0],
+            )  # fmt: skip
         if self.check == "sum" and self._off > self._seen / 2:
             self._refuse_sums(f"of the first {self._seen:,} read")
 
@@ -170,22 +178,39 @@ class Expression:
             ),
         )
         done = fractions[np.abs(sums[fractions] - TARGET_SUM) <= TOLERANCE]
-        logged = len(fractions) > rows.n_obs / 2 and rows.data.max() <= MAX_LOG1P
-        if len(done) or logged:
+        self._done += len(done)
+        self._most = max(self._most, float(rows.data.max()))
+        if not self._examples:
             i = int(done[0] if len(done) else fractions[0])
+            self._examples.append(self._cell(position + i))
+        if self._seen >= _SURE:
+            self._refuse_logged()
+
+    def _refuse_logged(self) -> None:
+        """Refuse what was given as counts, if over the cells so far it looks like their logarithm.
+
+        A single cell proves nothing: among a million cells of corrected, fractional counts some
+        have sum(expm1(x)) near 10,000.
+        """
+        done = self._done > self._seen / 2
+        if done or (self._fractions > self._seen / 2 and self._most <= MAX_LOG1P):
             state = (
-                "is log1p-normalised to 10,000 already"
-                if len(done)
-                else "and most others hold fractions and nothing above "
-                f"{MAX_LOG1P}, as after a logarithm"
+                f"{self._done:,} of {self._seen:,} cells are log1p-normalised to 10,000 already"
+                if done
+                else f"{self._fractions:,} of {self._seen:,} cells hold fractions and none a value "
+                f"above {MAX_LOG1P}, as after a logarithm"
             )
             raise InputError(
-                f"{self.name}: normalize='log1p' needs raw counts, but {self._cell(position + i)} "
-                f"{state}. Leave out normalize, or point to the counts with layer=NAME."
+                f"{self.name}: normalize='log1p' needs raw counts, but {state} (first "
+                f"{self._examples[0]}). Leave out normalize, or point to the counts with "
+                "layer=NAME; if these are counts, pass check_expression=False "
+                "(--no-check-expression)."
             )
 
     def finish(self) -> None:
         """Raise or warn of what only the whole stream shows."""
+        if self.check is not None and self._fractions:
+            self._refuse_logged()
         if self.check == "sum" and self._off:
             self._refuse_sums(f"of {self._seen:,}")
         if self.check == "range" and self._off:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -12,15 +13,25 @@ from tqdm.auto import tqdm
 T = TypeVar("T")
 
 
+_NOTEBOOK = any("notebook" in kind.__module__ for kind in tqdm.__mro__)
+_DELAY = 2  # seconds that a stage may take without a word
+
+
 @contextmanager
 def stage(name: str, total: int, unit: str = " cells", *, show: bool) -> Iterator[Any]:
-    """Count towards `total` with rate and time left; nothing is shown in the first two seconds."""
-    log = not sys.stderr.isatty()
+    """Count towards `total` with rate and time left; shorter stages than two seconds stay silent.
+
+    On a terminal and in a notebook a bar moves; in a log a line stands every 30 s and at the end.
+    """
+    log = not (_NOTEBOOK or sys.stderr.isatty())
     with tqdm(
-        total=total, desc=name, unit=unit, unit_scale=True, disable=not show, delay=2,
-        mininterval=30 if log else 0.1, maxinterval=30 if log else 10, leave=log,
+        total=total, desc=name, unit=unit, unit_scale=True, disable=not show, delay=_DELAY,
+        mininterval=30 if log else 0.1, maxinterval=30 if log else 10, leave=False,
     ) as bar:  # fmt: skip
+        start = time.monotonic()
         yield bar
+        if show and log and time.monotonic() - start > _DELAY:
+            sys.stderr.write(f"\r{bar}\n")
 
 
 def counted(

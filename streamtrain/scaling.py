@@ -14,6 +14,7 @@ from streamtrain.rows import Rows
 from streamtrain.threads import Threads
 
 CLIP = 10.0  # CellTypist's upper bound on a scaled value
+OUTRIGHT = 0.5  # share of the cells above which a gene is centred outright
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,7 @@ def standard_deviation(moments: RunningMoments) -> NDArray[np.float64]:
 
 @dataclass(frozen=True, slots=True)
 class Scaled:
-    """Cells as the solver takes them: z = x' - shift, x' sparse.
+    """Cells as the solver takes them: z = x' - shift, x' sparse; genes in no order within a cell.
 
     Attributes
     ----------
@@ -152,6 +153,10 @@ class Scaler:
     not negative; so x' = min(x, mean + 10 scale) / scale on the non-zero entries and z = x' - m.
     Without centring m = 0 and x' = min(x / scale, 10).
 
+    Genes that most cells express are centred outright instead: they hold few zeros, and their m
+    is large, so that x' and m would cancel (a gene in a share p of the cells has m of at most
+    sqrt(p / (1 - p)): below 1 for the others).
+
     Parameters
     ----------
     mean, scale
@@ -163,6 +168,14 @@ class Scaler:
         Whether to centre.
     dtype
         Of the scaled values.
+    share
+        Share of the cells in which each of the model's genes is not zero, shape (genes,); None
+        centres no gene outright.
+
+    Attributes
+    ----------
+    shift
+        m for the genes that are not centred outright, 0 for those that are, shape (genes,).
     """
 
     def __init__(
@@ -173,22 +186,35 @@ class Scaler:
         *,
         with_mean: bool,
         dtype: Any,
+        share: NDArray[np.float64] | None = None,
     ) -> None:
         self.scale = np.asarray(scale, np.float64)
         centre = np.asarray(mean, np.float64) if with_mean else np.zeros(len(self.scale))
-        self.shift = centre / self.scale
         self.cap = centre + CLIP * self.scale
         self.position = position
         self.dtype = np.dtype(dtype)
+        outright = np.zeros(len(self.scale), bool)
+        if with_mean and share is not None:
+            outright = np.asarray(share) > OUTRIGHT
+        self._mean = centre / self.scale
+        self.shift = np.where(outright, 0.0, self._mean)
+        self._everywhere = np.flatnonzero(outright).astype(np.int32)
+        self._place = np.full(len(self.scale), -1, np.int32)
+        self._place[self._everywhere] = np.arange(len(self._everywhere), dtype=np.int32)
+
+    @property
+    def n_everywhere(self) -> int:
+        """Number of genes that are centred outright."""
+        return len(self._everywhere)
 
     def __call__(self, rows: Rows) -> Scaled:
         """Scale `rows`, whose genes are the source's."""
-        data = np.empty(len(rows.data), self.dtype)
-        indices = np.empty(len(rows.data), np.int32)
+        most = len(rows.data) + rows.n_obs * self.n_everywhere
+        data, indices = np.empty(most, self.dtype), np.empty(most, np.int32)
         dots = np.empty(rows.n_obs)
         indptr = kernel.scale_rows(
-            rows.data, rows.indices, rows.indptr, self.position, self.cap, self.scale, self.shift,
-            data, indices, dots,
+            rows.data, rows.indices, rows.indptr, self.position, self.cap, self.scale, self._mean,
+            self.shift, self._everywhere, self._place, data, indices, dots,
         )  # fmt: skip
         n = indptr[-1]
         scaled = Rows(data[:n], indices[:n], indptr, len(self.scale), rows.codes)

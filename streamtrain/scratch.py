@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shutil
 import tempfile
@@ -10,12 +11,43 @@ import weakref
 from typing import Any
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from streamtrain.budget import format_bytes
 from streamtrain.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 Folder = str | os.PathLike[str] | None
+
+
+def place_of(folder: Folder) -> str:
+    """The folder for scratch: as given, or the system's temporary one, but on a disk.
+
+    Where the temporary folder lies in memory, as /tmp does on several systems, /var/tmp stands in
+    unless TMPDIR asks for it.
+    """
+    if folder is not None:
+        place = os.path.expanduser(folder)  # noqa: PTH111 - str or PathLike, kept as it came
+    else:
+        place = tempfile.gettempdir()
+        if _in_memory(place) and "TMPDIR" not in os.environ and os.access("/var/tmp", os.W_OK):  # noqa: S108
+            place = "/var/tmp"  # noqa: S108 - files there are nameless
+    if _in_memory(place):
+        logger.warning("scratch in %s lies in memory and counts beside the budget", place)
+    return place
+
+
+def _in_memory(place: str) -> bool:
+    """Whether a folder is on a file system that lives in memory."""
+    real = os.path.realpath(place)
+    mounts = [
+        (part.mountpoint, part.fstype)
+        for part in psutil.disk_partitions(all=True)
+        if real == part.mountpoint or real.startswith(part.mountpoint.rstrip("/") + "/")
+    ]
+    return max(mounts, key=lambda m: len(m[0]), default=("", ""))[1] in ("tmpfs", "ramfs")
 
 
 def require_free(folder: Folder, nbytes: float, purpose: str) -> None:
@@ -26,7 +58,7 @@ def require_free(folder: Folder, nbytes: float, purpose: str) -> None:
     InputError
         If `folder` (None: the system's temporary one) is no folder or has less than `nbytes` free.
     """
-    place = folder or tempfile.gettempdir()
+    place = place_of(folder)
     try:
         free = shutil.disk_usage(place).free
     except OSError as error:
@@ -57,9 +89,9 @@ class ScratchArray:
 
     def __init__(self, folder: Folder, dtype: Any) -> None:
         self.dtype = np.dtype(dtype)
-        self._place = folder or tempfile.gettempdir()
+        self._place = place_of(folder)
         try:
-            self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - see close
+            self._file = tempfile.TemporaryFile(dir=self._place, buffering=0)  # noqa: SIM115 - see close
         except OSError as error:
             raise _unusable(self._place, error) from error
         self._close = weakref.finalize(self, self._file.close)

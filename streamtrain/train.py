@@ -122,6 +122,7 @@ def train(
                 _positions(expressed, source.n_vars),
                 with_mean=config.with_mean,
                 dtype=config.dtype,
+                share=moments.nonzero[expressed] / moments.n,
             )
             solver = _solver(config, len(cells.classes), scaler, source, threads)
             window = _window(room, spill.nbytes / spill.n_obs, spill.entry_bytes, config)
@@ -140,7 +141,7 @@ def _plan(cells: Cells, config: Settings, name: str) -> Plan:
             f"{name}: mini-batches need more cells than batch_size; got {cells.n_obs:,} cells and "
             f"batch_size={config.batch_size:,}: lower batch_size (--batch-size)"
         )
-    if cells.n_obs < 10_000:
+    if cells.n_obs < 10 * config.batch_size:
         logger.info(
             "%s: %d cells are few for mini-batches of %d; a smaller batch_size may do better",
             name, cells.n_obs, config.batch_size,
@@ -254,7 +255,8 @@ def _window(room: int, cell_bytes: float, entry_bytes: int, config: Settings) ->
     Two windows are alive beside three scaled batches and what the gathering holds in between.
     """
     batch = cell_bytes * config.batch_size
-    scaled = batch * (np.dtype(config.dtype).itemsize + 4) / entry_bytes
+    # Room for as many entries again: genes in most cells get one in every cell.
+    scaled = 2 * batch * (np.dtype(config.dtype).itemsize + 4) / entry_bytes
     besides = 3 * scaled + 16 * 10**6
     window = (room - besides) / 2
     if window < batch:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streamtrain import budget
 from streamtrain.budget import format_bytes, parse_bytes
 from streamtrain.errors import InputError
 from streamtrain.threads import n_threads
@@ -104,3 +105,29 @@ def test_n_threads__refuses(n_jobs):
     words = f"n_jobs must be a positive number of CPUs, or -1 for all; got {n_jobs!r}"
     with pytest.raises(InputError, match=re.escape(words)):
         n_threads(n_jobs)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_free_memory__of_the_control_group(tmp_path, monkeypatch, version):
+    """The tightest of the groups around the process, droppable pages of files not counted."""
+    proc, root = tmp_path / "proc", tmp_path / "cgroup"
+    proc.mkdir()
+    line, top, names = {
+        1: ("5:cpu,memory:/job/step\n4:cpuset:/\n", root / "memory",
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")),
+        2: ("0::/job/step\n", root, ("memory.max", "memory.current", "inactive_file")),
+    }[version]  # fmt: skip
+    (proc / "cgroup").write_text(line)
+    for folder, limit, used, cached in (
+        ("job", 10**6, 900_000, 300_000),
+        ("job/step", "max", 1, 0),
+    ):
+        place = top / folder
+        place.mkdir(parents=True, exist_ok=True)
+        (place / names[0]).write_text(f"{limit}\n")
+        (place / names[1]).write_text(f"{used}\n")
+        (place / "memory.stat").write_text(f"anon 5\n{names[2]} {cached}\n")
+    monkeypatch.setattr(budget, "_PROC", proc)
+    monkeypatch.setattr(budget, "_CGROUP", root)
+    assert budget.free_memory() == 400_000
+    assert parse_bytes(None) == 100_000

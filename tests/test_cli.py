@@ -112,7 +112,7 @@ def test_cli__existing_output_is_refused_before_reading(folder, capsys, monkeypa
     assert "exists" in err
 
 
-@pytest.mark.parametrize("option", ["out", "celltypist", "both"])
+@pytest.mark.parametrize("option", ["out", "celltypist", "both", "suffix"])
 def test_cli__outputs_are_checked_before_reading(folder, capsys, monkeypatch, tmp_path, option):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "store.zarr").mkdir()
@@ -120,7 +120,8 @@ def test_cli__outputs_are_checked_before_reading(folder, capsys, monkeypatch, tm
     out, pkl, message = {
         "out": ("store.zarr", "m.pkl", "is not a streamtrain model"),
         "celltypist": ("m.zarr", "store.zarr", "store.zarr"),
-        "both": ("same", "same", "--out and --celltypist must differ"),
+        "both": ("same.pkl", "same.pkl", "--out and --celltypist must differ"),
+        "suffix": ("m.zarr", "atlas.h5ad", "--celltypist must end in .pkl"),
     }[option]
     code, _, err = call(
         capsys, "train", folder / "none.h5ad", "--labels", "cell_type", "--out", out,
@@ -139,18 +140,21 @@ def test_cli__stopped_by_a_signal_leaves_nothing(folder, tmp_path, number):
     ).save(tmp_path / "m.zarr")
     big = atlas.make(n_obs=30_000, n_vars=120)
     big.write_h5ad(tmp_path / "big.h5ad")
-    process = subprocess.Popen(  # noqa: S603 - our own command
+    with subprocess.Popen(  # noqa: S603 - our own command
         [sys.executable, "-c", SLOW, "predict", "m.zarr", "big.h5ad", "--out", "p.csv"],
         cwd=tmp_path, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    for _ in range(600):
-        if list(tmp_path.glob(".p.csv*")):
-            break
-        time.sleep(0.1)
-    else:
-        pytest.fail("no output was begun")
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+        # Under nohup, as CI may run, the signal would be ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:  # fmt: skip
+        begun = False
+        for _ in range(600):
+            begun = bool(list(tmp_path.glob(".p.csv*")))
+            if begun:
+                break
+            time.sleep(0.1)
+        process.send_signal(number if begun else signal.SIGKILL)
+        _, err = process.communicate(timeout=60)
+    assert begun
     assert process.returncode == 128 + number
     assert {signal.SIGTERM: "terminated", signal.SIGINT: "interrupted"}[number] in err
     assert "Traceback" not in err
@@ -201,6 +205,7 @@ def test_cli__demo(tmp_path):
 def test_readme__its_examples_run(folder, tmp_path, monkeypatch):
     """The commands and the Python of the README, on a small atlas of those names."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "@@" not in readme
     adata = atlas.make()
     adata.obs = adata.obs.rename(columns={"donor": "donor_id"})
     adata.obs["cell_type"] = adata.obs["cell_type"].cat.rename_categories({"B": "B cell"})

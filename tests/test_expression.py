@@ -239,10 +239,19 @@ def test_expression__empty_block_and_empty_cells(caplog):
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        (np.nan, "is not finite (nan), as are values in 3 of the 50 cells read with it. Remove or"),
-        (np.inf, "is not finite (inf), as are values in 3 of the 50 cells read with it. Remove or"),
-        (-np.inf, "is not finite (-inf), as are values in 3 of the 50 cells read with it."),
-        (-1.0, "is negative (-1.0), as are values in 3 of the 50 cells read with it. Scaled expr"),
+        (
+            np.nan,
+            "is not finite (nan); such values stand in 3 of the 50 cells read with it. Remo",
+        ),
+        (
+            np.inf,
+            "is not finite (inf); such values stand in 3 of the 50 cells read with it. Remo",
+        ),
+        (-np.inf, "is not finite (-inf); such values stand in 3 of the 50 cells read with it."),
+        (
+            -1.0,
+            "is negative (-1.0); such values stand in 3 of the 50 cells read with it. Scale",
+        ),
     ],
 )
 def test_expression__refuses_values(value, words, check, normalize):
@@ -359,7 +368,10 @@ def test_expression__range_warns_of_sums(caplog):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_expression__log1p_given_as_counts(dtype, check):
     values = log1p_of(counts(), dtype)[7:]  # the first cell is empty
-    words = r"needs raw counts, but cell 1 \('c1'\) is log1p-normalised to 10,000 already\. Leave"
+    words = (
+        r"needs raw counts, but 52 of 53 cells are log1p-normalised to 10,000 already "
+        r"\(first cell 1 \('c1'\)\)\. Leave out normalize"
+    )
     with pytest.raises(InputError, match=words):
         run([values], normalize="log1p", check=check)
 

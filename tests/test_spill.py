@@ -16,6 +16,7 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from streamtrain import scratch
 from streamtrain import spill as module
 from streamtrain.batches import batches
 from streamtrain.errors import InputError
@@ -545,3 +546,30 @@ def test_sweep__reads_no_block_without_selected_cells():
     source.read = spy
     assert [p for p, _ in sweep(source, np.array([7, 8, 20]), 1)] == [0, 1, 2]
     assert read == [(7, 8), (8, 9), (20, 21)]
+
+
+def test_scratch__not_in_memory_unless_asked(tmp_path, monkeypatch, caplog):
+    monkeypatch.delenv("TMPDIR", raising=False)
+    monkeypatch.setattr(scratch.tempfile, "gettempdir", lambda: "/tmp")  # noqa: S108
+    monkeypatch.setattr(scratch, "_in_memory", lambda place: place == "/tmp")  # noqa: S108
+    assert scratch.place_of(None) == "/var/tmp"  # noqa: S108
+    assert scratch.place_of(tmp_path) == str(tmp_path)
+    assert caplog.messages == []
+    assert scratch.place_of("/tmp") == "/tmp"  # noqa: S108
+    assert "lies in memory" in caplog.text
+
+
+def test_scratch__home_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert scratch.place_of("~") == str(tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "answer"), [("tmpfs", True), ("ext4", False)])
+def test_scratch__tells_memory_from_disk(tmp_path, monkeypatch, kind, answer):
+    parts = [
+        SimpleNamespace(mountpoint="/", fstype="overlay"),
+        SimpleNamespace(mountpoint=str(tmp_path.parent), fstype=kind),
+        SimpleNamespace(mountpoint=str(tmp_path) + "-other", fstype="tmpfs"),
+    ]
+    monkeypatch.setattr(scratch.psutil, "disk_partitions", lambda **_: parts)
+    assert scratch._in_memory(str(tmp_path)) is answer

@@ -1,7 +1,11 @@
 """Whole trainings: against CellTypist's steps done densely, and against each other."""
 
 import logging
+import os
 import pickle
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -14,6 +18,7 @@ import streamtrain
 from streamtrain import InputError
 from streamtrain.cells import labelled_cells
 from streamtrain.sampling import Plan
+from streamtrain.scaling import RunningMoments, standard_deviation
 from streamtrain.sources import open_source
 from tests import atlas, stores
 
@@ -136,7 +141,7 @@ def test_train__same_model_on_any_budget(budget):
 def test_train__same_model_for_any_block(tmp_path, monkeypatch):
     path = stores.write(atlas.make(), tmp_path, "h5ad")
     reference = streamtrain.train(path, "cell_type", **SMALL)
-    module = __import__("sys").modules["streamtrain.train"]
+    module = sys.modules["streamtrain.train"]
     monkeypatch.setattr(module, "BLOCK", 2000)
     monkeypatch.setattr(module, "_WINDOW", 60_000)
     equal(streamtrain.train(path, "cell_type", **SMALL), reference)
@@ -244,16 +249,30 @@ def test_train__model_says_what_made_it(tmp_path):
     assert int(model.dataset["n_cells"].sum()) == 600
 
 
-def test_train__nothing_is_left_in_scratch(tmp_path):
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs Linux's /proc")
+def test_train__scratch_is_given_back(tmp_path):
+    """Nameless files hold the space for as long as they are open."""
+    open_there = []
+
+    def look(_):
+        files = [p for p in Path("/proc/self/fd").iterdir() if p.is_symlink()]
+        links = [os.readlink(p) for p in files]  # noqa: PTH115 - the links name deleted files
+        open_there.append(sum(link.startswith(str(tmp_path)) for link in links))
+        return real(_)
+
+    real = standard_deviation
+    module = sys.modules["streamtrain.train"]
     adata = atlas.make()
     adata.X = adata.X.tocsc()
-    streamtrain.train(adata, "cell_type", scratch=str(scratch), **SMALL)
-    adata.X = adata.X.astype(np.float32) * 2
-    with pytest.raises(InputError):
-        streamtrain.train(adata, "cell_type", scratch=str(scratch), **SMALL)
-    assert list(scratch.iterdir()) == []
+    source = open_source(adata, scratch=tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "standard_deviation", look)
+        patch.setattr(module, "open_source", lambda *_, **__: source)  # kept beyond the run
+        streamtrain.train(adata, "cell_type", scratch=str(tmp_path), **SMALL)
+    look(RunningMoments.empty(1))
+    assert open_there[0] >= 5  # the transposed matrix and the drawn cells
+    assert open_there[1] == 0
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_train__input_is_not_modified(tmp_path):
@@ -288,6 +307,35 @@ def another_sum():
     return adata
 
 
+def soft_counts(n_obs=600):
+    """Counts corrected to fractions; one cell happens to look log1p-normalised to 10,000."""
+    adata = atlas.make(n_obs=n_obs)
+    counts = adata.layers["counts"].astype(np.float64)
+    counts.data *= 0.93
+    counts.data[counts.indptr[50] : counts.indptr[51]] = adata.X.data[
+        adata.X.indptr[50] : adata.X.indptr[51]
+    ]
+    adata.X = counts
+    return adata
+
+
+@pytest.mark.parametrize("block", [10**3, 10**7])
+def test_train__fractional_counts_are_no_logarithms(monkeypatch, caplog, block):
+    monkeypatch.setattr(sys.modules["streamtrain.train"], "BLOCK", block)
+    model = streamtrain.train(soft_counts(), "cell_type", normalize="log1p", **SMALL)
+    assert np.isfinite(model.coef_).all()
+    assert "600 of 600 cells hold values that are no integers" in caplog.text
+
+
+def test_train__budgets_are_checked_at_the_first_block(monkeypatch):
+    """Before the pass, which may take hours: the scratch that the drawn cells will take."""
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10))
+    module = sys.modules["streamtrain.train"]
+    monkeypatch.setattr(module, "MomentsPass", lambda *_: SimpleNamespace())  # would fail if used
+    with pytest.raises(InputError, match=r"training needs .* of scratch, and .* has 10 bytes free"):
+        streamtrain.train(atlas.make(), "cell_type", **SMALL)
+
+
 BAD = {
     "NaN": (lambda: spoil(value=np.nan), {}, r"gene 'GENE\d+' in cell 40 \('cell-40'\) is not fin"),
     "infinite": (lambda: spoil(value=np.inf), {}, r"cell 40 \('cell-40'\) is not finite \(inf\)"),
@@ -298,16 +346,20 @@ BAD = {
         r"is not 10,000 in 1 cells of 600 \(cell 40 \('cell-40'\): ",
     ),
     "counts as log1p": (atlas.make, {"layer": "counts"}, "integers: for raw counts pass normalize"),
-    "log1p as counts, an odd cell first": (odd_first, {"normalize": "log1p"}, "to 10,000 already"),
+    "log1p as counts, an odd cell first": (
+        odd_first,
+        {"normalize": "log1p"},
+        "599 of 600 cells are log1p-norm",
+    ),
     "log1p of another sum as counts": (
         another_sum,
         {"normalize": "log1p"},
-        "hold fractions and nothing above 9.22, as after a logarithm",
+        "hold fractions and none a value above 9.22, as after a logarithm",
     ),
     "log1p as counts": (
         atlas.make,
         {"normalize": "log1p"},
-        "is log1p-normalised to 10,000 already",
+        "600 of 600 cells are log1p-normalised to 10,000 already",
     ),
     "no such column": (atlas.make, {"labels": "celltype"}, "did you mean 'cell_type'"),
     "one class": (

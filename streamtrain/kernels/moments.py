@@ -30,22 +30,35 @@ def welford(data, indices, indptr, start, stop, first_gene, stop_gene, count, me
 
 
 @jit
-def scale_rows(data, indices, indptr, position, cap, scale, shift, out_data, out_indices, dots):
-    """Scale the entries of cells: x' = min(x, cap) / scale at the model's gene positions.
+def scale_rows(
+    data, indices, indptr, position, cap, scale, mean, shift, everywhere, place,
+    out_data, out_indices, dots,
+):  # fmt: skip
+    """Scale cells at the model's gene positions: x' = min(x, cap) / scale, or centred outright.
 
     `position` gives each gene's place in the model, -1 where it has none (the entry is dropped).
-    `dots` gets the sum of shift * x' over each cell. Returns the new offsets.
+    The genes `everywhere` get an entry in every cell, x' - mean, and come first; `place` gives
+    their order, -1 for other genes. `dots` gets the sum of shift * x' over each cell, shift being 0
+    for the genes `everywhere`. Returns the new offsets.
     """
     out_indptr = np.empty(len(indptr), np.int64)
     out_indptr[0] = 0
     n = 0
     for i in range(len(indptr) - 1):
         dot = 0.0
+        first = n
+        for k in range(len(everywhere)):
+            out_data[n] = -mean[everywhere[k]]
+            out_indices[n] = everywhere[k]
+            n += 1
         for k in range(indptr[i], indptr[i + 1]):
             gene = position[indices[k]]
             if gene < 0:
                 continue
             x = min(np.float64(data[k]), cap[gene]) / scale[gene]
+            if place[gene] >= 0:
+                out_data[first + place[gene]] = x - mean[gene]
+                continue
             out_data[n] = x
             out_indices[n] = gene
             dot += shift[gene] * out_data[n]

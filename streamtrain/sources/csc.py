@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from streamtrain.budget import format_bytes
 from streamtrain.kernels import transpose
 from streamtrain.rows import Rows
-from streamtrain.scratch import Folder, ScratchArray, require_free
+from streamtrain.scratch import Folder, ScratchArray, place_of, require_free
 from streamtrain.sources.damage import damaged, fetch, plain_dtype
 from streamtrain.sources.matrix import CsrMatrix, check_compressed
 
@@ -72,9 +71,9 @@ class CscMatrix:
             require_free(
                 self._scratch, need, f"transposing {self.name}, which is stored by gene (CSC),"
             )
-            logger.info(
+            logger.warning(
                 "%s is stored by gene (CSC); transposing it through %s of scratch in %s",
-                self.name, format_bytes(need), self._scratch or tempfile.gettempdir(),
+                self.name, format_bytes(need), place_of(self._scratch),
             )  # fmt: skip
             try:
                 self._rows = self._transpose()
