@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -166,7 +167,7 @@ def predict(
     """
     if mode not in ("best match", "prob match"):
         raise InputError(f"mode must be 'best match' or 'prob match'; got {mode!r}")
-    if not isinstance(p_thres, (int, float)) or not 0 <= p_thres <= 1:
+    if not isinstance(p_thres, Real) or not 0 <= p_thres <= 1:
         raise InputError(f"p_thres must be a probability; got {p_thres!r}")
     sink: AbstractContextManager[_Sink] = _open_sink(out, overwrite)
     if not isinstance(model, Model):

@@ -773,3 +773,12 @@ def test_obs_names__any_stretch(tmp_path, monkeypatch):
     names = [f"cell{i}" for i in range(23)]
     for start, stop in ((0, 23), (3, 4), (4, 11), (5, 10), (22, 23), (7, 7), (0, 1)):
         assert source.obs_names(start, stop).tolist() == names[start:stop]
+
+
+def test_csr__chunks_larger_than_a_block_are_warned_of(tmp_path, caplog):
+    path = write(make_anndata(n_obs=400, n_vars=50), tmp_path, "h5ad")
+    source = open_source(path)
+    list(source.blocks(10**6))
+    assert caplog.messages == []
+    list(source.blocks(200))
+    assert "more than the 200 bytes that are read at a time" in caplog.text

@@ -10,6 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from streamtrain.budget import format_bytes
 from streamtrain.errors import InputError
 from streamtrain.kernels import csr
 from streamtrain.rows import Rows
@@ -144,6 +145,14 @@ class CsrMatrix:
 
     def blocks(self, nbytes: int) -> Iterator[tuple[int, int]]:
         """Row ranges cut by their non-zeros."""
+        chunk = max(_chunk_bytes(self._data), _chunk_bytes(self._indices))
+        if chunk > nbytes:
+            logger.warning(
+                "%s is stored in chunks of %s, more than the %s that are read at a time: each is "
+                "decoded again for every part of it, and takes memory beside the budget; raise "
+                "memory, or rewrite the file with smaller chunks",
+                self.name, format_bytes(chunk), format_bytes(nbytes),
+            )  # fmt: skip
         return cut(self.shape[0], self.row_bytes, nbytes)
 
     def read(self, start: int, stop: int) -> Rows:
@@ -164,6 +173,12 @@ class CsrMatrix:
 
     def close(self) -> None:
         """Nothing to give up."""
+
+
+def _chunk_bytes(array: Any) -> int:
+    """Decoded bytes of one chunk; 0 where the array is not chunked."""
+    chunks = getattr(array, "chunks", None)
+    return int(np.prod(chunks)) * int(array.dtype.itemsize) if chunks else 0
 
 
 def check_compressed(data: Any, indices: Any, indptr: Any, n_major: int, name: str) -> None:
