@@ -30,8 +30,9 @@ def stage(name: str, total: int, unit: str = " cells", *, show: bool) -> Iterato
     ) as bar:  # fmt: skip
         start = time.monotonic()
         yield bar
-        if show and log and time.monotonic() - start > _DELAY:
-            sys.stderr.write(f"\r{bar}\n")
+        last = str(bar)
+    if show and log and time.monotonic() - start > _DELAY:
+        sys.stderr.write(f"{last}\n")
 
 
 def counted(

@@ -31,8 +31,6 @@ def test_counted__passes_items_on_and_counts_to_the_end(monkeypatch):
     real = progress.tqdm
     monkeypatch.setattr(progress, "tqdm", lambda **more: bars.append(real(**more)) or bars[-1])
     items = [(0, "a"), (4, "b"), (9, "c")]
-    seen = []
-    for item in counted(items, "Reading", 12, show=True):
-        seen.append((item, bars[0].n))
+    seen = [(item, bars[0].n) for item in counted(items, "Reading", 12, show=True)]
     assert seen == [((0, "a"), 0), ((4, "b"), 4), ((9, "c"), 9)]
     assert bars[0].n == 12
