@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 import weakref
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -35,8 +36,13 @@ def place_of(folder: Folder) -> str:
         if _in_memory(place) and "TMPDIR" not in os.environ and os.access("/var/tmp", os.W_OK):  # noqa: S108
             place = "/var/tmp"  # noqa: S108 - files there are nameless
     if _in_memory(place):
-        logger.warning("scratch in %s lies in memory and counts beside the budget", place)
+        _warn_of_memory(place)
     return place
+
+
+@cache
+def _warn_of_memory(place: str) -> None:  # once a folder
+    logger.warning("scratch in %s lies in memory and counts beside the budget", place)
 
 
 def _in_memory(place: str) -> bool:

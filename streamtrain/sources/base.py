@@ -15,8 +15,8 @@ from streamtrain.rows import Rows
 class Source(Protocol):
     """Cells x genes that can be read as row ranges, with their obs columns and gene names.
 
-    A source is a picklable locator: it opens its file at the first read, and reads are safe from
-    one thread at a time.
+    A source is a picklable locator: it opens its file at the first read. `read` is called from one
+    thread at a time; names may be asked for meanwhile from another.
     """
 
     name: str  # what messages call it: a path, or the type of an object in memory
