@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -29,10 +30,21 @@ def train_once(source: str, memory: str, epochs: int) -> None:
         progress=False,
     )  # fmt: skip
     seconds = time.perf_counter() - start
-    unit = 1 if platform.system() == "Darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    peak = peak_rss()
     cells = model.provenance["n_cells"]
     print(json.dumps({"cells": cells, "seconds": round(seconds, 1), "peak_rss": peak}))
+
+
+def peak_rss() -> int:
+    """Most bytes that this process held at a time.
+
+    From /proc on Linux: ru_maxrss begins there with what the parent held when it started us.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(re.findall(r"VmHWM:\s+(\d+)", status.read_text())[0]) * 1024
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def measure(source: Path, memory: str, epochs: int) -> dict[str, float]:
