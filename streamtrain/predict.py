@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -23,7 +23,7 @@ from streamtrain.kernels import predict as kernel
 from streamtrain.model import Model
 from streamtrain.progress import counted
 from streamtrain.rows import Rows
-from streamtrain.scaling import Scaler
+from streamtrain.scaling import Scaler, places
 from streamtrain.sources import open_source
 from streamtrain.sources.base import Source
 from streamtrain.streaming import sweep
@@ -76,12 +76,10 @@ class Scorer:
                 name, len(shared), len(at),
             )  # fmt: skip
         data = model.dataset
-        position = np.full(len(genes), -1, np.int32)
-        position[at[shared]] = np.arange(len(shared), dtype=np.int32)
         self._scale = Scaler(
             data["mean"].to_numpy()[shared],
             data["scale"].to_numpy()[shared],
-            position,
+            places(at[shared], len(genes)),
             with_mean=bool(data.attrs["with_mean"]),
             dtype=np.float64,
         )
@@ -332,10 +330,8 @@ class _File:
     def result(self) -> None:
         return None
 
-    def __enter__(self) -> _File:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """End the file; nothing may be added after."""
         if self._parquet and self._writer is not None:
             self._writer.close()
 
@@ -344,7 +340,7 @@ def _open_sink(
     out: str | os.PathLike[str] | None, overwrite: bool
 ) -> AbstractContextManager[_Sink]:
     if out is None:
-        return _frame()
+        return nullcontext(_Frame())
     path = Path(out)
     if path.suffix.lower() not in (".parquet", ".csv"):
         raise InputError(f"out must end in .parquet or .csv; got {str(out)!r}")
@@ -353,14 +349,9 @@ def _open_sink(
 
 
 @contextmanager
-def _frame() -> Iterator[_Sink]:
-    yield _Frame()
-
-
-@contextmanager
 def _file(path: Path, overwrite: bool) -> Iterator[_Sink]:
     with (
         replacing(path, overwrite) as partial,
-        _File(partial, path.suffix.lower() == ".parquet") as file,
+        closing(_File(partial, path.suffix.lower() == ".parquet")) as file,
     ):
         yield file

@@ -146,6 +146,16 @@ class Scaled:
     dots: NDArray[np.float64]
 
 
+def places(at: NDArray[Any], n_vars: int) -> NDArray[np.int32]:
+    """Place of each of `n_vars` genes in the list `at` of their positions, -1 where it is not in.
+
+    The `position` of a `Scaler` whose genes stand at `at` in the source.
+    """
+    found = np.full(n_vars, -1, np.int32)
+    found[at] = np.arange(len(at), dtype=np.int32)
+    return found
+
+
 class Scaler:
     """Scale expression as CellTypist does, z = min((x - mean) / scale, 10), and keep it sparse.
 
@@ -199,8 +209,7 @@ class Scaler:
         self._mean = centre / self.scale
         self.shift = np.where(outright, 0.0, self._mean)
         self._everywhere = np.flatnonzero(outright).astype(np.int32)
-        self._place = np.full(len(self.scale), -1, np.int32)
-        self._place[self._everywhere] = np.arange(len(self._everywhere), dtype=np.int32)
+        self._place = places(self._everywhere, len(self.scale))
 
     @property
     def n_everywhere(self) -> int:

@@ -22,6 +22,7 @@ from zarr.codecs import BloscCodec, ZstdCodec
 from streamtrain.atomic import replacing
 from streamtrain.errors import InputError, near
 from streamtrain.kernels import simulate as kernels
+from streamtrain.threads import n_threads
 
 Floats = NDArray[np.float32]
 
@@ -115,7 +116,7 @@ def simulate(
     with replacing(path, overwrite, folder=kind == ".zarr") as partial:
         model = _Model.draw(**settings)
         with _Atlas(partial, kind, codec, settings) as atlas:
-            for block in _blocks(model, n_jobs or _cpus()):
+            for block in _blocks(model, n_threads(n_jobs)):
                 atlas.append(block)
                 if progress is not None:
                     progress(block.stop)
@@ -154,13 +155,6 @@ def _check(
         raise InputError(f"n_jobs must be at least 1 and is {n_jobs}: raise it, or pass None")
     plain = {".h5ad": "none", ".zarr": "zstd"}[kind]
     return kind, plain if compression == "auto" else compression
-
-
-def _cpus() -> int:
-    """CPUs that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from streamtrain.expression import Expression
 from streamtrain.model import Model
 from streamtrain.progress import counted, stage
 from streamtrain.sampling import Plan
-from streamtrain.scaling import MomentsPass, RunningMoments, Scaler, standard_deviation
+from streamtrain.scaling import MomentsPass, RunningMoments, Scaler, places, standard_deviation
 from streamtrain.scratch import require_free
 from streamtrain.solvers.sgd import SGD, SPARSE_INTERCEPT_RATE, Schedule, State
 from streamtrain.sources import open_source
@@ -119,7 +119,7 @@ def train(
             scaler = Scaler(
                 moments.mean[expressed],
                 scale[expressed],
-                _positions(expressed, source.n_vars),
+                places(expressed, source.n_vars),
                 with_mean=config.with_mean,
                 dtype=config.dtype,
                 share=moments.nonzero[expressed] / moments.n,
@@ -203,12 +203,6 @@ def _first_pass(
         return moments.result(), lambda positions: positions
     rank = np.cumsum(drawn, dtype=np.uint32) - np.uint32(1)
     return moments.result(), lambda positions: rank[positions].astype(np.int64)
-
-
-def _positions(expressed: NDArray[np.int64], n_vars: int) -> NDArray[np.int32]:
-    positions = np.full(n_vars, -1, np.int32)
-    positions[expressed] = np.arange(len(expressed), dtype=np.int32)
-    return positions
 
 
 def _solver(
