@@ -23,6 +23,7 @@ _HOMES = {
     "evaluate": "evaluate",
     "open_source": "sources",
     "predict": "predict",
+    "simulate": "simulate",
     "train": "train",
 }
 

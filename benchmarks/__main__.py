@@ -1,0 +1,94 @@
+"""Measure streamtrain beside its peers: python -m benchmarks SUITE [--set key=value] [--out DIR]."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from benchmarks import measuring, report, settings
+from benchmarks.environments import cache_folder
+from streamtrain.errors import InputError
+
+RESULTS = Path(__file__).parent / "results"
+
+app = App(name="python -m benchmarks", help=__doc__.splitlines()[0])
+
+
+@app.default
+def run(
+    *suites: str,
+    set: Annotated[tuple[str, ...], Parameter(name="--set", negative="")] = (),  # noqa: A002
+    out: Path = RESULTS,
+) -> None:
+    """Run suites and write DIR/SUITE.jsonl, .md and .png.
+
+    Example: python -m benchmarks read step --set size=smoke --out /tmp/figures
+
+    Environments of other libraries and synthetic atlases are made on first use and kept in
+    ~/.cache/streamtrain-bench (or STREAMTRAIN_BENCH); `python -m benchmarks clean` removes them.
+
+    Parameters
+    ----------
+    suites
+        Of read, sample, step, train, scale and quality; or all.
+    set
+        A setting of conf/bench/SUITE.toml: size=smoke, repeats=5, cells=200000, ...
+    out
+        Folder for the results.
+    """
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    if not suites:
+        raise InputError(f"name a suite: {', '.join(settings.suites())}, or all")
+    names = settings.suites() if suites == ("all",) else suites
+    loaded = {name: settings.load(name, set) for name in names}
+    out.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        suite, chosen = import_module(f"benchmarks.suites.{name}"), loaded[name]
+        lines = []
+        for line in measuring.measure(
+            suite.cases(chosen), suite.check, repeats=chosen["repeats"], limit_s=chosen["limit_s"]
+        ):
+            lines.append({"suite": name, **line})
+        (out / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        print(report.write(out, name))
+
+
+@app.command
+def table(*suites: str, out: Path = RESULTS) -> None:
+    """Make the tables and pictures anew from the JSON lines in a folder.
+
+    Parameters
+    ----------
+    suites
+        Names of suites; by default all that have results there.
+    out
+        Folder with the results.
+    """
+    for name in suites or sorted(path.stem for path in out.glob("*.jsonl")):
+        print(report.write(out, name))
+
+
+@app.command
+def clean() -> None:
+    """Remove the environments and atlases that earlier runs have kept."""
+    shutil.rmtree(cache_folder())
+
+
+def main() -> None:
+    """Run the command line; what cannot be measured ends in words and exit status 1."""
+    try:
+        app()
+    except (InputError, measuring.FailedError, measuring.WrongWorkError) as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

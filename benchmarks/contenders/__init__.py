@@ -1,0 +1,1 @@
+"""One module a library, each importing that library alone; see `benchmarks.child`."""

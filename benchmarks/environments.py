@@ -1,0 +1,88 @@
+"""Names of pinned requirement files in, interpreters of virtual environments out.
+
+Each `requirements/NAME.txt` begins with a line `# python SPECIFIER`. The environment is built on
+first use, outside the repository, and found again by the content of the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from packaging.specifiers import SpecifierSet
+
+logger = logging.getLogger("benchmarks")
+
+_REQUIREMENTS = Path(__file__).parent / "requirements"
+
+
+class UnavailableError(Exception):
+    """A contender cannot run here; the message says why."""
+
+
+def cache_folder() -> Path:
+    """Where environments and atlases are kept between runs; STREAMTRAIN_BENCH overrides it."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(os.environ.get("STREAMTRAIN_BENCH") or Path(base) / "streamtrain-bench")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@cache
+def interpreter(name: str | None) -> Path:
+    """Python of the environment `name`, or this one's for None.
+
+    Raises
+    ------
+    UnavailableError
+        No interpreter of the version is there, or the packages could not be installed.
+    """
+    if name is None:
+        return Path(sys.executable)
+    file = _REQUIREMENTS / f"{name}.txt"
+    text = file.read_text(encoding="utf-8")
+    wanted = SpecifierSet(text.splitlines()[0].removeprefix("# python "))
+    base = next((p for p, v in _interpreters() if wanted.contains(v)), None)
+    if base is None:
+        raise UnavailableError(f"{name} needs Python {wanted}, and none was found here")
+    key = hashlib.sha256(f"{base}{text}".encode()).hexdigest()[:12]
+    folder = cache_folder() / "environments" / f"{name}-{key}"
+    python, done = folder / "bin" / "python", folder / "complete"
+    if not done.exists():
+        logger.info("building the environment %s: %s", name, folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        install = [python, "-m", "pip", "install", "--quiet", "-r", file]
+        for command in ([base, "-m", "venv", folder], install):
+            ran = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+            if ran.returncode:
+                last = (ran.stderr.strip() or "no message").splitlines()[-1]
+                raise UnavailableError(f"{name} could not be installed: {last}")
+        done.touch()
+    return python
+
+
+@cache
+def _interpreters() -> list[tuple[str, str]]:
+    """Path and version of every Python at hand, this one first."""
+    found = []
+    for path in _candidates():
+        ask = [path, "-c", "import platform, venv; print(platform.python_version())"]
+        ran = subprocess.run(ask, capture_output=True, text=True, check=False)  # noqa: S603
+        if ran.returncode == 0:
+            found.append((path, ran.stdout.strip()))
+    return found
+
+
+def _candidates() -> Iterator[str]:
+    yield sys.executable
+    for minor in range(11, 16):
+        if path := shutil.which(f"python3.{minor}"):
+            yield path
+    yield from map(str, sorted((Path.home() / ".pyenv/versions").glob("3.*/bin/python")))

@@ -1,0 +1,287 @@
+"""Cases in, one checked record a run out: each contender in its own process, taken in turn."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from benchmarks.child import drop_page_cache
+from benchmarks.environments import UnavailableError, interpreter
+
+logger = logging.getLogger("benchmarks")
+
+ROOT = Path(__file__).resolve().parents[1]
+_EVERY = 0.2  # seconds between looks at the processes; each look takes about 1 ms of a CPU
+
+Evidence = dict[str, NDArray[Any]]
+
+
+class WrongWorkError(Exception):
+    """A contender did not do the work that its time would be reported for."""
+
+
+class FailedError(Exception):
+    """A contender's process ended without a result; the message is its last word."""
+
+
+class TimeLimitError(Exception):
+    """A contender was stopped at the time limit."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Who does the work.
+
+    Attributes
+    ----------
+    name
+        As tables show it.
+    call
+        "module:function" of the generator function.
+    environment
+        Name of a requirement file, or None for this interpreter's own.
+    options
+        What the job has besides for this contender.
+    """
+
+    name: str
+    call: str
+    environment: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One piece of work that all contenders do.
+
+    Attributes
+    ----------
+    name
+        As tables show it.
+    job
+        What each contender is handed.
+    contenders
+        Who does it.
+    warm_up
+        A small job of the same kind, done first in the same process (compiles, imports), or None.
+    verify
+        What is added to the job for one more, untimed run, which gives the evidence; None where
+        the timed runs give it.
+    cold
+        Whether the page cache is dropped before the clock starts.
+    about
+        What the pictures and tables need to know of it.
+    reference
+        What the suite's check compares with.
+    """
+
+    name: str
+    job: Mapping[str, Any]
+    contenders: Sequence[Contender]
+    warm_up: Mapping[str, Any] | None = None
+    verify: Mapping[str, Any] | None = None
+    cold: bool = False
+    about: Mapping[str, Any] = field(default_factory=dict)
+    reference: Any = None
+
+
+Check = Callable[[Case, Mapping[str, Sequence[Evidence]], Mapping[str, Sequence[Any]]], None]
+
+
+def measure(
+    cases: Sequence[Case], check: Check, *, repeats: int, limit_s: float
+) -> Iterator[dict[str, Any]]:
+    """Run every case; yield its records once `check` has passed all of them.
+
+    Contenders take turns, every other round in reverse, so that a drift of the machine's speed
+    meets them alike. One that cannot run here gives a record with `skipped`, one over the time
+    limit a record with `over_s` and no further runs of the case.
+
+    Raises
+    ------
+    FailedError
+        A contender's process failed.
+    WrongWorkError
+        A contender did other work than the case's.
+    """
+    for case in cases:
+        records: list[dict[str, Any]] = []
+        evidence: dict[str, list[Evidence]] = {}
+        able: list[Contender] = []
+
+        def record(contender: Contender, _case: Case = case, **found: Any) -> dict[str, Any]:
+            head = {"case": _case.name, "contender": contender.name, **_case.about}
+            head["cache"] = "cold" if _case.cold else "warm"
+            return head | found
+
+        if case.cold and not can_drop_page_cache():
+            reason = "the page cache cannot be dropped here (Linux as root can)"
+            yield from (record(c, skipped=reason) for c in case.contenders)
+            continue
+        for contender in case.contenders:
+            try:
+                interpreter(contender.environment)
+            except UnavailableError as error:
+                logger.warning("%s is left out: %s", contender.name, error)
+                records.append(record(contender, skipped=str(error)))
+            else:
+                able.append(contender)
+        over: set[str] = set()
+        for repeat in range(repeats):
+            for contender in able[::-1] if repeat % 2 else able:
+                if contender.name in over:
+                    continue
+                logger.info("%s: %s, run %d", case.name, contender.name, repeat + 1)
+                try:
+                    result, found = run(
+                        contender, case.job, warm_up=case.warm_up, cold=case.cold,
+                        verify=case.verify if repeat == 0 else None, limit_s=limit_s,
+                    )  # fmt: skip
+                except TimeLimitError:
+                    over.add(contender.name)
+                    records.append(record(contender, repeat=repeat, over_s=limit_s))
+                    continue
+                records.append(record(contender, repeat=repeat, **result))
+                if found and (case.verify is None or repeat == 0):
+                    evidence.setdefault(contender.name, []).append(found)
+        done: dict[str, list[Any]] = {}
+        for line in records:
+            if "seconds" in line:
+                done.setdefault(line["contender"], []).append(line)
+        check(case, evidence, done)
+        stamp = {"job": dict(case.job), "machine": machine(), "commit": commit()}
+        yield from (line | stamp for line in records)
+
+
+def run(
+    contender: Contender,
+    job: Mapping[str, Any],
+    *,
+    warm_up: Mapping[str, Any] | None = None,
+    verify: Mapping[str, Any] | None = None,
+    cold: bool = False,
+    limit_s: float,
+) -> tuple[dict[str, Any], Evidence]:
+    """Run one job in a fresh process; return what it took and did, and its evidence.
+
+    `peak_rss` is the most that the process and its children held at a time while the clock ran:
+    the process's own high-water mark, or the sum over the tree, seen five times a second, where
+    that is more (memory that processes share counts in each).
+    """
+    with tempfile.TemporaryDirectory(prefix="streamtrain-bench-") as folder:
+        result, proof, log = (Path(folder, name) for name in ("result", "proof.npz", "log"))
+        spec = {
+            "call": contender.call,
+            "job": {**job, **contender.options},
+            "warm_up": warm_up and {**warm_up, **contender.options},
+            "verify": verify and dict(verify),
+            "cold": cold,
+            "result": str(result),
+            "evidence": str(proof),
+        }
+        command = [interpreter(contender.environment), "-m", "benchmarks.child"]
+        with log.open("w") as words:
+            process = subprocess.Popen(  # noqa: S603 - our own module
+                command, cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=words, stderr=words,
+                start_new_session=True,
+            )  # fmt: skip
+            try:
+                seen = _watch(process, json.dumps(spec), limit_s)
+            finally:
+                with suppress(ProcessLookupError):  # whatever it left running, too
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        if process.returncode or not result.exists():
+            text = log.read_text(errors="replace").strip()
+            raise FailedError(
+                f"{contender.name} ended with status {process.returncode}:\n{text[-2000:]}"
+            )
+        found = json.loads(result.read_text())
+        start, stop = found.pop("clock")
+        tree = max((rss for at, rss in seen if start <= at <= stop), default=0)
+        found["peak_rss"] = max(found["peak_rss"], tree)
+        if "cells" in found:
+            found["cells_per_s"] = found["cells"] / found["seconds"]
+        evidence = {}
+        if proof.exists():
+            with np.load(proof, allow_pickle=False) as arrays:
+                evidence = dict(arrays)
+        return found, evidence
+
+
+def _watch(process: subprocess.Popen[str], spec: str, limit_s: float) -> list[tuple[float, int]]:
+    """Hand over the job and wait; return when and how much memory the tree was seen to hold."""
+    assert process.stdin is not None  # noqa: S101 - for the type checker
+    with suppress(BrokenPipeError), process.stdin as pipe:
+        pipe.write(spec)
+    seen = []
+    end = time.monotonic() + limit_s
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_EVERY)
+            return seen
+        if time.monotonic() > end:
+            raise TimeLimitError
+        with suppress(psutil.NoSuchProcess):
+            root = psutil.Process(process.pid)
+            tree, rss = [root, *root.children(recursive=True)], 0
+            for member in tree:
+                with suppress(psutil.NoSuchProcess):
+                    rss += member.memory_info().rss
+            if len(tree) > 1:  # of one process the kernel keeps the mark
+                seen.append((time.monotonic(), rss))
+
+
+@cache
+def can_drop_page_cache() -> bool:
+    """Tell whether cold runs are possible."""
+    try:
+        drop_page_cache()
+    except OSError:
+        return False
+    return True
+
+
+@cache
+def machine() -> dict[str, Any]:
+    """Name the processor, cores, memory and system."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = (line.partition(":") for line in info.read_text().splitlines())
+        cpu = next((v.strip() for k, _, v in lines if k.strip() == "model name"), cpu)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = round(psutil.virtual_memory().total / 2**30)
+    return {"cpu": cpu, "cores": cores, "memory_gib": memory, "system": platform.platform()}
+
+
+@cache
+def commit() -> str:
+    """Name the commit, with a plus sign where the code has changed since; "" outside a checkout."""
+
+    def git(*words: str) -> str:
+        command = ["git", *words]
+        ran = subprocess.run(  # noqa: S603
+            command, cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        return ran.stdout.strip()
+
+    paths = ("streamtrain", "benchmarks", "conf", ":!benchmarks/results")
+    changed = git("status", "--porcelain", "--", *paths)
+    return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
