@@ -1,4 +1,4 @@
-"""Measure streamtrain beside its peers: python -m benchmarks SUITE [--set key=value] [--out DIR]."""
+"""Measure streamtrain beside its peers: python -m benchmarks SUITE [--set k=v] [--out DIR]."""
 
 from __future__ import annotations
 
@@ -51,12 +51,16 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     for name in names:
         suite, chosen = import_module(f"benchmarks.suites.{name}"), loaded[name]
-        lines = []
-        for line in measuring.measure(
-            suite.cases(chosen), suite.check, repeats=chosen["repeats"], limit_s=chosen["limit_s"]
-        ):
-            lines.append({"suite": name, **line})
-        (out / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        # Beside the old results until all is done and checked.
+        partial = out / f"{name}.jsonl.partial"
+        with partial.open("w", encoding="utf-8") as file:
+            for line in measuring.measure(
+                suite.cases(chosen), suite.check,
+                repeats=chosen["repeats"], limit_s=chosen["limit_s"],
+            ):  # fmt: skip
+                file.write(json.dumps({"suite": name, "set": list(set), **line}) + "\n")
+                file.flush()
+        partial.replace(out / f"{name}.jsonl")
         print(report.write(out, name))
 
 

@@ -82,7 +82,7 @@ def measure(contender: Contender, spec: dict[str, Any]) -> dict[str, Any]:
     if spec["verify"]:
         *_, evidence = contender({**spec["job"], **spec["verify"]})
     if evidence is not None:
-        np.savez(spec["evidence"], **evidence)
+        np.savez(spec["evidence"], allow_pickle=False, **evidence)
     return {
         "seconds": seconds,
         **{name: after[name] - before[name] for name in before},

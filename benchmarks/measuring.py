@@ -85,6 +85,8 @@ class Case:
         the timed runs give it.
     cold
         Whether the page cache is dropped before the clock starts.
+    repeats
+        Number of runs, where it is not that of the suite.
     about
         What the pictures and tables need to know of it.
     reference
@@ -97,6 +99,7 @@ class Case:
     warm_up: Mapping[str, Any] | None = None
     verify: Mapping[str, Any] | None = None
     cold: bool = False
+    repeats: int | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
     reference: Any = None
 
@@ -120,15 +123,15 @@ def measure(
     WrongWorkError
         A contender did other work than the case's.
     """
-    for case in cases:
+    stamp = {"machine": machine(), "commit": commit()}
+    for number, case in enumerate(cases, 1):
         records: list[dict[str, Any]] = []
         evidence: dict[str, list[Evidence]] = {}
         able: list[Contender] = []
 
         def record(contender: Contender, _case: Case = case, **found: Any) -> dict[str, Any]:
             head = {"case": _case.name, "contender": contender.name, **_case.about}
-            head["cache"] = "cold" if _case.cold else "warm"
-            return head | found
+            return head | {"cache": "cold" if _case.cold else "warm"} | stamp | found
 
         if case.cold and not can_drop_page_cache():
             reason = "the page cache cannot be dropped here (Linux as root can)"
@@ -143,15 +146,18 @@ def measure(
             else:
                 able.append(contender)
         over: set[str] = set()
-        for repeat in range(repeats):
+        for repeat in range(case.repeats or repeats):
             for contender in able[::-1] if repeat % 2 else able:
                 if contender.name in over:
                     continue
-                logger.info("%s: %s, run %d", case.name, contender.name, repeat + 1)
+                logger.info(
+                    "case %d of %d, %s: %s, run %d",
+                    number, len(cases), case.name, contender.name, repeat + 1,
+                )  # fmt: skip
                 try:
                     result, found = run(
-                        contender, case.job, warm_up=case.warm_up, cold=case.cold,
-                        verify=case.verify if repeat == 0 else None, limit_s=limit_s,
+                        contender, {**case.job, "repeat": repeat}, warm_up=case.warm_up,
+                        verify=None if repeat else case.verify, cold=case.cold, limit_s=limit_s,
                     )  # fmt: skip
                 except TimeLimitError:
                     over.add(contender.name)
@@ -165,8 +171,7 @@ def measure(
             if "seconds" in line:
                 done.setdefault(line["contender"], []).append(line)
         check(case, evidence, done)
-        stamp = {"job": dict(case.job), "machine": machine(), "commit": commit()}
-        yield from (line | stamp for line in records)
+        yield from (line | {"job": dict(case.job)} for line in records)
 
 
 def run(

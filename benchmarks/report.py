@@ -1,2 +1,198 @@
-def write(out, name):
-    return (out / f"{name}.jsonl").read_text()[:3000]
+"""JSON lines of a suite enter; its Markdown table and its picture leave, from those lines alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+OURS = "streamtrain"
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One figure of a run: its key in the JSON lines, its heading, and how it is written."""
+
+    key: str
+    title: str
+    form: Callable[[float], str] = "{:,.0f}".format
+
+
+SECONDS = Column("seconds", "seconds", "{:,.2f}".format)
+RATE = Column("cells_per_s", "cells/s")
+CPU = Column("cpu_seconds", "CPU s", "{:,.1f}".format)
+PEAK = Column("peak_rss", "peak RSS, MB", lambda x: f"{x / 1e6:,.0f}")
+READ = Column("bytes_read", "read, MB", lambda x: f"{x / 1e6:,.0f}")
+
+
+@dataclass(frozen=True)
+class View:
+    """How a suite's figures are shown.
+
+    Attributes
+    ----------
+    columns
+        Of the table; the first is the one that contenders are compared by, with its spread.
+    ratio
+        What the first column's ratio means: "rate" (ours over theirs), "time" (theirs over ours;
+        either way more than 1 is in our favour), or None for scores, which have no ratio.
+    picture
+        Draws all lines of the suite on a figure of its own.
+    """
+
+    columns: Sequence[Column]
+    ratio: str | None
+    picture: Callable[[Sequence[Line], View], Figure]
+
+
+def write(folder: Path, suite: str) -> str:
+    """Write SUITE.md and SUITE.png beside SUITE.jsonl; return the table."""
+    path = folder / f"{suite}.jsonl"
+    lines = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()]
+    view: View = import_module(f"benchmarks.suites.{suite}").VIEW
+    table = "\n".join([*head(suite, lines), "", *rows(lines, view)])
+    (folder / f"{suite}.md").write_text(table + "\n", encoding="utf-8")
+    figure = view.picture([line for line in lines if "seconds" in line], view)
+    figure.savefig(folder / f"{suite}.png", dpi=120, metadata={"Software": None})
+    return table
+
+
+def head(suite: str, lines: Sequence[Line]) -> list[str]:
+    """What was run, where and with what."""
+    machine, found = lines[0]["machine"], {}
+    for line in lines:
+        for name, version in line.get("versions", {}).items():
+            found.setdefault(name, set()).add(version)
+    versions = ", ".join(f"{name} {' and '.join(sorted(v))}" for name, v in sorted(found.items()))
+    command = " ".join(["python -m benchmarks", suite, *(f"--set {s}" for s in lines[0]["set"])])
+    return [
+        f"# {suite}",
+        "",
+        f"`{command}` at commit {lines[0]['commit']} on {machine['cpu']}, "
+        f"{machine['cores']} cores, {machine['memory_gib']} GiB, {machine['system']}; {versions}. "
+        "Medians over the runs, the range in brackets.",
+    ]
+
+
+def rows(lines: Sequence[Line], view: View) -> list[str]:
+    """Write the table: one row a case and contender."""
+    first, *others = view.columns
+    titles = ["case", "contender", first.title]
+    if view.ratio:
+        titles.append("ours / theirs" if view.ratio == "rate" else "theirs / ours")
+    titles += [column.title for column in others]
+    table = [f"| {' | '.join(titles)} |", "|---|---|" + "--:|" * (len(titles) - 2)]
+    for (case, contender), runs in grouped(lines).items():
+        timed = [run for run in runs if "seconds" in run]
+        cells = [case, contender]
+        if not timed:
+            reason = runs[0].get("skipped") or f"stopped after {runs[0]['over_s']:,.0f} s"
+            cells += [reason] + [""] * (len(titles) - 3)
+        else:
+            cells.append(spread(timed, first))
+            if view.ratio:
+                cells.append(ratio(lines, case, contender, view))
+            cells += [
+                column.form(middle(timed, column.key)) if column.key in timed[0] else ""
+                for column in others
+            ]
+        table.append(f"| {' | '.join(cells)} |")
+    return table
+
+
+def grouped(lines: Sequence[Line]) -> dict[tuple[str, str], list[Line]]:
+    """Runs of each case and contender, in the order of their first."""
+    found: dict[tuple[str, str], list[Line]] = {}
+    for line in lines:
+        found.setdefault((line["case"], line["contender"]), []).append(line)
+    return dict(sorted(found.items(), key=lambda item: _places(lines)[item[0][0]]))
+
+
+def _places(lines: Sequence[Line]) -> dict[str, int]:
+    return {case: i for i, case in enumerate(dict.fromkeys(line["case"] for line in lines))}
+
+
+def middle(runs: Sequence[Line], key: str) -> float:
+    """Median of a figure over runs."""
+    return float(median(run[key] for run in runs))
+
+
+def spread(runs: Sequence[Line], column: Column) -> str:
+    """Median and range of a column; the range only where there are several runs; "" for none."""
+    values = [run[column.key] for run in runs if column.key in run]
+    text = column.form(median(values)) if values else ""
+    if len(values) > 1:
+        text += f" [{column.form(min(values))} - {column.form(max(values))}]"
+    return text
+
+
+def ratio(lines: Sequence[Line], case: str, contender: str, view: View) -> str:
+    """How many times faster ours is than a contender in the same case; "" where none is to tell."""
+    key, runs = view.columns[0].key, grouped(lines)
+    ours = [run for run in runs.get((case, OURS), ()) if "seconds" in run]
+    if contender == OURS or not ours:
+        return ""
+    mine, theirs = middle(ours, key), middle(runs[case, contender], key)
+    times = mine / theirs if view.ratio == "rate" else theirs / mine
+    return f"{times:.2f}" if times < 10 else f"{times:.0f}"
+
+
+def bars(lines: Sequence[Line], view: View) -> Figure:
+    """One panel a case, one bar a contender, its range as a line."""
+    column = view.columns[0]
+    cases = list(_places(lines))
+    wide = min(4, len(cases))
+    tall = math.ceil(len(cases) / wide)
+    figure = Figure(figsize=(1 + 4.2 * wide, 0.8 + 2.2 * tall), layout="constrained")
+    panels = figure.subplots(tall, wide, squeeze=False).ravel()
+    runs = grouped(lines)
+    for panel, case in zip(panels, cases, strict=False):
+        names = [name for c, name in runs if c == case][::-1]
+        values = [[run[column.key] for run in runs[case, name]] for name in names]
+        _bars(panel, names, values)
+        panel.set_title(case, fontsize=10)
+        panel.set_xlabel(column.title, fontsize=9)
+    for panel in panels[len(cases) :]:
+        panel.set_axis_off()
+    return figure
+
+
+def _bars(panel: Axes, names: Sequence[str], values: Sequence[Sequence[float]]) -> None:
+    middles = [median(v) for v in values]
+    low = [m - min(v) for m, v in zip(middles, values, strict=True)]
+    high = [max(v) - m for m, v in zip(middles, values, strict=True)]
+    colors = ["tab:orange" if name.startswith(OURS) else "tab:gray" for name in names]
+    panel.barh(names, middles, xerr=[low, high], color=colors, height=0.7, capsize=2)
+    panel.tick_params(labelsize=8)
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def curves(lines: Sequence[Line], view: View) -> Figure:
+    """One column of panels for each dimension that grows, one row a figure; both axes log."""
+    axes = list(dict.fromkeys(line["axis"] for line in lines))
+    shown = [column for column in view.columns if column.key in ("seconds", "peak_rss")]
+    figure = Figure(figsize=(1 + 3.6 * len(axes), 1 + 2.6 * len(shown)), layout="constrained")
+    panels = figure.subplots(len(shown), len(axes), squeeze=False, sharey="row")
+    for row, column in zip(panels, shown, strict=True):
+        for panel, axis in zip(row, axes, strict=True):
+            for name in dict.fromkeys(line["contender"] for line in lines):
+                runs = [r for r in lines if r["axis"] == axis and r["contender"] == name]
+                points = sorted({run["value"] for run in runs})
+                y = [middle([r for r in runs if r["value"] == x], column.key) for x in points]
+                scaled = [v / 1e6 if column.key == "peak_rss" else v for v in y]
+                color = "tab:orange" if name == OURS else "tab:gray"
+                panel.plot(points, scaled, "o-", color=color, label=name)
+            panel.set(xscale="log", yscale="log", xlabel=axis.replace("_", " "))
+            panel.spines[["top", "right"]].set_visible(False)
+        row[0].set_ylabel(column.title)
+    panels[0, 0].legend(frameon=False, fontsize=8)
+    return figure

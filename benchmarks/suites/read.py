@@ -10,6 +10,7 @@ import numpy as np
 
 from benchmarks.atlases import atlas, truth
 from benchmarks.measuring import Case, Contender, Evidence, WrongWorkError
+from benchmarks.report import CPU, PEAK, RATE, READ, View, bars
 
 OURS = Contender("streamtrain", "benchmarks.contenders.streamtrain:read")
 ANNBATCH = Contender("annbatch", "benchmarks.contenders.annbatch:read", "annbatch")
@@ -21,6 +22,8 @@ SCDATASET = Contender(
 )
 ANNDATA = Contender("anndata, backed", "benchmarks.contenders.anndata:read")
 H5PY = Contender("h5py", "benchmarks.contenders.h5py:read")
+
+VIEW = View((RATE, CPU, PEAK, READ), "rate", bars)
 
 READERS = {
     "collection": (OURS, ANNBATCH, ANNBATCH_PLAIN, SCDATASET, ANNDATA),

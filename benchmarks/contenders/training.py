@@ -1,0 +1,94 @@
+"""Whole training jobs in this environment: ours, and scikit-learn's pieces put together by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+
+import streamtrain
+from benchmarks.contenders import windows
+from streamtrain import open_source
+
+
+def ours(job: dict[str, Any]) -> Iterator[Any]:
+    """Train from the file, within a memory budget."""
+    yield
+    names = ", ".join(map(repr, job["held_out"]))
+    model = streamtrain.train(
+        job["store"], "cell_type", normalize="log1p", memory=job["memory"], progress=False,
+        where=f"donor_id not in [{names}]" if names else None, random_state=job["repeat"],
+        **job["settings"],
+    )  # fmt: skip
+    data = model.dataset
+    yield {"cells": model.provenance["n_cells"], "steps": int(data.attrs["t"]) - 1}
+    yield {
+        "coef": data["coef"].to_numpy(),
+        "intercept": data["intercept"].to_numpy(),
+        "mean": data["mean"].to_numpy(),
+        "scale": data["scale"].to_numpy(),
+        "genes": data["gene"].to_numpy().astype(str),
+        "classes": data["cell_type"].to_numpy().astype(str),
+    }
+
+
+def by_hand(job: dict[str, Any]) -> Iterator[Any]:
+    """Two loops over blocks of cells: StandardScaler's partial_fit, then SGDClassifier's.
+
+    Blocks are read in random order and mixed in windows; each batch is densified. All cells of an
+    epoch are taken, up to the number of steps that mini-batch training takes.
+    """
+    from sklearn.linear_model import SGDClassifier
+    from sklearn.preprocessing import StandardScaler
+
+    yield
+    size, epochs = job["settings"]["batch_size"], job["settings"]["epochs"]
+    with closing(open_source(job["store"])) as source:
+        labels = source.obs("cell_type").astype(str).to_numpy()
+        kept = ~source.obs("donor_id").isin(job["held_out"]).to_numpy()
+
+        def dense(start: int, stop: int) -> np.ndarray[Any, Any]:
+            rows = source.read(start, stop)
+            X = np.zeros((stop - start, source.n_vars), np.float32)
+            X[np.repeat(np.arange(stop - start), np.diff(rows.indptr)), rows.indices] = rows.data
+            X = X[kept[start:stop]]
+            return np.log1p(X / X.sum(axis=1, keepdims=True) * 1e4)
+
+        scaler = StandardScaler()
+        for start in range(0, source.n_obs, size):
+            if kept[start : start + size].any():
+                scaler.partial_fit(dense(start, min(start + size, source.n_obs)))
+        classes = np.unique(labels[kept])
+        solver = SGDClassifier(
+            loss="log_loss", alpha=1e-4, n_jobs=-1, shuffle=False, random_state=job["repeat"]
+        )
+        n_cells = int(kept.sum())
+        most = min(job["settings"]["batch_number"] * size, n_cells)
+        for epoch in range(epochs):
+            left = most
+            order = {"seed": [job["repeat"], epoch], "block": 64, "window": 4 * size}
+            for blocks, cells, shuffled in windows.random(source.n_obs, order):
+                X = scaler.transform(np.concatenate([dense(*block) for block in blocks]))
+                np.minimum(X, 10, out=X)
+                y = labels[cells][kept[cells]]
+                mixed = shuffled[kept[cells][shuffled]]
+                place = np.cumsum(kept[cells]) - 1
+                for start in range(0, len(mixed), size):
+                    batch = place[mixed[start : start + size]][:left]
+                    if len(batch):
+                        solver.partial_fit(X[batch], y[batch], classes=classes)
+                    left -= len(batch)
+                if left == 0:
+                    break
+        genes = np.asarray(source.genes, str)
+    yield {"cells": n_cells, "steps": int(solver.t_) - 1}
+    yield {
+        "coef": solver.coef_,
+        "intercept": solver.intercept_,
+        "mean": scaler.mean_,
+        "scale": scaler.scale_,
+        "genes": genes,
+        "classes": classes.astype(str),
+    }

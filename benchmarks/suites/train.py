@@ -1,0 +1,127 @@
+"""Whole jobs, file to model: the largest atlas that CellTypist holds, then one it cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.atlases import DONOR, LABEL, atlas
+from benchmarks.measuring import Case, Contender, Evidence, WrongWorkError
+from benchmarks.report import CPU, PEAK, SECONDS, Column, View, bars
+from streamtrain import evaluate, open_source
+
+OURS = Contender("streamtrain", "benchmarks.contenders.training:ours")
+BY_HAND = Contender("scikit-learn by hand", "benchmarks.contenders.training:by_hand")
+CELLTYPIST = Contender("CellTypist", "benchmarks.contenders.celltypist_train:train", "celltypist")
+VIEW = View(
+    (
+        SECONDS,
+        Column("cells", "cells"),
+        Column("steps_per_s", "steps/s"),
+        Column("macro_f1", "macro-F1", "{:.3f}".format),
+        CPU,
+        PEAK,
+    ),
+    "time",
+    bars,
+)
+_TRAINING = ("batch_size", "batch_number", "epochs")  # the settings that all of them take
+
+
+def cases(settings: dict[str, Any]) -> list[Case]:
+    """One case an atlas; where there are more cells than CellTypist holds, it samples them."""
+    return [_case(settings, cells) for cells in settings["cells"]]
+
+
+def _case(settings: dict[str, Any], cells: int) -> Case:
+    shape = {k: settings[k] for k in ("genes", "cell_types", "donors")}
+    path = atlas("h5ad", cells=cells, **shape)
+    with closing(open_source(path)) as source:
+        donors = sorted(source.obs(DONOR).unique())
+    job = {
+        "store": str(path),
+        "h5ad": str(path),
+        "held_out": donors[-settings["held_out"] :],
+        "memory": settings["memory"],
+        "at_most": settings["at_most"],
+        "settings": {name: settings[name] for name in _TRAINING},
+    }
+    contenders = (
+        (OURS, CELLTYPIST, BY_HAND) if cells <= settings["by_hand_up_to"] else (OURS, CELLTYPIST)
+    )
+    small = str(atlas("h5ad", cells=settings["warm_up_cells"], **shape))
+    few = {"batch_size": 100, "batch_number": 2, "epochs": 1}
+    warm_up = job | {"store": small, "h5ad": small, "repeat": 0, "settings": few}
+    return Case(
+        f"{cells:,} cells", job, contenders, warm_up=warm_up, about={"atlas_cells": cells},
+        reference=path,
+    )  # fmt: skip
+
+
+def check(
+    case: Case,
+    evidence: Mapping[str, Sequence[Evidence]],
+    done: Mapping[str, Sequence[dict[str, Any]]],
+) -> None:
+    """All took the steps asked for, on all cells of the training donors or the sample's number.
+
+    The models differ by their draws; the scores of each on the held-out donors, computed here by
+    the same code for all, go into the records, and none may be far below the best.
+    """
+    with closing(open_source(case.reference)) as source:
+        held_out = source.obs(DONOR).isin(case.job["held_out"]).to_numpy()
+        training = int((~held_out).sum())
+        models = [(line, found) for name, lines in done.items()
+                  for line, found in zip(lines, evidence[name], strict=True)]  # fmt: skip
+        for line, _ in models:
+            sample = min(training, case.job["at_most"])
+            wanted = sample if line["contender"] == CELLTYPIST.name else training
+            settings = case.job["settings"]
+            steps = settings["epochs"] * min(
+                settings["batch_number"] * settings["batch_size"], wanted
+            )
+            for key, value in (("cells", wanted), ("steps", steps)):
+                if line[key] != value:
+                    raise WrongWorkError(
+                        f"{case.name}: {line['contender']} trained with {line[key]:,} {key}, "
+                        f"not {value:,}"
+                    )
+            line["steps_per_s"] = steps / line["seconds"]
+        predicted = [predict(found, source, held_out) for _, found in models]
+        truth = source.obs(LABEL).astype(str).to_numpy()[held_out]
+    for (line, _), labels in zip(models, predicted, strict=True):
+        scores = evaluate(truth, labels)
+        line |= {"macro_f1": scores.macro_f1, "accuracy": scores.accuracy}
+    best = max(line["macro_f1"] for line, _ in models)
+    for line, _ in models:
+        if line["macro_f1"] < best - 0.2:
+            raise WrongWorkError(
+                f"{case.name}: {line['contender']} reached a macro-F1 of {line['macro_f1']:.2f} on "
+                f"the held-out donors, where the best has {best:.2f}: that is no model of the atlas"
+            )
+
+
+def predict(model: Evidence, source: Any, selected: NDArray[np.bool_]) -> NDArray[np.str_]:
+    """Label the selected cells of raw counts by any contender's weights, dense blocks at a time."""
+    at = {gene: i for i, gene in enumerate(source.genes)}
+    genes = np.array([at[gene] for gene in model["genes"]])
+    labels = []
+    for start in range(0, source.n_obs, 1000):
+        stop = min(start + 1000, source.n_obs)
+        if not selected[start:stop].any():
+            continue
+        rows = source.read(start, stop)
+        X = np.zeros((rows.n_obs, rows.n_vars), np.float32)
+        X[np.repeat(np.arange(rows.n_obs), np.diff(rows.indptr)), rows.indices] = rows.data
+        X = X[selected[start:stop]]
+        X = np.log1p(X / X.sum(axis=1, keepdims=True) * 1e4)[:, genes]
+        X = np.minimum((X - model["mean"]) / model["scale"], 10)
+        scores = X @ model["coef"].T + model["intercept"]
+        if scores.shape[1] == 1:
+            scores = np.hstack([-scores, scores])
+        labels.append(model["classes"][scores.argmax(axis=1)])
+    return np.concatenate(labels)
