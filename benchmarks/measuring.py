@@ -200,7 +200,7 @@ def run(
             "result": str(result),
             "evidence": str(proof),
         }
-        command = [interpreter(contender.environment), "-m", "benchmarks.child"]
+        command = [str(interpreter(contender.environment)), "-m", "benchmarks.child"]
         with log.open("w") as words:
             process = subprocess.Popen(  # noqa: S603 - our own module
                 command, cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=words, stderr=words,
@@ -235,7 +235,7 @@ def _watch(process: subprocess.Popen[str], spec: str, limit_s: float) -> list[tu
     assert process.stdin is not None  # noqa: S101 - for the type checker
     with suppress(BrokenPipeError), process.stdin as pipe:
         pipe.write(spec)
-    seen = []
+    seen: list[tuple[float, int]] = []
     end = time.monotonic() + limit_s
     while True:
         with suppress(subprocess.TimeoutExpired):

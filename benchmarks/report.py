@@ -68,7 +68,8 @@ def write(folder: Path, suite: str) -> str:
 
 def head(suite: str, lines: Sequence[Line]) -> list[str]:
     """What was run, where and with what."""
-    machine, found = lines[0]["machine"], {}
+    machine = lines[0]["machine"]
+    found: dict[str, set[str]] = {}
     for line in lines:
         for name, version in line.get("versions", {}).items():
             found.setdefault(name, set()).add(version)

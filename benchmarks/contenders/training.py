@@ -54,7 +54,8 @@ def by_hand(job: dict[str, Any]) -> Iterator[Any]:
             X = np.zeros((stop - start, source.n_vars), np.float32)
             X[np.repeat(np.arange(stop - start), np.diff(rows.indptr)), rows.indices] = rows.data
             X = X[kept[start:stop]]
-            return np.log1p(X / X.sum(axis=1, keepdims=True) * 1e4)
+            X *= 1e4 / X.sum(axis=1, keepdims=True)
+            return np.log1p(X, out=X)
 
         scaler = StandardScaler()
         for start in range(0, source.n_obs, size):

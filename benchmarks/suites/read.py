@@ -77,14 +77,17 @@ def check(
             expected_cells = expected
         if not np.array_equal(cells, expected_cells):
             raise WrongWorkError(f"{case.name}: {name} delivered other cells than the atlas holds")
-    sums = {"cells": len(whole["labels"]), "entries": int(whole["entries"])}
-    sums["total"] = float(whole["total"])
+    sums = {
+        "cells": float(len(whole["labels"])),
+        "entries": float(whole["entries"]),
+        "total": float(whole["total"]),
+    }
     for name, lines in done.items():
         for line in lines:
             for key, value in sums.items():
                 if line[key] != value:
                     raise WrongWorkError(
-                        f"{case.name}: {name} delivered {line[key]:,} {key} of {value:,}"
+                        f"{case.name}: {name} delivered {line[key]:,} {key} of {value:,.0f}"
                     )
 
 
