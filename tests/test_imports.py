@@ -226,6 +226,7 @@ PUBLIC = {
     "evaluate": "evaluate",
     "open_source": "sources",
     "predict": "predict",
+    "simulate": "simulate",
     "train": "train",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import tracemalloc
 from pathlib import Path
@@ -241,6 +242,30 @@ def test_simulate__zarr_chunks_are_as_zarr_itself_writes_them(tmp_path, monkeypa
     assert len(chunks) > 2
     for chunk in chunks:
         assert chunk.read_bytes() == (tmp_path / "b.zarr/c" / chunk.name).read_bytes()
+
+
+def run(*arguments, cwd, code=0):
+    done = subprocess.run(  # noqa: S603 - our own command
+        [sys.executable, "-W", "error", "-m", "streamtrain", "simulate", *map(str, arguments)],
+        cwd=cwd, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+def test_cli__simulate(tmp_path):
+    done = run(
+        "--cells", 600, "--genes", 300, "--cell-types", 5, "--donors", 3, "--genes-per-cell", 50,
+        "--seed", 4, "--compression", "gzip", "--n-jobs", 1, "--out", "a.h5ad", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.stdout == "saved as a.h5ad\n"
+    a = read(tmp_path / "a.h5ad")
+    same = read(simulate(tmp_path / "b.zarr", **SMALL, genes_per_cell=50, seed=4))
+    assert (a.X != same.X).nnz == 0
+    assert a.obs.equals(same.obs)
+    again = run("--cells", 600, "--genes", 300, "--out", "a.h5ad", "--quiet", cwd=tmp_path, code=2)
+    assert "exists" in again.stderr
+    assert again.stdout == ""
 
 
 @pytest.mark.parametrize("weights", [[1.0], [1, 1], [0.5, 0, 3, 1e-3, 10], list(range(1, 200))])
