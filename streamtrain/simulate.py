@@ -32,6 +32,14 @@ from streamtrain.synthetic import (
 from streamtrain.threads import n_threads
 from streamtrain.writing import COMPRESSION, GrowingAnnData
 
+_OPTIONS = {
+    "n_obs": "--cells",
+    "n_vars": "--genes",
+    "n_types": "--cell-types",
+    "n_donors": "--donors",
+    "genes_per_cell": "--genes-per-cell",
+    "seed": "--seed",
+}
 _BLOCK_SIZE = 2_048  # cells generated at a time: twenty a type share its table, of 100 types
 
 
@@ -128,18 +136,24 @@ def _check(
         )
     n_obs = settings["n_obs"]
     least = {"n_types": 2, "n_donors": 1, "n_vars": 100, "genes_per_cell": 1, "seed": 0}
-    for name, value in least.items():
-        if settings[name] < value:
-            raise InputError(f"{name} must be at least {value} and is {settings[name]}: raise it")
+    most = {"n_vars": 2**31 - 1, "seed": 2**63 - 1}
+    for name, value in settings.items():
+        if value < least.get(name, 1):
+            raise InputError(
+                f"{name} must be at least {least.get(name, 1)} and is {value}: raise it "
+                f"({_OPTIONS[name]})"
+            )
+        if value > most.get(name, value):
+            raise InputError(
+                f"{name} must be at most {most[name]:,} and is {value:,}: lower it "
+                f"({_OPTIONS[name]})"
+            )
     for name in ("n_types", "n_donors"):
-        if not settings[name] <= min(n_obs, 32_767):
+        if settings[name] > min(n_obs, 32_767):
             raise InputError(
                 f"{name} must be at most n_obs = {n_obs} and 32,767 and is {settings[name]}: "
-                f"raise n_obs or lower {name}"
+                f"raise n_obs ({_OPTIONS['n_obs']}) or lower {name} ({_OPTIONS[name]})"
             )
-    for name, bound in (("n_vars", 2**31), ("seed", 2**63)):
-        if settings[name] >= bound:
-            raise InputError(f"{name} must be below {bound} and is {settings[name]}: lower it")
     if n_jobs is not None and n_jobs < 1:
         raise InputError(f"n_jobs must be at least 1 and is {n_jobs}: raise it, or pass None")
     return kind, COMPRESSION[kind][0] if compression == "auto" else compression

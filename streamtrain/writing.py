@@ -20,6 +20,8 @@ from numcodecs import Blosc, Zstd
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, ZstdCodec
 
+from streamtrain.kernels import lzf
+
 Store = Callable[[int, NDArray[Any]], None]  # the first row of a chunk, and its values
 
 COMPRESSION = {".h5ad": ("none", "lzf", "gzip"), ".zarr": ("blosc", "none", "zstd")}
@@ -234,9 +236,7 @@ def _zarr_store(array: Any, codec: str) -> Store:
 
 def _hdf5_store(array: Any, codec: str) -> Store:
     """Encode on the thread that calls: HDF5 filters under one lock, and its zlib takes 180 us."""
-    if codec == "lzf":
-        return _by_library(array)
-    encode = {"none": lambda values: values, "gzip": _gzip}[codec]
+    encode = {"none": lambda values: values, "lzf": _lzf, "gzip": _gzip}[codec]
     lock, chunk = Lock(), array.chunks[0]
 
     def store(start: int, values: NDArray[Any]) -> None:
@@ -253,7 +253,16 @@ def _padded(values: NDArray[Any], n: int) -> NDArray[Any]:
     return values if len(values) == n else np.pad(values, (0, n - len(values)))
 
 
+def _shuffled(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Put the first bytes of all values first, as HDF5's shuffle filter does."""
+    return np.ascontiguousarray(values.view(np.uint8).reshape(-1, values.itemsize).T).reshape(-1)
+
+
 def _gzip(values: NDArray[Any]) -> bytes:
-    """Shuffle and deflate a chunk, as HDF5's own filters would read it back."""
-    shuffled = np.ascontiguousarray(values.view(np.uint8).reshape(-1, values.itemsize).T)
-    return isal_zlib.compress(shuffled, _GZIP_LEVEL)
+    """Deflate by ISA-L: 34 us a cell with the shuffle, a fifth of zlib's time at level 1."""
+    return isal_zlib.compress(_shuffled(values), _GZIP_LEVEL)
+
+
+def _lzf(values: NDArray[Any]) -> NDArray[np.uint8]:
+    out = np.empty(lzf.bound(values.nbytes), np.uint8)
+    return out[: lzf.compress(_shuffled(values), out)]

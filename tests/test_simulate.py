@@ -161,14 +161,15 @@ def test_simulate__memory_does_not_grow_with_cells(tmp_path):
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"n_types": 1}, "n_types must be at least 2 and is 1"),
+        ({"n_obs": 0}, r"n_obs must be at least 1 and is 0: raise it \(--cells\)"),
+        ({"n_types": 1}, r"n_types must be at least 2 and is 1: raise it \(--cell-types\)"),
         ({"n_types": 601}, "n_types must be at most n_obs = 600 .* is 601: raise n_obs"),
         ({"n_donors": 0}, "n_donors must be at least 1"),
         ({"n_donors": 601}, "n_donors must be at most n_obs"),
         ({"n_vars": 99}, "n_vars must be at least 100 and is 99: raise it"),
         ({"genes_per_cell": 0}, "genes_per_cell must be at least 1"),
         ({"seed": -1}, "seed must be at least 0"),
-        ({"seed": 2**63}, "seed must be below"),
+        ({"seed": 2**63}, r"seed must be at most .*: lower it \(--seed\)"),
         ({"n_jobs": 0}, "n_jobs must be at least 1"),
         ({"compression": "gzp"}, "did you mean 'gzip'"),
         ({"compression": "zstd"}, "not one of a .h5ad atlas"),
