@@ -7,7 +7,7 @@ one draw a transcript, for a housekeeping gene's many transcripts are few bursts
 
 Sizes come from tables too, one for each of 256 levels of the odds mu / r; a gene's rate is set so
 that its mean is exact, and the rounding moves its shape by 2.5 % at most. A logarithm a burst
-(Kemp's LK) took 171 us a cell in all, sequential search (his LS) 36 us, the tables 27 us.
+(Kemp's LK) took 171 us of CPU a cell in all; this takes 45.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ def draw(state, n, table, level, laws, scratch, seen, touched):
     """Add `n` bursts to the counts `seen`, mark their genes in `touched`; return the state.
 
     A batch at a time, in loops of one kind of work each: the reads from tables then overlap
-    (6 ns a burst; 38 ns where each burst went through all of it in turn).
+    (6 ns a burst without its size).
     """
     once, sizes, tails = laws
     bits, genes, large = scratch
