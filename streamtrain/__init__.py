@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from streamtrain.evaluate import Evaluation, evaluate
     from streamtrain.model import Model
     from streamtrain.predict import predict
+    from streamtrain.simulate import simulate
     from streamtrain.sources import open_source
     from streamtrain.train import train
 
@@ -36,6 +37,7 @@ __all__ = [
     "evaluate",
     "open_source",
     "predict",
+    "simulate",
     "train",
 ]
 

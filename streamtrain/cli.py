@@ -152,6 +152,69 @@ def predict(
 
 
 @app.command
+def simulate(
+    *,
+    out: Path,
+    cells: int = 20_000,
+    genes: int = 2_000,
+    cell_types: int = 12,
+    donors: int = 6,
+    genes_per_cell: int = 2_500,
+    seed: int = 0,
+    compression: Literal["auto", "none", "blosc", "zstd", "lzf", "gzip"] = "auto",
+    n_jobs: int | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Write a synthetic atlas of raw counts, to try a pipeline or to measure one.
+
+    Example: streamtrain simulate --cells 1000000 --genes 30000 --cell-types 100 --donors 40 --out
+    atlas.zarr
+
+    Counts are negative binomial; cell types share programs along a tree, so that siblings are
+    hard to tell apart; some have fewer than 100 cells; donors and sequencing runs shift every
+    gene. A classifier reaches a macro-F1 of 0.7 to 0.9 on donors that it has not seen. Cells are
+    stored donor after donor. Memory does not grow with their number, and the same settings give
+    the same data.
+
+    Parameters
+    ----------
+    out
+        The atlas, .zarr or .h5ad. Its obs has cell_type, donor_id, batch and is_primary_data.
+    cells
+        Number of cells.
+    genes
+        Number of genes.
+    cell_types
+        Number of cell types; one in eight, at least one, is rare.
+    donors
+        Number of donors.
+    genes_per_cell
+        Mean number of genes detected in a cell; at most a quarter of the genes.
+    seed
+        Seed of every draw.
+    compression
+        For .zarr blosc (the default), none or zstd; for .h5ad none (the default), lzf or gzip.
+    n_jobs
+        Threads. The default takes all CPUs.
+    overwrite
+        Replace the output if it exists.
+    quiet
+        Print nothing but warnings and errors.
+    """
+    _log(quiet)
+    from streamtrain.simulate import simulate as run
+
+    run(
+        out, n_obs=cells, n_vars=genes, n_types=cell_types, n_donors=donors,
+        genes_per_cell=genes_per_cell, seed=seed, compression=compression, n_jobs=n_jobs,
+        overwrite=overwrite, progress=not quiet,
+    )  # fmt: skip
+    if not quiet:
+        print(f"saved as {out}")
+
+
+@app.command
 def demo(folder: Path = Path("streamtrain-demo"), *, overwrite: bool = False) -> None:
     """Simulate a small atlas, train on some of its donors, predict the others, show how well.
 

@@ -24,7 +24,7 @@ PACKAGE = Path(streamtrain.__file__).parent
 LAYERS = [
     ("errors", "kernels"),
     ("atomic", "budget", "config", "progress", "rows", "scratch", "threads"),
-    ("scaling", "sampling", "expression"),
+    ("scaling", "sampling", "expression", "synthetic", "writing"),
     ("sources", "decode"),
     ("cells", "spill", "streaming", "batches"),
     ("solvers", "model", "model_schema", "celltypist_export", "gpu"),
@@ -226,6 +226,7 @@ PUBLIC = {
     "evaluate": "evaluate",
     "open_source": "sources",
     "predict": "predict",
+    "simulate": "simulate",
     "train": "train",
 }
 

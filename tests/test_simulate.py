@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 
 import anndata as ad
+import h5py
 import numpy as np
 import pytest
+import zarr
 from sklearn.linear_model import SGDClassifier
 from sklearn.metrics import f1_score
 
-from streamtrain import simulate as module
+from streamtrain import synthetic, writing
 from streamtrain.errors import InputError
 from streamtrain.kernels import simulate as kernels
 from streamtrain.simulate import simulate
 
+module = sys.modules["streamtrain.simulate"]  # `streamtrain.simulate` is the function
 SMALL = {"n_obs": 600, "n_vars": 300, "n_types": 5, "n_donors": 3}
 
 
@@ -35,8 +40,7 @@ def atlas(tmp_path_factory):
     + [("a.zarr", c) for c in ("auto", "none", "zstd", "blosc")],
 )
 def test_simulate__form(tmp_path, name, compression):
-    written = []
-    path = simulate(tmp_path / name, **SMALL, compression=compression, progress=written.append)
+    path = simulate(tmp_path / name, **SMALL, compression=compression)
     a = read(path)
     assert a.shape == (600, 300)
     assert a.X.format == "csr"
@@ -53,7 +57,6 @@ def test_simulate__form(tmp_path, name, compression):
     assert a.var["feature_id"].str.fullmatch(r"ENSG9\d{10}").all()
     assert a.uns["simulate"]["seed"] == 0
     assert a.uns["simulate"]["genes_per_cell"] == 75
-    assert written[-1] == 600
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
@@ -61,10 +64,14 @@ def test_simulate__one_result_for_threads_blocks_and_formats(tmp_path, monkeypat
     first = read(simulate(tmp_path / "1.h5ad", **SMALL, n_jobs=1))
     others = [simulate(tmp_path / "2.h5ad", **SMALL, n_jobs=2)]
     monkeypatch.setattr(module, "_BLOCK_SIZE", 37)
-    monkeypatch.setattr(module, "_H5_CHUNK", 1_000)
-    monkeypatch.setattr(module, "_ZARR_CHUNK", 999)
-    monkeypatch.setattr(module, "_NAMES", 50)
-    others += [simulate(tmp_path / f"3{kind}", **SMALL, n_jobs=2) for kind in (".h5ad", ".zarr")]
+    monkeypatch.setattr(writing, "H5_CHUNK", 1_000)
+    monkeypatch.setattr(writing, "ZARR_CHUNK", 999)
+    monkeypatch.setattr(writing, "_NAMES", 50)
+    others += [
+        simulate(tmp_path / f"{codec}{kind}", **SMALL, n_jobs=2, compression=codec)
+        for kind, codecs in writing.COMPRESSION.items()
+        for codec in codecs
+    ]
     for path in others:
         other = read(path)
         for part in ("data", "indices", "indptr"):
@@ -116,7 +123,7 @@ def test_simulate__composition(atlas):
     ("n_obs", "n_types", "n_donors"), [(2, 2, 1), (7, 7, 3), (30, 7, 5), (200_000, 40, 20)]
 )
 def test_composition__adds_up(n_obs, n_types, n_donors):
-    cells = module._composition(n_obs, n_types, n_donors, np.random.default_rng(0))
+    cells = synthetic.composition(n_obs, n_types, n_donors, np.random.default_rng(0))
     assert cells.sum() == n_obs
     assert (cells >= 0).all()
     assert (cells.sum(axis=0) >= 1).all()
@@ -154,15 +161,16 @@ def test_simulate__memory_does_not_grow_with_cells(tmp_path):
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"n_types": 1}, "n_types must be at least 2 and is 1"),
+        ({"n_obs": 0}, r"n_obs must be at least 1 and is 0: raise it \(--cells\)"),
+        ({"n_types": 1}, r"n_types must be at least 2 and is 1: raise it \(--cell-types\)"),
         ({"n_types": 601}, "n_types must be at most n_obs = 600 .* is 601: raise n_obs"),
         ({"n_donors": 0}, "n_donors must be at least 1"),
         ({"n_donors": 601}, "n_donors must be at most n_obs"),
         ({"n_vars": 99}, "n_vars must be at least 100 and is 99: raise it"),
         ({"genes_per_cell": 0}, "genes_per_cell must be at least 1"),
         ({"seed": -1}, "seed must be at least 0"),
-        ({"seed": 2**63}, "seed must be below"),
-        ({"n_jobs": 0}, "n_jobs must be at least 1"),
+        ({"seed": 2**63}, r"seed must be at most .*: lower it \(--seed\)"),
+        ({"n_jobs": 0}, "n_jobs must be a positive number of CPUs"),
         ({"compression": "gzp"}, "did you mean 'gzip'"),
         ({"compression": "zstd"}, "not one of a .h5ad atlas"),
     ],
@@ -183,13 +191,90 @@ def test_simulate__bad_paths(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.h5ad", "a.zarr"])
-def test_simulate__failure_leaves_nothing(tmp_path, name):
-    def stop(written: int) -> None:
-        raise RuntimeError(f"stopped at {written}")
+def test_simulate__failure_leaves_nothing(tmp_path, monkeypatch, name):
+    def stop(atlas, block, n_donors) -> None:
+        if block.start > 300:
+            raise RuntimeError(f"stopped at {block.start}")
+        append(atlas, block, n_donors)
 
+    append = module._append
+    monkeypatch.setattr(module, "_append", stop)
+    monkeypatch.setattr(module, "_BLOCK_SIZE", 37)
+    monkeypatch.setattr(writing, "H5_CHUNK", 1_000)
+    monkeypatch.setattr(writing, "ZARR_CHUNK", 1_000)
     with pytest.raises(RuntimeError, match="stopped at"):
-        simulate(tmp_path / name, **SMALL, progress=stop)
+        simulate(tmp_path / name, **SMALL)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("chunk", [1_000, 1_000_000])  # while cells come, and at the end
+def test_simulate__failure_to_store_a_chunk(tmp_path, monkeypatch, chunk):
+    def full(values):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(writing, "_gzip", full)
+    monkeypatch.setattr(writing, "H5_CHUNK", chunk)
+    with pytest.raises(OSError, match="no space left"):
+        simulate(tmp_path / "a.h5ad", **SMALL, compression="gzip")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("codec", ["none", "lzf", "gzip"])
+def test_simulate__hdf5_filters(tmp_path, codec):
+    with h5py.File(simulate(tmp_path / "a.h5ad", **SMALL, compression=codec)) as file:
+        for name in ("data", "indices"):
+            array = file["X"][name]
+            assert array.compression == (None if codec == "none" else codec)
+            assert array.shuffle == (codec != "none")
+            assert (array.id.get_storage_size() < array.nbytes) == (codec != "none")
+
+
+@pytest.mark.parametrize("codec", ["none", "zstd", "blosc"])
+def test_simulate__zarr_chunks_are_as_zarr_itself_writes_them(tmp_path, monkeypatch, codec):
+    monkeypatch.setattr(writing, "ZARR_CHUNK", 7_000)
+    path = simulate(tmp_path / "a.zarr", **SMALL, compression=codec)
+    ours = zarr.open_group(path, mode="r")["X/data"]
+    theirs = zarr.create_array(
+        tmp_path / "b.zarr", shape=ours.shape, dtype=ours.dtype, chunks=ours.chunks,
+        compressors=ours.compressors or None,
+    )  # fmt: skip
+    theirs[:] = ours[:]
+    chunks = sorted((path / "X/data/c").iterdir())
+    assert len(chunks) > 2
+    for chunk in chunks:
+        assert chunk.read_bytes() == (tmp_path / "b.zarr/c" / chunk.name).read_bytes()
+
+
+def test_simulate__anndata_reads_a_part_from_disk(tmp_path):
+    backed = ad.read_h5ad(simulate(tmp_path / "a.h5ad", **SMALL), backed="r")
+    part = backed[100:200].to_memory()
+    backed.file.close()
+    assert part.raw is None
+    assert (ad.read_h5ad(tmp_path / "a.h5ad").X[100:200] != part.X).nnz == 0
+
+
+def run(*arguments, cwd, code=0):
+    done = subprocess.run(  # noqa: S603 - our own command
+        [sys.executable, "-W", "error", "-m", "streamtrain", "simulate", *map(str, arguments)],
+        cwd=cwd, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+def test_cli__simulate(tmp_path):
+    done = run(
+        "--cells", 600, "--genes", 300, "--cell-types", 5, "--donors", 3, "--genes-per-cell", 50,
+        "--seed", 4, "--compression", "gzip", "--n-jobs", 1, "--out", "a.h5ad", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.stdout == "saved as a.h5ad\n"
+    a = read(tmp_path / "a.h5ad")
+    same = read(simulate(tmp_path / "b.zarr", **SMALL, genes_per_cell=50, seed=4))
+    assert (a.X != same.X).nnz == 0
+    assert a.obs.equals(same.obs)
+    again = run("--cells", 600, "--genes", 300, "--out", "a.h5ad", "--quiet", cwd=tmp_path, code=2)
+    assert "exists" in again.stderr
+    assert again.stdout == ""
 
 
 @pytest.mark.parametrize("weights", [[1.0], [1, 1], [0.5, 0, 3, 1e-3, 10], list(range(1, 200))])
@@ -206,55 +291,139 @@ def test_alias_table__gives_back_the_weights(weights):
     np.testing.assert_allclose(chance, weights / weights.sum(), atol=1e-9)
 
 
-def test_draw__frequencies_and_marks():
+@pytest.fixture(scope="module")
+def sizes():
+    return module._sizes()
+
+
+def law_of(level, n):
+    """The odds mu / r of a level, and the logarithmic law's chances of sizes 1 to n."""
+    odds = np.exp(kernels.LEVEL_LOW + kernels.LEVEL_STEP * level)
+    size = np.arange(1, n + 1)
+    return odds, (odds / (1 + odds)) ** size / (size * np.log1p(odds))
+
+
+def test_draw__frequencies_and_marks(sizes):
     weights = np.array([1.0, 5.0, 0.0, 2.0, 2.0] * 30)
     table = np.empty((150, 2), np.uint32)
     kernels.alias_table(weights, table)
     seen, touched = np.zeros(150, np.int32), np.zeros(3, np.uint64)
-    kernels.draw(np.uint64(3), 300_000, table, np.zeros(150, np.float32), seen, touched)
-    expected = 300_000 * weights / weights.sum()
-    assert seen.sum() == 300_000
+    scratch, once = kernels.scratch_of_draw(), np.full(256, 2**32 - 1, np.uint32)
+    laws = (once, *sizes.laws[1:])
+    n = 300_000
+    state = kernels.draw(
+        np.uint64(3), n, table, np.zeros(150, np.uint8), laws, scratch, seen, touched
+    )
+    assert state == (3 + n * 0x9E3779B97F4A7C15) % 2**64
+    expected = n * weights / weights.sum()
+    assert seen.sum() == n
     assert (((seen - expected) ** 2)[expected > 0] / expected[expected > 0]).sum() < 119 + 5 * 15.5
     marked = np.unpackbits(touched.view(np.uint8), bitorder="little")[:150]
     np.testing.assert_array_equal(marked, weights > 0)
 
 
-@pytest.mark.parametrize("p", [0.01, 0.3, 0.9, 0.99])
-def test_burst_size__logarithmic_law(p):
-    rng = np.random.default_rng(0)
-    state = np.uint64(1)
-    sizes = np.empty(20_000)
-    for i, v in enumerate(rng.random(len(sizes))):
-        state, sizes[i] = kernels.burst_size(np.uint64(state), v, p)
-    mean = -p / ((1 - p) * np.log1p(-p))
-    deviation = np.sqrt(-p * (p + np.log1p(-p))) / ((1 - p) * -np.log1p(-p))
-    assert sizes.min() == 1
-    assert sizes.mean() == pytest.approx(mean, abs=5 * deviation / np.sqrt(len(sizes)))
-    assert (sizes == 1).mean() == pytest.approx(-p / np.log1p(-p), abs=0.02)
+@pytest.mark.parametrize("level", [0, 60, 120, 180, 255])
+def test_size_tables__logarithmic_law(sizes, level):
+    (once, table, tails), n = sizes.laws, kernels.N_SIZES
+    odds, law = law_of(level, n + 1)
+    assert sizes.mean[level] == pytest.approx(odds / np.log1p(odds))
+    assert once[level] / 2**32 == pytest.approx(law[0], abs=1e-8)
+    chance = np.zeros(n)
+    for column, entry in enumerate(table[level]):
+        keep = ((entry >> 6) + 1) / 2**26
+        chance[column] += keep / n
+        chance[entry & 63] += (1 - keep) / n
+    expected = np.append(law[1:-1], 1 - law[:-1].sum())
+    np.testing.assert_allclose(chance, expected / expected.sum(), atol=1e-6)
+    assert tails[level, 0] == pytest.approx(odds / (1 + odds))
+    assert tails[level, 1] == pytest.approx(law[-1])
 
 
-def test_cell_counts__negative_binomial():
-    means = np.array([0.2, 1.0, 5.0, 40.0] * 25, np.float32)
-    n, shape = 4_000, 2.0
-    alias, burst = np.empty((2, 100, 2), np.uint32), np.empty((2, 100), np.float32)
-    rates = np.array(
-        [
-            kernels.type_table(np.log(means), np.zeros(100, "f4"), shape, alias[t], burst[t])
-            for t in range(2)
-        ]
+@pytest.mark.parametrize("level", [0, 180, 255])
+def test_tail_size__inverts_the_law(sizes, level):
+    _, law = law_of(level, 100_000)
+    above = np.cumsum(law[kernels.N_SIZES :]) / law[kernels.N_SIZES :].sum()
+    for v in (0.0, 0.3, 0.7, 0.99):
+        found = kernels.tail_size(v, *sizes.laws[2][level])
+        assert found == kernels.N_SIZES + 1 + np.searchsorted(above, v, "right")
+    assert kernels.tail_size(1.0, *sizes.laws[2][level]) < 100_000  # it ends
+
+
+@pytest.mark.parametrize("level", [10, 100, 160, 230])
+def test_draw__sizes(sizes, level):
+    table = np.empty((1, 2), np.uint32)
+    kernels.alias_table(np.ones(1), table)
+    scratch, touched = kernels.scratch_of_draw(), np.zeros(1, np.uint64)
+    drawn = np.empty(20_000)
+    for i in range(len(drawn)):
+        seen = np.zeros(1, np.int32)
+        state = np.uint64(kernels.mix(np.uint64(i)))
+        kernels.draw(state, 1, table, np.full(1, level, "u1"), sizes.laws, scratch, seen, touched)
+        drawn[i] = seen[0]
+    odds, law = law_of(level, 100_000)
+    size = np.arange(1, 100_001)
+    deviation = np.sqrt((law * size**2).sum() - (law * size).sum() ** 2)
+    assert drawn.mean() == pytest.approx(
+        odds / np.log1p(odds), abs=5 * deviation / np.sqrt(len(drawn))
     )
+    for k in (1, 2, 3, 10):
+        assert (drawn == k).mean() == pytest.approx(law[k - 1], abs=0.015)
+    assert (drawn > 64).mean() == pytest.approx(law[64:].sum(), abs=0.015)
+
+
+@pytest.mark.parametrize("n", [1, 64, 300])
+def test_take_counts__is_the_dense_row(n):
+    rng = np.random.default_rng(n)
+    seen = rng.poisson(0.3, n).astype(np.int32)
+    places, counts = np.flatnonzero(seen), seen[seen > 0]
+    touched = np.zeros((n + 63) // 64, np.uint64)
+    for j in places:
+        touched[j // 64] |= np.uint64(1) << np.uint64(j % 64)
+    data, indices = np.zeros(n + 2, np.float32), np.zeros(n + 2, np.int32)
+    end = kernels.take_counts(seen, touched, data, indices, 2)
+    assert end == 2 + len(places)
+    np.testing.assert_array_equal(data[2:end], counts)
+    np.testing.assert_array_equal(indices[2:end], places)
+    assert not seen.any()
+    assert not touched.any()
+
+
+def test_in_order__empty_rows_too():
+    spans = np.array([[3, 5], [0, 0], [0, 3]])
+    out = np.empty(5, np.float32)
+    kernels.in_order(spans, np.array([20, 21, 22, 0, 1], np.float32), out)
+    assert out.tolist() == [0, 1, 20, 21, 22]
+
+
+def test_table__means_are_exact(sizes):
+    mean = np.array([1e-6, 0.01, 0.2, 1.0, 5.0, 40.0, 900.0, 2.5], np.float32)
+    alias, levels = np.empty((8, 2), np.uint32), np.empty(8, np.uint8)
+    rate = module._table(np.log(mean), alias, levels)
+    rates = mean / sizes.mean[levels]
+    assert rate == pytest.approx(rates.sum())
+    shape = rates / np.log1p([law_of(level, 1)[0] for level in levels])
+    np.testing.assert_allclose(shape[2:], synthetic.SHAPE, rtol=0.026)
+
+
+def test_cell_counts__negative_binomial(sizes):
+    means = np.array([0.2, 1.0, 5.0, 40.0] * 25, np.float32)
+    n, shape = 4_000, synthetic.SHAPE
+    alias, levels = np.empty((2, 100, 2), np.uint32), np.empty((2, 100), np.uint8)
+    rates = np.array([module._table(np.log(means), alias[t], levels[t]) for t in range(2)])
     types, partner = np.zeros(n, np.int16), np.array([1, 0], np.int16)
     own, other = np.empty((2, n), np.int64)
     # No depth spread; a half of each cell is the partner's, whose law is the same.
     kernels.cell_bursts(np.uint64(5), 0, types, partner, rates, 0.0, 0.5, 1.0, own, other)
-    indptr = np.empty(n + 1, np.int64)
+    spans = np.empty((n, 2), np.int64)
     data, indices = np.empty(n * 100, np.float32), np.empty(n * 100, np.int32)
+    order = np.random.default_rng(0).permutation(n)
     kernels.cell_counts(
-        np.uint64(5), 0, types, partner, own, other, alias, burst, indptr, data, indices
-    )
+        np.uint64(5), 0, types, order, partner, own, other, alias, levels, sizes.laws, spans,
+        data, indices,
+    )  # fmt: skip
     X = np.zeros((n, 100))
     for i in range(n):
-        row = slice(indptr[i], indptr[i + 1])
+        row = slice(*spans[i])
         assert (np.diff(indices[row]) > 0).all()
         X[i, indices[row]] = data[row]
     for mean in (0.2, 1.0, 5.0, 40.0):
