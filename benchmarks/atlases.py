@@ -26,24 +26,29 @@ FORMATS = {  # how an atlas may lie on disk: suffix and compression
     "zarr": (".zarr", "blosc"),
     "zarr-zstd": (".zarr", "zstd"),
 }
+_COLLECTIONS = {"collection": {}, "collection-grouped": {"groupby": LABEL}}
 _COLLECTION = Contender("annbatch", "benchmarks.contenders.annbatch:write_collection", "annbatch")
 
 
 def atlas(
     kind: str, *, cells: int, genes: int, cell_types: int, donors: int, seed: int = 0
 ) -> Path:
-    """Find or make an atlas; the same cells in each of `FORMATS`, and in "collection".
+    """Find or make an atlas; the same cells in each of `FORMATS`, and in the collections.
 
-    "collection" is what annbatch's own converter makes of it: shuffled, sharded zarr.
+    "collection" is what annbatch's own converter makes of it: shuffled, sharded zarr, and
+    "collection-grouped" that, sorted by cell type within each of its data sets.
     """
     name = f"{cells}x{genes}-{cell_types}types-{donors}donors-seed{seed}-{_simulator()}"
-    if kind == "collection":
-        path = cache_folder() / f"{name}.collection"
+    if kind in _COLLECTIONS:
+        path = cache_folder() / f"{name}{kind.removeprefix('collection')}.collection"
         if not path.exists():
-            source = atlas("h5ad", cells=cells, genes=genes, cell_types=cell_types, donors=donors)
+            source = atlas(
+                "h5ad", cells=cells, genes=genes, cell_types=cell_types, donors=donors, seed=seed
+            )
             logger.info("writing annbatch's collection: %s", path)
             partial = path.with_suffix(".partial")
-            run(_COLLECTION, {"store": str(source), "out": str(partial)}, limit_s=3600)
+            job = {"store": str(source), "out": str(partial), **_COLLECTIONS[kind]}
+            run(_COLLECTION, job, limit_s=3600)
             partial.rename(path)
         return path
     suffix, compression = FORMATS[kind]
@@ -52,7 +57,7 @@ def atlas(
         logger.info("simulating %s", path)
         streamtrain.simulate(
             path, n_obs=cells, n_vars=genes, n_types=cell_types, n_donors=donors, seed=seed,
-            compression=compression,
+            compression=compression, progress=False,
         )  # fmt: skip
     return path
 
@@ -79,5 +84,5 @@ def truth(path: Path) -> dict[str, NDArray[Any]]:
 def _simulator() -> str:
     """Mark of the code that makes atlases: other code, other cells."""
     package = Path(streamtrain.__file__).parent
-    files = [*package.glob("simulate*.py"), package / "kernels" / "simulate.py"]
+    files = [package / f"{name}.py" for name in ("simulate", "synthetic", "kernels/simulate")]
     return hashlib.sha256(b"".join(f.read_bytes() for f in sorted(files))).hexdigest()[:8]

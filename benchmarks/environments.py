@@ -58,8 +58,9 @@ def interpreter(name: str | None) -> Path:
     if not done.exists():
         logger.info("building the environment %s: %s", name, folder)
         shutil.rmtree(folder, ignore_errors=True)
-        install = [python, "-m", "pip", "install", "--quiet", "-r", file]
-        for command in ([base, "-m", "venv", folder], install):
+        make = [base, "-m", "venv", str(folder)]
+        install = [str(python), "-m", "pip", "install", "--quiet", "-r", str(file)]
+        for command in (make, install):
             ran = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
             if ran.returncode:
                 last = (ran.stderr.strip() or "no message").splitlines()[-1]

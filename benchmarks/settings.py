@@ -33,7 +33,7 @@ def load(suite: str, assignments: Iterable[str] = ()) -> dict[str, Any]:
     size = chosen.get("size", file["size"])
     if size not in sizes:
         raise InputError(f"suite {suite} has no size {size!r}: {near(str(size), sizes)}")
-    settings = file | sizes[size]
+    settings: dict[str, Any] = file | sizes[size]
     for key, value in chosen.items():
         if key not in settings:
             raise InputError(f"suite {suite} has no setting {key!r}: {near(key, settings)}")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
-from scdataset import BlockShuffling, Streaming, scDataset
+from scdataset import BlockShuffling, ClassBalancedSampling, Streaming, scDataset
 from torch.utils.data import DataLoader
 
 from benchmarks.contenders.anndata import backed
@@ -16,9 +17,10 @@ class _Cells:
     """The matrix and the labels, opened in each worker: HDF5 files do not survive a fork."""
 
     def __init__(self, job: dict[str, Any]) -> None:
-        self.job, self.opened = job, None
+        self.job = job
+        self.opened: tuple[Any, Any] | None = None
         X, _ = backed(job)
-        self.n_obs = X.shape[0]
+        self.n_obs = int(X.shape[0])
 
     def __len__(self) -> int:
         return self.n_obs
@@ -50,4 +52,19 @@ def read(job: dict[str, Any]) -> Iterator[Any]:
     for X, codes in serve(job, strategy, job["workers"] if random else 1):
         delivery.take(X, codes)
     yield delivery.counts()
+    yield delivery.evidence()
+
+
+def sample(job: dict[str, Any]) -> Iterator[Any]:
+    """Draw cells balanced, repeats allowed; blocks are of draws in storage order."""
+    delivery = Delivery(job)
+    yield
+    start = time.perf_counter()
+    _, codes = backed(job)
+    strategy = ClassBalancedSampling(
+        codes, block_size=job["block"], total_size=job["batches"] * job["batch_size"]
+    )
+    for X, labels in serve(job, strategy, job["workers"]):
+        delivery.take(X, labels)
+    yield delivery.draws(start)
     yield delivery.evidence()

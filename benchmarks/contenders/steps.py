@@ -56,9 +56,7 @@ def ours(job: dict[str, Any]) -> Iterator[Any]:
     """One step a cell, batch by batch, on the sparse cells."""
     with Threads() as threads:
         batches, scaler = _batches(job, threads, job["dtype"])
-        solver = SGD(
-            job["classes"], scaler.shift, Schedule(), dtype=job["dtype"], threads=threads
-        )
+        solver = SGD(job["classes"], scaler.shift, Schedule(), dtype=job["dtype"], threads=threads)
         yield
         for batch in batches:
             solver.partial_fit(batch)

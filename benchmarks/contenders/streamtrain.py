@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
@@ -11,7 +12,10 @@ import numpy as np
 from benchmarks.contenders import windows
 from benchmarks.contenders.delivery import Delivery
 from streamtrain import open_source
+from streamtrain.batches import batches
 from streamtrain.rows import Rows
+from streamtrain.sampling import Plan
+from streamtrain.spill import Spill
 from streamtrain.streaming import ahead, sweep
 
 
@@ -47,6 +51,43 @@ def read(job: dict[str, Any]) -> Iterator[Any]:
                     batch = order[start : start + size]
                     delivery.take(_Matrix(rows.take(batch)), codes[cells[batch]])
     yield delivery.counts()
+    yield delivery.evidence()
+
+
+def plan(codes: Any, job: dict[str, Any]) -> Plan:
+    """The balanced plan of a job: its batches in epochs of `batches_an_epoch`."""
+    an_epoch = min(job["batches_an_epoch"], job["batches"])  # warming up takes less than one
+    return Plan(
+        codes, job["n_types"], batch_size=job["batch_size"], batch_number=an_epoch,
+        epochs=job["batches"] // an_epoch, balance=True, shuffle=True, seed=job["seed"],
+    )  # fmt: skip
+
+
+def sample(job: dict[str, Any]) -> Iterator[Any]:
+    """Draw cells as `streamtrain.train` does: one sweep to scratch, then batches in plan order.
+
+    The counts stay raw. A window holds as many cells as the other contenders', not train's bytes.
+    """
+    delivery = Delivery(job)
+    unscaled: Any = lambda rows: rows  # noqa: E731 - stands where train has its scaler
+    yield
+    start = time.perf_counter()
+    with (
+        closing(open_source(job["store"])) as source,
+        Spill(source.n_vars, np.float32, None) as spill,
+    ):
+        codes: Any = source.obs("cell_type").cat.codes.to_numpy(np.int32)
+        drawing = plan(codes, job)
+        drawn = drawing.ever_drawn()
+        for position, rows in sweep(source, None, 256 * 10**6):
+            spill.append(rows.take(np.flatnonzero(drawn[position : position + rows.n_obs])))
+        spill.finish()
+        rank = np.cumsum(drawn) - 1
+        window = int(job["window"] * (spill.nbytes / spill.n_obs + 8))
+        for batch in batches(drawing, spill, lambda cells: rank[cells], codes, unscaled, window):
+            cells: Any = batch.cells
+            delivery.take(_Matrix(cells), cells.codes)
+    yield delivery.draws(start)
     yield delivery.evidence()
 
 

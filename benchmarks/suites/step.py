@@ -24,8 +24,10 @@ CEILINGS = [
 ]  # fmt: skip
 # Largest relative difference (Frobenius) of our weights from scikit-learn's after a case's steps.
 # float64: only the order of sums differs. float32: the large first steps of the "optimal" schedule
-# amplify its rounding, in both alike.
-TOLERANCE = {"float64": 1e-6, "float32": 0.05}
+# amplify its rounding; of 10 classes after 4,096 steps scikit-learn's own float32 is 0.17 from its
+# float64 and ours 0.13, of 2 and 100 classes both below 1e-4. A tenth of the steps left out makes
+# 0.34 or more; fewer are seen by the number of steps.
+TOLERANCE = {"float64": 1e-6, "float32": 0.3}
 
 
 def cases(settings: dict[str, Any]) -> list[Case]:
