@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import signal
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -13,12 +14,12 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from benchmarks import measuring, report, settings
-from benchmarks.environments import cache_folder
+from benchmarks.environments import UnavailableError, cache_folder
 from streamtrain.errors import InputError
 
 RESULTS = Path(__file__).parent / "results"
 
-app = App(name="python -m benchmarks", help=__doc__.splitlines()[0])
+app = App(name="python -m benchmarks", version_flags=[])
 
 
 @app.default
@@ -27,7 +28,7 @@ def run(
     set: Annotated[tuple[str, ...], Parameter(name="--set", negative="")] = (),  # noqa: A002
     out: Path = RESULTS,
 ) -> None:
-    """Run suites and write DIR/SUITE.jsonl, .md and .png.
+    """Measure streamtrain beside its peers and write DIR/SUITE.jsonl, .md and .png.
 
     Example: python -m benchmarks read step --set size=smoke --out /tmp/figures
 
@@ -49,6 +50,7 @@ def run(
     names = settings.suites() if suites == ("all",) else suites
     loaded = {name: settings.load(name, set) for name in names}
     out.mkdir(parents=True, exist_ok=True)
+    failed = []
     for name in names:
         suite, chosen = import_module(f"benchmarks.suites.{name}"), loaded[name]
         # Beside the old results until all is done and checked.
@@ -58,10 +60,14 @@ def run(
                 suite.cases(chosen), suite.check,
                 repeats=chosen["repeats"], limit_s=chosen["limit_s"],
             ):  # fmt: skip
+                if "failed" in line:
+                    failed.append(f"{name}, {line['case']}: {line['contender']} {line['failed']}")
                 file.write(json.dumps({"suite": name, "set": list(set), **line}) + "\n")
                 file.flush()
         partial.replace(out / f"{name}.jsonl")
         print(report.write(out, name))
+    if failed:
+        raise measuring.FailedError("\n".join(failed))
 
 
 @app.command
@@ -87,9 +93,14 @@ def clean() -> None:
 
 def main() -> None:
     """Run the command line; what cannot be measured ends in words and exit status 1."""
+    # As an exception, so that a contender's processes end with this one.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         app()
-    except (InputError, measuring.FailedError, measuring.WrongWorkError) as error:
+    except (
+        InputError, OSError, UnavailableError, measuring.FailedError, measuring.TimeLimitError,
+        measuring.WrongWorkError,
+    ) as error:  # fmt: skip
         print(f"benchmarks: {error}", file=sys.stderr)
         sys.exit(1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 import streamtrain
 from benchmarks.contenders.delivery import fingerprints
-from benchmarks.environments import cache_folder
+from benchmarks.environments import alone, cache_folder
 from benchmarks.measuring import Contender, run
 from streamtrain.sources import open_source
 
@@ -26,6 +27,7 @@ FORMATS = {  # how an atlas may lie on disk: suffix and compression
     "zarr": (".zarr", "blosc"),
     "zarr-zstd": (".zarr", "zstd"),
 }
+_SIMULATOR = ("simulate", "synthetic", "writing", "kernels/simulate")
 _COLLECTIONS = {"collection": {}, "collection-grouped": {"groupby": LABEL}}
 _COLLECTION = Contender("annbatch", "benchmarks.contenders.annbatch:write_collection", "annbatch")
 
@@ -39,26 +41,27 @@ def atlas(
     "collection-grouped" that, sorted by cell type within each of its data sets.
     """
     name = f"{cells}x{genes}-{cell_types}types-{donors}donors-seed{seed}-{_simulator()}"
+    shape = {"cells": cells, "genes": genes, "cell_types": cell_types, "donors": donors}
     if kind in _COLLECTIONS:
-        path = cache_folder() / f"{name}{kind.removeprefix('collection')}.collection"
-        if not path.exists():
-            source = atlas(
-                "h5ad", cells=cells, genes=genes, cell_types=cell_types, donors=donors, seed=seed
-            )
-            logger.info("writing annbatch's collection: %s", path)
-            partial = path.with_suffix(".partial")
-            job = {"store": str(source), "out": str(partial), **_COLLECTIONS[kind]}
-            run(_COLLECTION, job, limit_s=3600)
-            partial.rename(path)
-        return path
-    suffix, compression = FORMATS[kind]
-    path = cache_folder() / f"{name}-{compression}{suffix}"
-    if not path.exists():
-        logger.info("simulating %s", path)
-        streamtrain.simulate(
-            path, n_obs=cells, n_vars=genes, n_types=cell_types, n_donors=donors, seed=seed,
-            compression=compression, progress=False,
-        )  # fmt: skip
+        suffix = f"{kind.removeprefix('collection')}.collection"
+    else:
+        suffix = "-{1}{0}".format(*FORMATS[kind])
+    path = cache_folder() / f"{name}{suffix}"
+    with alone(path.name):
+        if path.exists():
+            return path
+        logger.info("making %s", path)
+        if kind not in _COLLECTIONS:
+            return streamtrain.simulate(
+                path, n_obs=cells, n_vars=genes, n_types=cell_types, n_donors=donors, seed=seed,
+                compression=FORMATS[kind][1], progress=False,
+            )  # fmt: skip
+        source, partial = atlas("h5ad", **shape, seed=seed), path.with_suffix(".partial")
+        job = {"store": str(source), "out": str(partial), **_COLLECTIONS[kind]}
+        took, _ = run(_COLLECTION, job, limit_s=3600)
+        logger.info("annbatch's conversion took %.1f s and %.1f GB", took["seconds"],
+                    took["peak_rss"] / 1e9)  # fmt: skip
+        partial.rename(path)
     return path
 
 
@@ -74,9 +77,10 @@ def truth(path: Path) -> dict[str, NDArray[Any]]:
                 prints.append(fingerprints(rows.data, rows.indices, rows.indptr, source.n_vars))
                 entries += len(rows.data)
                 total += float(rows.data.sum(dtype=np.float64))
-        np.savez(
-            kept, prints=np.concatenate(prints), labels=labels, entries=entries, total=total
-        )  # fmt: skip
+        partial = kept.with_suffix(f".{os.getpid()}.npz")
+        found: dict[str, Any] = {"prints": np.concatenate(prints), "labels": labels}
+        np.savez(partial, **found, entries=entries, total=total)
+        partial.rename(kept)
     with np.load(kept, allow_pickle=False) as arrays:
         return dict(arrays)
 
@@ -84,5 +88,5 @@ def truth(path: Path) -> dict[str, NDArray[Any]]:
 def _simulator() -> str:
     """Mark of the code that makes atlases: other code, other cells."""
     package = Path(streamtrain.__file__).parent
-    files = [package / f"{name}.py" for name in ("simulate", "synthetic", "kernels/simulate")]
+    files = [package / f"{name}.py" for name in _SIMULATOR]
     return hashlib.sha256(b"".join(f.read_bytes() for f in sorted(files))).hexdigest()[:8]

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-Contender = Callable[[dict[str, Any]], Iterator[Any]]
+Work = Callable[[dict[str, Any]], Iterator[Any]]
 
 _PACKAGES = (
     "streamtrain", "anndata", "annbatch", "celltypist", "h5py", "numba", "numpy", "scdataset",
@@ -44,53 +44,62 @@ def drop_page_cache() -> None:
 def usage() -> dict[str, float]:
     """CPU seconds and bytes read of this process and its children, past and present.
 
-    `bytes_read` is what read calls asked for, `bytes_from_disk` what the page cache did not have;
-    both only where the system tells (Linux).
+    `bytes_read` is what read calls asked for, pipes between processes included, and
+    `bytes_from_disk` what the page cache did not have; both only where the system tells (Linux).
     """
     me = psutil.Process()
-    total = {"cpu_seconds": 0.0, "bytes_read": 0.0, "bytes_from_disk": 0.0}
+    total = {"cpu_seconds": 0.0}
+    if hasattr(me, "io_counters"):
+        total |= {"bytes_read": 0.0, "bytes_from_disk": 0.0}
     for process in (me, *me.children(recursive=True)):
         with suppress(psutil.NoSuchProcess):
             times = process.cpu_times()
             total["cpu_seconds"] += times.user + times.system
             total["cpu_seconds"] += times.children_user + times.children_system
-            if hasattr(process, "io_counters"):
+            if "bytes_read" in total:
                 io = process.io_counters()  # the dead children's included
                 total["bytes_read"] += io.read_chars
                 total["bytes_from_disk"] += io.read_bytes
     return total
 
 
-def measure(contender: Contender, spec: dict[str, Any]) -> dict[str, Any]:
-    """Warm up, run the job, and say what it took."""
+def work(contender: Work, spec: dict[str, Any]) -> None:
+    """Warm up, run the job, write what it took, and gather the evidence.
+
+    `base_rss` is what the process held after the warm-up: its libraries, with what they compiled.
+    """
     if spec["warm_up"]:
         for _ in contender(spec["warm_up"]):
             pass
+    base = psutil.Process().memory_info().rss
     run = contender(spec["job"])
     next(run)
     if spec["cold"]:
         drop_page_cache()
     with suppress(OSError):  # Linux: the high-water mark of memory begins again here
         Path("/proc/self/clear_refs").write_text("5")
-    base, before, clock, start = (
-        psutil.Process().memory_info().rss, usage(), time.monotonic(), time.perf_counter(),
-    )  # fmt: skip
+    Path(spec["started"]).touch()
+    before, clock, start = usage(), time.monotonic(), time.perf_counter()
     found = next(run)
     seconds = time.perf_counter() - start
     after, peak = usage(), _high_water()
-    evidence = next(run, None)
-    if spec["verify"]:
-        *_, evidence = contender({**spec["job"], **spec["verify"]})
-    if evidence is not None:
-        np.savez(spec["evidence"], allow_pickle=False, **evidence)
-    return {
+    result = {
         "seconds": seconds,
         **{name: after[name] - before[name] for name in before},
         "base_rss": base,
         "peak_rss": peak,
         "clock": [clock, clock + seconds],  # when, for who watches the tree of processes
+        "versions": versions(),
         **found,
     }
+    written = Path(spec["result"]).with_suffix(".partial")
+    written.write_text(json.dumps(result))
+    written.rename(spec["result"])
+    evidence = next(run, None)
+    if spec["verify"]:
+        *_, evidence = contender({**spec["job"], **spec["verify"]})
+    if evidence is not None:
+        np.savez(spec["evidence"], allow_pickle=False, **evidence)
 
 
 def _high_water() -> int:
@@ -115,11 +124,10 @@ def versions() -> dict[str, str]:
 
 
 def main() -> None:
-    """Read the job, do it, write the result."""
+    """Read the job and do it."""
     spec = json.load(sys.stdin)
     module, name = spec["call"].split(":")
-    found = measure(getattr(import_module(module), name), spec)
-    Path(spec["result"]).write_text(json.dumps(found | {"versions": versions()}))
+    work(getattr(import_module(module), name), spec)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -28,14 +29,23 @@ class UnavailableError(Exception):
 
 
 def cache_folder() -> Path:
-    """Where environments and atlases are kept between runs; STREAMTRAIN_BENCH overrides it."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(os.environ.get("STREAMTRAIN_BENCH") or Path(base) / "streamtrain-bench")
+    """Where environments and atlases are kept: a folder in STREAMTRAIN_BENCH or ~/.cache."""
+    base = os.environ.get("STREAMTRAIN_BENCH") or os.environ.get("XDG_CACHE_HOME")
+    folder = Path(base or Path.home() / ".cache") / "streamtrain-bench"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-@cache
+@contextmanager
+def alone(name: str) -> Iterator[None]:
+    """Hold the lock of one thing in the cache folder, so that two runs do not make it at once."""
+    import fcntl
+
+    with (cache_folder() / f".{name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def interpreter(name: str | None) -> Path:
     """Python of the environment `name`, or this one's for None.
 
@@ -46,26 +56,36 @@ def interpreter(name: str | None) -> Path:
     """
     if name is None:
         return Path(sys.executable)
+    found = _built(name)
+    if isinstance(found, str):
+        raise UnavailableError(found)
+    return found
+
+
+@cache
+def _built(name: str) -> Path | str:
+    """Python of an environment, or why there is none: asked for once a run."""
     file = _REQUIREMENTS / f"{name}.txt"
     text = file.read_text(encoding="utf-8")
     wanted = SpecifierSet(text.splitlines()[0].removeprefix("# python "))
-    base = next((p for p, v in _interpreters() if wanted.contains(v)), None)
-    if base is None:
-        raise UnavailableError(f"{name} needs Python {wanted}, and none was found here")
-    key = hashlib.sha256(f"{base}{text}".encode()).hexdigest()[:12]
+    base, version = next(((p, v) for p, v in _interpreters() if wanted.contains(v)), ("", ""))
+    if not base:
+        return f"{name} needs Python {wanted}, and none was found here"
+    key = hashlib.sha256(f"{base}{version}{text}".encode()).hexdigest()[:12]
     folder = cache_folder() / "environments" / f"{name}-{key}"
     python, done = folder / "bin" / "python", folder / "complete"
-    if not done.exists():
-        logger.info("building the environment %s: %s", name, folder)
-        shutil.rmtree(folder, ignore_errors=True)
-        make = [base, "-m", "venv", str(folder)]
-        install = [str(python), "-m", "pip", "install", "--quiet", "-r", str(file)]
-        for command in (make, install):
-            ran = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
-            if ran.returncode:
-                last = (ran.stderr.strip() or "no message").splitlines()[-1]
-                raise UnavailableError(f"{name} could not be installed: {last}")
-        done.touch()
+    with alone(f"{name}-{key}"):
+        if not done.exists():
+            logger.info("building the environment %s: %s", name, folder)
+            shutil.rmtree(folder, ignore_errors=True)
+            make = [base, "-m", "venv", str(folder)]
+            install = [str(python), "-m", "pip", "install", "--quiet", "-r", str(file)]
+            for command in (make, install):
+                ran = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+                if ran.returncode:
+                    words = f"{ran.stdout}\n{ran.stderr}".strip() or "no message"
+                    return f"{name} could not be installed: {words.splitlines()[-1]}"
+            done.touch()
     return python
 
 

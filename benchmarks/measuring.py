@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,10 @@ class Case:
         Whether the page cache is dropped before the clock starts.
     repeats
         Number of runs, where it is not that of the suite.
+    files
+        What is read: brought into the page cache before every run that is not cold.
+    skipped
+        Why nobody can do it here, or "".
     about
         What the pictures and tables need to know of it.
     reference
@@ -100,6 +105,8 @@ class Case:
     verify: Mapping[str, Any] | None = None
     cold: bool = False
     repeats: int | None = None
+    files: Sequence[str] = ()
+    skipped: str = ""
     about: Mapping[str, Any] = field(default_factory=dict)
     reference: Any = None
 
@@ -113,65 +120,81 @@ def measure(
     """Run every case; yield its records once `check` has passed all of them.
 
     Contenders take turns, every other round in reverse, so that a drift of the machine's speed
-    meets them alike. One that cannot run here gives a record with `skipped`, one over the time
-    limit a record with `over_s` and no further runs of the case.
+    meets them alike. One that cannot run here gives a record with `skipped`; one over the time
+    limit a record with `over_s`, and one whose process failed a record with `failed`, and neither
+    runs again in that case.
 
     Raises
     ------
-    FailedError
-        A contender's process failed.
     WrongWorkError
         A contender did other work than the case's.
     """
-    stamp = {"machine": machine(), "commit": commit()}
     for number, case in enumerate(cases, 1):
-        records: list[dict[str, Any]] = []
+        records = []
         evidence: dict[str, list[Evidence]] = {}
-        able: list[Contender] = []
-
-        def record(contender: Contender, _case: Case = case, **found: Any) -> dict[str, Any]:
-            head = {"case": _case.name, "contender": contender.name, **_case.about}
-            return head | {"cache": "cold" if _case.cold else "warm"} | stamp | found
-
-        if case.cold and not can_drop_page_cache():
-            reason = "the page cache cannot be dropped here (Linux as root can)"
-            yield from (record(c, skipped=reason) for c in case.contenders)
-            continue
-        for contender in case.contenders:
-            try:
-                interpreter(contender.environment)
-            except UnavailableError as error:
-                logger.warning("%s is left out: %s", contender.name, error)
-                records.append(record(contender, skipped=str(error)))
-            else:
-                able.append(contender)
-        over: set[str] = set()
-        for repeat in range(case.repeats or repeats):
-            for contender in able[::-1] if repeat % 2 else able:
-                if contender.name in over:
-                    continue
-                logger.info(
-                    "case %d of %d, %s: %s, run %d",
-                    number, len(cases), case.name, contender.name, repeat + 1,
-                )  # fmt: skip
-                try:
-                    result, found = run(
-                        contender, {**case.job, "repeat": repeat}, warm_up=case.warm_up,
-                        verify=None if repeat else case.verify, cold=case.cold, limit_s=limit_s,
-                    )  # fmt: skip
-                except TimeLimitError:
-                    over.add(contender.name)
-                    records.append(record(contender, repeat=repeat, over_s=limit_s))
-                    continue
-                records.append(record(contender, repeat=repeat, **result))
-                if found and (case.verify is None or repeat == 0):
-                    evidence.setdefault(contender.name, []).append(found)
         done: dict[str, list[Any]] = {}
-        for line in records:
-            if "seconds" in line:
-                done.setdefault(line["contender"], []).append(line)
+        lost = set()
+        for repeat, contender in _turns(case, case.repeats or repeats):
+            name = contender.name
+            if name in lost:
+                continue
+            logger.info("case %d of %d, %s: %s, run %d", number, len(cases), case.name, name,
+                        repeat + 1)  # fmt: skip
+            record = _record(case, contender) | {"repeat": repeat}
+            records.append(record)
+            try:
+                _possible(case, contender)
+                found, proof = run(
+                    contender, {**case.job, "repeat": repeat}, warm_up=case.warm_up,
+                    verify=None if repeat else case.verify, cold=case.cold, files=case.files,
+                    limit_s=limit_s,
+                )  # fmt: skip
+            except UnavailableError as error:
+                record |= {"skipped": str(error)}
+            except TimeLimitError:
+                record |= {"over_s": limit_s}
+            except FailedError as error:
+                record |= {"failed": str(error)}
+            else:
+                record |= found
+                done.setdefault(name, []).append(record)
+                if proof and (case.verify is None or repeat == 0):
+                    evidence.setdefault(name, []).append(proof)
+                continue
+            lost.add(name)
+            logger.warning("%s: %s", name, record.get("skipped") or record.get("failed") or "over")
         check(case, evidence, done)
-        yield from (line | {"job": dict(case.job)} for line in records)
+        yield from records
+
+
+def _turns(case: Case, repeats: int) -> Iterator[tuple[int, Contender]]:
+    for repeat in range(repeats):
+        for contender in case.contenders[::-1] if repeat % 2 else case.contenders:
+            yield repeat, contender
+
+
+def _record(case: Case, contender: Contender) -> dict[str, Any]:
+    """What is known of a run before it begins."""
+    return {
+        "case": case.name,
+        "contender": contender.name,
+        **case.about,
+        "cache": "cold" if case.cold else "warm",
+        "job": {**case.job, **contender.options},
+        "machine": machine(),
+        "commit": commit(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "load": os.getloadavg()[0],
+    }
+
+
+def _possible(case: Case, contender: Contender) -> None:
+    """Raise UnavailableError where a contender cannot do a case on this machine."""
+    if case.skipped:
+        raise UnavailableError(case.skipped)
+    if case.cold and not can_drop_page_cache():
+        raise UnavailableError("the page cache cannot be dropped here (on Linux, root can)")
+    interpreter(contender.environment)
 
 
 def run(
@@ -181,22 +204,35 @@ def run(
     warm_up: Mapping[str, Any] | None = None,
     verify: Mapping[str, Any] | None = None,
     cold: bool = False,
+    files: Sequence[str] = (),
     limit_s: float,
 ) -> tuple[dict[str, Any], Evidence]:
     """Run one job in a fresh process; return what it took and did, and its evidence.
 
     `peak_rss` is the most that the process and its children held at a time while the clock ran:
     the process's own high-water mark, or the sum over the tree, seen five times a second, where
-    that is more (memory that processes share counts in each).
+    that is more. On Linux memory that processes share is divided among them in the sum.
+
+    Raises
+    ------
+    TimeLimitError
+        The clock ran over `limit_s`, or what is not timed over ten times that.
+    FailedError
+        The process ended without a result.
     """
+    if not cold:
+        for file in files:
+            _into_page_cache(Path(file))
     with tempfile.TemporaryDirectory(prefix="streamtrain-bench-") as folder:
-        result, proof, log = (Path(folder, name) for name in ("result", "proof.npz", "log"))
+        names = ("result", "proof.npz", "started", "log")
+        result, proof, started, log = (Path(folder, name) for name in names)
         spec = {
             "call": contender.call,
             "job": {**job, **contender.options},
             "warm_up": warm_up and {**warm_up, **contender.options},
             "verify": verify and dict(verify),
             "cold": cold,
+            "started": str(started),
             "result": str(result),
             "evidence": str(proof),
         }
@@ -207,17 +243,18 @@ def run(
                 start_new_session=True,
             )  # fmt: skip
             try:
-                seen = _watch(process, json.dumps(spec), limit_s)
+                seen = _watch(process, json.dumps(spec), limit_s, started, result)
             finally:
                 with suppress(ProcessLookupError):  # whatever it left running, too
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
         if process.returncode or not result.exists():
-            text = log.read_text(errors="replace").strip()
-            raise FailedError(
-                f"{contender.name} ended with status {process.returncode}:\n{text[-2000:]}"
-            )
+            text = log.read_text(errors="replace").strip()[-2000:]
+            killed = " (killed: out of memory?)" if process.returncode == -signal.SIGKILL else ""
+            raise FailedError(f"ended with status {process.returncode}{killed}: {text}")
         found = json.loads(result.read_text())
+        if found["seconds"] > limit_s:
+            raise TimeLimitError
         start, stop = found.pop("clock")
         tree = max((rss for at, rss in seen if start <= at <= stop), default=0)
         found["peak_rss"] = max(found["peak_rss"], tree)
@@ -230,27 +267,48 @@ def run(
         return found, evidence
 
 
-def _watch(process: subprocess.Popen[str], spec: str, limit_s: float) -> list[tuple[float, int]]:
+def _watch(
+    process: subprocess.Popen[str], spec: str, limit_s: float, started: Path, result: Path
+) -> list[tuple[float, int]]:
     """Hand over the job and wait; return when and how much memory the tree was seen to hold."""
     assert process.stdin is not None  # noqa: S101 - for the type checker
     with suppress(BrokenPipeError), process.stdin as pipe:
         pipe.write(spec)
     seen: list[tuple[float, int]] = []
-    end = time.monotonic() + limit_s
+    begun, clock = time.monotonic(), 0.0
     while True:
         with suppress(subprocess.TimeoutExpired):
             process.wait(_EVERY)
             return seen
-        if time.monotonic() > end:
+        now = time.monotonic()
+        if not clock and started.exists():
+            clock = now
+        timed = clock and not result.exists() and now - clock > limit_s
+        if timed or now - begun > 11 * limit_s:
             raise TimeLimitError
-        with suppress(psutil.NoSuchProcess):
+        with suppress(psutil.Error):
             root = psutil.Process(process.pid)
-            tree, rss = [root, *root.children(recursive=True)], 0
-            for member in tree:
-                with suppress(psutil.NoSuchProcess):
-                    rss += member.memory_info().rss
+            tree = [root, *root.children(recursive=True)]
             if len(tree) > 1:  # of one process the kernel keeps the mark
-                seen.append((time.monotonic(), rss))
+                seen.append((now, sum(map(_resident, tree))))
+
+
+def _resident(process: psutil.Process) -> int:
+    """Bytes that a process holds, its share alone of what it shares, where the system tells."""
+    with suppress(psutil.Error):
+        if psutil.LINUX:
+            return int(process.memory_full_info().pss)
+        return int(process.memory_info().rss)
+    return 0
+
+
+def _into_page_cache(path: Path) -> None:
+    """Read a file, or all files of a folder, to the end."""
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            with file.open("rb", buffering=0) as handle:
+                while handle.read(1 << 24):
+                    pass
 
 
 @cache
@@ -282,9 +340,12 @@ def commit() -> str:
 
     def git(*words: str) -> str:
         command = ["git", *words]
-        ran = subprocess.run(  # noqa: S603
-            command, cwd=ROOT, capture_output=True, text=True, check=False
-        )
+        try:
+            ran = subprocess.run(  # noqa: S603
+                command, cwd=ROOT, capture_output=True, text=True, check=False
+            )
+        except OSError:  # there is no git
+            return ""
         return ran.stdout.strip()
 
     paths = ("streamtrain", "benchmarks", "conf", ":!benchmarks/results")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -31,7 +32,8 @@ SECONDS = Column("seconds", "seconds", "{:,.2f}".format)
 RATE = Column("cells_per_s", "cells/s")
 CPU = Column("cpu_seconds", "CPU s", "{:,.1f}".format)
 PEAK = Column("peak_rss", "peak RSS, MB", lambda x: f"{x / 1e6:,.0f}")
-READ = Column("bytes_read", "read, MB", lambda x: f"{x / 1e6:,.0f}")
+READ = Column("bytes_read", "read calls, MB", lambda x: f"{x / 1e6:,.0f}")
+DISK = Column("bytes_from_disk", "from disk, MB", lambda x: f"{x / 1e6:,.0f}")
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ def head(suite: str, lines: Sequence[Line]) -> list[str]:
         for name, version in line.get("versions", {}).items():
             found.setdefault(name, set()).add(version)
     versions = ", ".join(f"{name} {' and '.join(sorted(v))}" for name, v in sorted(found.items()))
-    command = " ".join(["python -m benchmarks", suite, *(f"--set {s}" for s in lines[0]["set"])])
+    words = (word for text in lines[0]["set"] for word in ("--set", text))
+    command = shlex.join(["python", "-m", "benchmarks", suite, *words])
     return [
         f"# {suite}",
         "",
@@ -95,11 +98,11 @@ def rows(lines: Sequence[Line], view: View) -> list[str]:
     for (case, contender), runs in grouped(lines).items():
         timed = [run for run in runs if "seconds" in run]
         cells = [case, contender]
+        lost = next((reason for run in runs if (reason := _lost(run))), "")
         if not timed:
-            reason = runs[0].get("skipped") or f"stopped after {runs[0]['over_s']:,.0f} s"
-            cells += [reason] + [""] * (len(titles) - 3)
+            cells += [lost] + [""] * (len(titles) - 3)
         else:
-            cells.append(spread(timed, first))
+            cells.append(spread(timed, first) + (f"; then {lost}" if lost else ""))
             if view.ratio:
                 cells.append(ratio(lines, case, contender, view))
             cells += [
@@ -108,6 +111,17 @@ def rows(lines: Sequence[Line], view: View) -> list[str]:
             ]
         table.append(f"| {' | '.join(cells)} |")
     return table
+
+
+def _lost(run: Line) -> str:
+    """Why a run gave no time, in a few words; "" for one that did."""
+    if "over_s" in run:
+        return f"stopped after {run['over_s']:,.0f} s"
+    return str(run.get("skipped") or run.get("failed", "")).splitlines()[0] if _untimed(run) else ""
+
+
+def _untimed(run: Line) -> bool:
+    return "skipped" in run or "failed" in run
 
 
 def grouped(lines: Sequence[Line]) -> dict[tuple[str, str], list[Line]]:
@@ -139,10 +153,14 @@ def spread(runs: Sequence[Line], column: Column) -> str:
 def ratio(lines: Sequence[Line], case: str, contender: str, view: View) -> str:
     """How many times faster ours is than a contender in the same case; "" where none is to tell."""
     key, runs = view.columns[0].key, grouped(lines)
-    ours = [run for run in runs.get((case, OURS), ()) if "seconds" in run]
-    if contender == OURS or not ours:
+    ours, other = (
+        [run for run in runs.get((case, name), ()) if key in run] for name in (OURS, contender)
+    )
+    if contender == OURS or not ours or not other:
         return ""
-    mine, theirs = middle(ours, key), middle(runs[case, contender], key)
+    if ours[0].get("steps") != other[0].get("steps"):  # another amount of work
+        return ""
+    mine, theirs = middle(ours, key), middle(other, key)
     times = mine / theirs if view.ratio == "rate" else theirs / mine
     return f"{times:.2f}" if times < 10 else f"{times:.0f}"
 
@@ -151,6 +169,8 @@ def bars(lines: Sequence[Line], view: View) -> Figure:
     """One panel a case, one bar a contender, its range as a line."""
     column = view.columns[0]
     cases = list(_places(lines))
+    if not cases:
+        return Figure()
     wide = min(4, len(cases))
     tall = math.ceil(len(cases) / wide)
     figure = Figure(figsize=(1 + 4.2 * wide, 0.8 + 2.2 * tall), layout="constrained")
@@ -180,6 +200,8 @@ def _bars(panel: Axes, names: Sequence[str], values: Sequence[Sequence[float]]) 
 def curves(lines: Sequence[Line], view: View) -> Figure:
     """One column of panels for each dimension that grows, one row a figure; both axes log."""
     axes = list(dict.fromkeys(line["axis"] for line in lines))
+    if not axes:
+        return Figure()
     shown = [column for column in view.columns if column.key in ("seconds", "peak_rss")]
     figure = Figure(figsize=(1 + 3.6 * len(axes), 1 + 2.6 * len(shown)), layout="constrained")
     panels = figure.subplots(len(shown), len(axes), squeeze=False, sharey="row")

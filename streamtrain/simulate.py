@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from streamtrain.atomic import replacing
+from streamtrain.atomic import check_output, replacing
+from streamtrain.budget import format_bytes
 from streamtrain.errors import InputError, near
 from streamtrain.kernels import simulate as kernels
 from streamtrain.progress import stage
@@ -30,7 +33,7 @@ from streamtrain.synthetic import (
     runs,
 )
 from streamtrain.threads import n_threads
-from streamtrain.writing import COMPRESSION, GrowingAnnData
+from streamtrain.writing import CELL_BYTES, COMPRESSION, ENTRY_BYTES, GrowingAnnData
 
 _OPTIONS = {
     "n_obs": "--cells",
@@ -97,9 +100,12 @@ def simulate(
     Raises
     ------
     InputError
-        A setting is out of range, or `path` exists.
+        A setting is out of range or no whole number, `path` exists or cannot be written, or its
+        disk has less free than the atlas will take.
     """
     path = Path(path)
+    n_jobs = n_threads(n_jobs)
+    kind, codec = _format(path, compression)
     settings = {
         "n_obs": n_obs,
         "n_vars": n_vars,
@@ -108,24 +114,25 @@ def simulate(
         "genes_per_cell": genes_per_cell,
         "seed": seed,
     }
-    kind, codec = _check(path, compression, settings, n_jobs)
-    settings["genes_per_cell"] = min(genes_per_cell, n_vars // 4)
+    settings = _whole(settings)
+    _check(settings)
+    settings["genes_per_cell"] = min(settings["genes_per_cell"], settings["n_vars"] // 4)
+    folder = check_output(path, overwrite, folder=kind == ".zarr").parent
+    _require_space(folder, kind, codec, settings["n_obs"], settings["genes_per_cell"])
     with (
         replacing(path, overwrite, folder=kind == ".zarr") as partial,
-        ThreadPoolExecutor(n_threads(n_jobs), "streamtrain") as pool,
-        _create(partial, kind, codec, settings, pool, n_threads(n_jobs)) as atlas,
-        stage("Simulating", n_obs, show=progress) as bar,
+        ThreadPoolExecutor(n_jobs, "streamtrain") as pool,
+        _create(partial, kind, codec, settings, pool, n_jobs) as atlas,
+        stage("Simulating", settings["n_obs"], show=progress) as bar,
     ):
-        for block in _blocks(Model.draw(**settings), pool, n_threads(n_jobs)):
-            _append(atlas, block, n_donors)
+        for block in _blocks(Model.draw(**settings), pool, n_jobs):
+            _append(atlas, block, settings["n_donors"])
             bar.update(len(block.types))
     return path
 
 
-def _check(
-    path: Path, compression: str, settings: dict[str, int], n_jobs: int | None
-) -> tuple[str, str]:
-    """Check the settings; return the suffix and the compression to use."""
+def _format(path: Path, compression: str) -> tuple[str, str]:
+    """Check the path and the compression; return the suffix and the compression to use."""
     kind = path.suffix
     if kind not in COMPRESSION:
         raise InputError(
@@ -136,6 +143,20 @@ def _check(
             f"compression {compression!r} is not one of a {kind} atlas: "
             + near(compression, ("auto", *COMPRESSION[kind]))
         )
+    return kind, COMPRESSION[kind][0] if compression == "auto" else compression
+
+
+def _whole(settings: dict[str, int]) -> dict[str, int]:
+    """Refuse what is no integer, such as 1e6; return Python's own, since numpy's overflow."""
+    for name, value in settings.items():
+        if not isinstance(value, Integral) or isinstance(value, bool):
+            raise InputError(
+                f"{name} must be a whole number and is {value!r}: pass an int ({_OPTIONS[name]})"
+            )
+    return {name: int(value) for name, value in settings.items()}
+
+
+def _check(settings: dict[str, int]) -> None:
     n_obs = settings["n_obs"]
     least = {"n_types": 2, "n_donors": 1, "n_vars": 100, "genes_per_cell": 1, "seed": 0}
     most = {"n_vars": 2**31 - 1, "seed": 2**63 - 1}
@@ -156,8 +177,29 @@ def _check(
                 f"{name} must be at most n_obs = {n_obs} and 32,767 and is {settings[name]}: "
                 f"raise n_obs ({_OPTIONS['n_obs']}) or lower {name} ({_OPTIONS[name]})"
             )
-    n_threads(n_jobs)
-    return kind, COMPRESSION[kind][0] if compression == "auto" else compression
+
+
+def _require_space(folder: Path, kind: str, codec: str, n_obs: int, genes_per_cell: int) -> None:
+    """Refuse to begin an atlas that will not fit: an hour later the disk would be full."""
+    free = shutil.disk_usage(folder).free
+
+    def needed(codec: str) -> float:
+        return n_obs * (genes_per_cell * ENTRY_BYTES[codec] + CELL_BYTES[kind])
+
+    if needed(codec) <= free:
+        return
+    best = min(COMPRESSION[kind], key=needed)
+    remedy = "write to a larger disk (--out) or lower n_obs (--cells)"
+    if needed(best) <= free:
+        remedy = (
+            f"write to a larger disk (--out) or pass compression={best!r} (--compression), "
+            f"which takes {format_bytes(needed(best))}"
+        )
+    raise InputError(
+        f"a {kind} atlas of {n_obs:,} cells x {genes_per_cell:,} detected genes with compression "
+        f"{codec!r} takes about {format_bytes(needed(codec))}, and {folder} has "
+        f"{format_bytes(free)} free: {remedy}"
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,11 +22,20 @@ from zarr.codecs import BloscCodec, ZstdCodec
 
 Store = Callable[[int, NDArray[Any]], None]  # the first row of a chunk, and its values
 
-# CPU time a cell of 2,550 genes to encode, and bytes on disk: blosc (lz4, bitshuffle) 13 us and
-# 5.5 kB, where its byte shuffle left 6.2; zstd (level 3, as anndata's default) 74 us and 5.0 kB;
-# gzip (shuffle, ISA-L) 34 us and 4.2 kB; none 20.4 kB, which the disk bounds. lzf is left to h5py,
-# one chunk at a time. The first of each is the default.
+# CPU time a cell of 2,550 genes to encode: blosc (lz4, bitshuffle) 13 us, and its byte shuffle
+# left 6.2 kB a cell instead of 5.5; zstd (level 3, as anndata's default) 74 us; gzip (shuffle,
+# ISA-L) 34 us; none is bound by the disk. lzf is left to h5py, one chunk at a time. The first of
+# each is the default.
 COMPRESSION = {".h5ad": ("none", "lzf", "gzip"), ".zarr": ("blosc", "none", "zstd")}
+# Bytes on disk of an entry, as measured on cells of 2,552 (of 25: a quarter less with gzip and
+# zstd), and of a cell's obs and indptr.
+ENTRY_BYTES = {
+    codec: nbytes / 2_552
+    for codec, nbytes in {
+        "none": 20_416, "lzf": 5_700, "blosc": 5_500, "zstd": 5_000, "gzip": 4_200
+    }.items()
+}  # fmt: skip
+CELL_BYTES = {".h5ad": 80, ".zarr": 5}
 H5_CHUNK, ZARR_CHUNK = 1 << 18, 1 << 20  # entries; HDF5's cache holds chunks up to 1 MB
 _NAMES = 1 << 16  # rows of a chunk of obs
 _GZIP_LEVEL, _ZSTD_LEVEL, _LZ4_LEVEL = 1, 3, 5
@@ -70,9 +79,19 @@ class GrowingAnnData:
         self.root: Any = (
             h5py.File(path, "w") if self.h5 else zarr.open_group(path, mode="w", zarr_format=3)
         )
+        self.queue = _Queue(pool, 2 * n_jobs)
+        try:
+            self._lay_out(obs, var, uns, n_obs)
+        except BaseException:  # there will be no __exit__ to close the file
+            self._close()
+            raise
+
+    def _lay_out(
+        self, obs: pd.DataFrame, var: pd.DataFrame, uns: dict[str, Any], n_obs: int
+    ) -> None:
         # anndata lays out its own format for no cells; what it made is then only appended to.
         # `shards` is named since anndata warns wherever it is left to decide.
-        named = {} if self.h5 else {"shards": None}
+        named: dict[str, Any] = {} if self.h5 else {"shards": None}
         write_elem(self.root, "/", AnnData(obs=obs[[]], var=var, uns=uns), dataset_kwargs=named)
         # The mark that there is no raw, at which anndata's own backed mode stumbles.
         if "raw" in self.root:
@@ -82,15 +101,14 @@ class GrowingAnnData:
         x = self.root.create_group("X")
         shape = [n_obs, len(var)]
         x.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": shape})
-        self.queue = _Queue(pool, 2 * n_jobs)
         store = _hdf5_store if self.h5 else _zarr_store
         self.columns = {"indptr": _Column(self._create(x, "indptr", np.int64))}
         for name, dtype in (("data", np.float32), ("indices", np.int32)):
             array: Any = self._create(x, name, dtype)
-            if codec == "lzf":
+            if self.codec == "lzf":
                 self.columns[name] = _Column(array)
             else:
-                self.columns[name] = _Column(array, store(array, codec), self.queue)
+                self.columns[name] = _Column(array, store(array, self.codec), self.queue)
         for name in ("_index", *obs):
             array = self.root[f"obs/{name}"]
             self.columns[name] = _Column(array["codes"] if hasattr(array, "keys") else array)
@@ -149,15 +167,18 @@ class GrowingAnnData:
             if failed is None:
                 for column in self.columns.values():
                     column.flush()
-            # In any case: no thread may write to a file that is closed.
-            self.queue.finish(cancel=failed is not None)
-            if failed is None:
+                self.queue.finish()
                 for column in self.columns.values():
                     column.array.resize((column.end,))
                 self._narrow()
         finally:
-            if self.h5:
-                self.root.close()
+            # Whatever failed, be it here: no thread may write to a file that is closed.
+            self.queue.cancel()
+            self._close()
+
+    def _close(self) -> None:
+        if self.h5:
+            self.root.close()
 
 
 class _Queue:
@@ -170,16 +191,18 @@ class _Queue:
     def submit(self, task: Callable[..., None], *arguments: Any) -> None:
         """Have a task run; blocks while as many as the limit wait, and raises what one raised."""
         while len(self.waiting) >= self.limit:
-            self.waiting.popleft().result()
+            self.waiting[0].result()  # stays listed, should an interrupt end the wait for it
+            self.waiting.popleft()
         self.waiting.append(self.pool.submit(task, *arguments))
 
-    def finish(self, *, cancel: bool) -> None:
-        """Wait for every task and raise what one raised, or cancel those not begun."""
-        if cancel:
-            wait([task for task in self.waiting if not task.cancel()])
-        else:
-            for task in self.waiting:
-                task.result()
+    def finish(self) -> None:
+        """Wait for every task, and raise what one raised."""
+        for task in self.waiting:
+            task.result()
+
+    def cancel(self) -> None:
+        """Cancel the tasks not begun, and wait for those that run."""
+        wait([task for task in self.waiting if not task.cancel()])
 
 
 class _Column:

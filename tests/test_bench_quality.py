@@ -8,7 +8,7 @@ import scipy.sparse as sp
 from sklearn import metrics
 
 from benchmarks import settings
-from benchmarks.contenders import classifiers
+from benchmarks.contenders import training
 from benchmarks.contenders.split import Split, split
 from benchmarks.measuring import Case, WrongWorkError
 from benchmarks.suites import quality
@@ -199,10 +199,13 @@ def test_contender__ours_does_the_work(tmp_path):
         "drop": [], "epochs": 2, "batch_size": 100, "repeat": 3, "train": {},
     }  # fmt: skip
     halves = split(job)
-    _, counts, evidence = classifiers.quality(job)
+    _, counts, evidence = training.quality(job)
     answer = quality.Answer(halves.digest, halves.types, halves.truth)
     case = Case("case", job, (), reference=answer)
     quality.check(case, {"ours": [evidence]}, {"ours": [counts]})
+    assert counts["steps"] == 2 * 450
+    with pytest.raises(WrongWorkError, match="ours took 899 steps, not 900"):
+        quality.check(case, {"ours": [evidence]}, {"ours": [counts | {"steps": 899}]})
     assert counts["n_train"] + counts["n_query"] == 600
     assert counts["accuracy"] > 0.9
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+import threading
+import time
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import anndata as ad
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 import zarr
 from sklearn.linear_model import SGDClassifier
@@ -131,8 +137,12 @@ def test_composition__adds_up(n_obs, n_types, n_donors):
         assert 5 <= cells.sum(axis=0).min() < 100
 
 
-def test_simulate__held_out_donors_are_neither_trivial_nor_hopeless(atlas):
-    X = atlas.X.copy()
+def test_simulate__held_out_donors_are_neither_trivial_nor_hopeless(tmp_path):
+    # The setting and a seed that the constants were calibrated by: here 0.71, 0.76 and 0.73 at
+    # seeds 0 to 2. A smaller one would say nothing: 6,000 cells give 0.46 to 0.69 over eight seeds.
+    path = tmp_path / "a.h5ad"
+    atlas = read(simulate(path, n_obs=20_000, n_vars=2_000, n_types=12, n_donors=6, seed=1))
+    X = atlas.X
     X.data *= np.repeat(1e4 / np.asarray(X.sum(axis=1)).ravel(), np.diff(X.indptr))
     X.data = np.log1p(X.data)
     X = X.toarray()
@@ -142,7 +152,7 @@ def test_simulate__held_out_donors_are_neither_trivial_nor_hopeless(atlas):
     types = atlas.obs["cell_type"].to_numpy()
     model = SGDClassifier(loss="log_loss", alpha=1e-3, max_iter=10, tol=None, random_state=0)
     found = model.fit(X[~test], types[~test]).predict(X[test])
-    assert 0.6 < f1_score(types[test], found, average="macro") < 0.95
+    assert 0.7 < f1_score(types[test], found, average="macro") < 0.8
 
 
 def test_simulate__memory_does_not_grow_with_cells(tmp_path):
@@ -170,6 +180,10 @@ def test_simulate__memory_does_not_grow_with_cells(tmp_path):
         ({"genes_per_cell": 0}, "genes_per_cell must be at least 1"),
         ({"seed": -1}, "seed must be at least 0"),
         ({"seed": 2**63}, r"seed must be at most .*: lower it \(--seed\)"),
+        ({"n_obs": 1e3}, r"n_obs must be a whole number and is 1000\.0: pass an int \(--cells\)"),
+        ({"n_donors": True}, "n_donors must be a whole number and is True"),
+        ({"seed": "1"}, "seed must be a whole number and is '1'"),
+        ({"genes_per_cell": np.float32(5)}, "genes_per_cell must be a whole number"),
         ({"n_jobs": 0}, "n_jobs must be a positive number of CPUs"),
         ({"compression": "gzp"}, "did you mean 'gzip'"),
         ({"compression": "zstd"}, "not one of a .h5ad atlas"),
@@ -179,6 +193,47 @@ def test_simulate__bad_settings(tmp_path, change, text):
     with pytest.raises(InputError, match=text):
         simulate(tmp_path / "a.h5ad", **(SMALL | change))
     assert not list(tmp_path.iterdir())
+
+
+def test_simulate__numpy_integers_are_whole(tmp_path):
+    numbers = {k: np.int16(v) for k, v in SMALL.items()}
+    a = read(simulate(tmp_path / "a.h5ad", **numbers, genes_per_cell=np.uint8(50), seed=np.int8(4)))
+    b = read(simulate(tmp_path / "b.h5ad", **SMALL, genes_per_cell=50, seed=4))
+    assert (a.X != b.X).nnz == 0
+    assert a.uns["simulate"] == b.uns["simulate"]
+
+
+LARGE = SMALL | {"n_obs": 1_000_000, "n_vars": 30_000}
+
+
+@pytest.mark.parametrize(
+    ("name", "free", "text"),
+    [
+        ("a.h5ad", 10e9, r"1,000,000 cells x 2,500 .* 'none' takes about 20\.1 GB, and .* has 10 "
+         r"GB free: write to a larger disk \(--out\) or pass compression='gzip' .* takes 4\.19 GB"),
+        ("a.h5ad", 1e9, r"has 1 GB free: write to a larger disk \(--out\) or lower n_obs"),
+        ("a.zarr", 5e9, r"'blosc' takes about 5\.39 GB, .* pass compression='zstd'"),
+    ],
+)  # fmt: skip
+def test_simulate__disk_too_small(tmp_path, monkeypatch, name, free, text):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    with pytest.raises(InputError, match=text):
+        simulate(tmp_path / name, **LARGE)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("kind", "codec"), [(k, c) for k, codecs in writing.COMPRESSION.items() for c in codecs]
+)
+def test_simulate__estimate_of_the_space(tmp_path, monkeypatch, kind, codec):
+    # Small chunks, for the last one of each array is stored in full and no part of the estimate.
+    for chunk in ("H5_CHUNK", "ZARR_CHUNK", "_NAMES"):
+        monkeypatch.setattr(writing, chunk, 1 << 13)
+    settings = SMALL | {"n_obs": 8_000, "n_vars": 2_000, "compression": codec}
+    path = simulate(tmp_path / f"a{kind}", **settings)
+    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+    needed = 8_000 * (500 * writing.ENTRY_BYTES[codec] + writing.CELL_BYTES[kind])
+    assert sum(p.stat().st_size for p in files) == pytest.approx(needed, rel=0.2)
 
 
 def test_simulate__bad_paths(tmp_path):
@@ -217,6 +272,46 @@ def test_simulate__failure_to_store_a_chunk(tmp_path, monkeypatch, chunk):
     with pytest.raises(OSError, match="no space left"):
         simulate(tmp_path / "a.h5ad", **SMALL, compression="gzip")
     assert not list(tmp_path.iterdir())
+
+
+def create(path, pool, **change):
+    arguments = {"obs": pd.DataFrame(index=pd.Index([], dtype=str)), "uns": {}, "n_obs": 9}
+    arguments |= {"var": pd.DataFrame(index=["a", "b"]), "pool": pool, "n_jobs": 2}
+    return writing.GrowingAnnData(path, ".h5ad", "none", **(arguments | change))
+
+
+@pytest.mark.parametrize("failing", ["task", "flush"])
+def test_growing__a_failed_end_waits_for_tasks_that_run(tmp_path, failing):
+    begun, open_at_end, late = threading.Event(), [], []
+
+    def slow() -> None:
+        begun.set()
+        time.sleep(0.3)
+        open_at_end.append(bool(atlas.root))  # false once the file is closed
+
+    def fail(*_) -> None:
+        raise OSError("no space left")
+
+    with ThreadPoolExecutor(2) as pool:
+        atlas = create(tmp_path / "a.h5ad", pool)
+        if failing == "flush":
+            atlas.columns["indptr"].flush = fail
+        with pytest.raises(OSError, match="no space left"), atlas:  # noqa: PT012 - fails at its end
+            atlas.queue.submit(fail if failing == "task" else begun.wait)
+            atlas.queue.submit(slow)
+            begun.wait()
+            atlas.queue.submit(time.sleep, 0.5)
+            atlas.queue.submit(late.append, 1)  # not begun, as both threads are taken
+    assert open_at_end == [True]
+    assert not late
+    assert not atlas.root
+
+
+def test_growing__a_failed_start_closes_the_file(tmp_path):
+    with ThreadPoolExecutor(1) as pool, pytest.raises(Exception, match="uns"):
+        create(tmp_path / "a.h5ad", pool, uns={"no form on disk": object()})
+    with h5py.File(tmp_path / "a.h5ad", "w"):  # h5py refuses this for a file still open
+        pass
 
 
 @pytest.mark.parametrize("codec", ["none", "lzf", "gzip"])

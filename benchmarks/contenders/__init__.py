@@ -1,1 +1,4 @@
-"""One module a library, each importing that library alone; see `benchmarks.child`."""
+"""Who does the work, by library (see `benchmarks.child`), and what they share.
+
+`delivery`, `split` and `windows` import what every environment has, and nothing of streamtrain's.
+"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -32,12 +33,17 @@ class _Cells:
         return X[index], codes[index]
 
 
+def _take(fetched: Any, index: Any) -> tuple[Any, Any]:
+    X, codes = fetched
+    return X[index], codes[index]
+
+
 def serve(job: dict[str, Any], strategy: Any, workers: int) -> Iterator[tuple[Any, Any]]:
     """Batches of (CSR matrix, label codes) under a strategy of scDataset's."""
     dataset = scDataset(
         _Cells(job), strategy, batch_size=job["batch_size"],
         fetch_factor=max(1, job["window"] // job["batch_size"]), seed=job["seed"],
-        batch_callback=lambda fetched, index: (fetched[0][index], fetched[1][index]),
+        batch_callback=_take,
     )  # fmt: skip
     yield from DataLoader(dataset, batch_size=None, num_workers=workers)
 
@@ -48,8 +54,9 @@ def read(job: dict[str, Any]) -> Iterator[Any]:
     yield
     random = job["order"] == "random"
     strategy = BlockShuffling(job["block"]) if random else Streaming()
-    # Two workers take turns, so storage order is kept by one alone.
-    for X, codes in serve(job, strategy, job["workers"] if random else 1):
+    # Workers take turns, so storage order is kept by one alone.
+    workers = (os.cpu_count() or 1) if random else 1
+    for X, codes in serve(job, strategy, workers):
         delivery.take(X, codes)
     yield delivery.counts()
     yield delivery.evidence()
@@ -64,7 +71,7 @@ def sample(job: dict[str, Any]) -> Iterator[Any]:
     strategy = ClassBalancedSampling(
         codes, block_size=job["block"], total_size=job["batches"] * job["batch_size"]
     )
-    for X, labels in serve(job, strategy, job["workers"]):
+    for X, labels in serve(job, strategy, os.cpu_count() or 1):
         delivery.take(X, labels)
     yield delivery.draws(start)
     yield delivery.evidence()

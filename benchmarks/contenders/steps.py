@@ -44,12 +44,12 @@ def _batches(job: dict[str, Any], threads: Threads, dtype: Any) -> tuple[list[Sc
 
 def _found(job: dict[str, Any], batches: list[Scaled]) -> dict[str, int]:
     entries = sum(len(batch.rows.data) for batch in batches)
-    return {"cells": job["cells"], "entries": entries, "classes": job["classes"]}
+    return {"cells": job["cells"] * job["passes"], "entries": entries * job["passes"]}
 
 
-def _evidence(coef: NDArray[Any]) -> dict[str, NDArray[Any]]:
+def _evidence(coef: NDArray[Any], intercept: NDArray[Any]) -> dict[str, NDArray[Any]]:
     some = np.unique(np.linspace(0, len(coef) - 1, _COMPARED).astype(int))
-    return {"coef": np.asarray(coef[some], np.float64)}
+    return {"coef": np.asarray(coef[some], np.float64), "intercept": intercept[some]}
 
 
 def ours(job: dict[str, Any]) -> Iterator[Any]:
@@ -58,10 +58,11 @@ def ours(job: dict[str, Any]) -> Iterator[Any]:
         batches, scaler = _batches(job, threads, job["dtype"])
         solver = SGD(job["classes"], scaler.shift, Schedule(), dtype=job["dtype"], threads=threads)
         yield
-        for batch in batches:
+        for batch in batches * job["passes"]:
             solver.partial_fit(batch)
         yield _found(job, batches)
-        yield _evidence(solver.state().coef)
+        state = solver.state()
+        yield _evidence(state.coef, state.intercept)
 
 
 def sklearn(job: dict[str, Any]) -> Iterator[Any]:
@@ -80,7 +81,7 @@ def sklearn(job: dict[str, Any]) -> Iterator[Any]:
         loss="log_loss", alpha=1e-4, shuffle=False, n_jobs=job["n_jobs"], random_state=0
     )
     yield
-    for X, codes in dense:
+    for X, codes in dense * job["passes"]:
         solver.partial_fit(X, codes, classes=classes)
     yield _found(job, batches)
-    yield _evidence(solver.coef_)
+    yield _evidence(solver.coef_, solver.intercept_)

@@ -1,4 +1,4 @@
-"""Whole training jobs in this environment: ours, and scikit-learn's pieces put together by hand."""
+"""Training in this environment: ours, and scikit-learn's pieces put together by hand."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
-import streamtrain
 from benchmarks.contenders import windows
-from streamtrain import open_source
+from benchmarks.contenders.split import TYPE, split
+from streamtrain import open_source, predict, train
 
 
 def ours(job: dict[str, Any]) -> Iterator[Any]:
     """Train from the file, within a memory budget."""
     yield
     names = ", ".join(map(repr, job["held_out"]))
-    model = streamtrain.train(
+    model = train(
         job["store"], "cell_type", normalize="log1p", memory=job["memory"], progress=False,
         where=f"donor_id not in [{names}]" if names else None, random_state=job["repeat"],
         **job["settings"],
@@ -93,3 +93,16 @@ def by_hand(job: dict[str, Any]) -> Iterator[Any]:
         "genes": genes,
         "classes": classes.astype(str),
     }
+
+
+def quality(job: dict[str, Any]) -> Iterator[Any]:
+    """Train on one half of a split and annotate the other; `train` has what train() is told."""
+    halves = split(job)
+    counts = halves.counts()
+    options = {key: job[key] for key in ("batch_size", "epochs")} | job["train"]
+    yield
+    model = train(halves.train, TYPE, random_state=job["repeat"], progress=False, **options)
+    yield counts | {"steps": int(model.dataset.attrs["t"]) - 1}
+    table: Any = predict(model, halves.query, probabilities=True, progress=False)
+    probabilities = table.drop(columns=["predicted_labels", "conf_score"])
+    yield halves.evidence(probabilities.columns, table["predicted_labels"], probabilities)

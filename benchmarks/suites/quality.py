@@ -20,7 +20,7 @@ from benchmarks.measuring import ROOT, Case, Contender, Evidence, WrongWorkError
 from benchmarks.report import SECONDS, Column, View, bars
 from streamtrain.errors import InputError, near
 
-_OURS, _THEIRS = (f"benchmarks.contenders.{m}:quality" for m in ("classifiers", "celltypist"))
+_OURS, _THEIRS = (f"benchmarks.contenders.{m}:quality" for m in ("training", "celltypist"))
 _SGD = {"use_SGD": True, "mini_batch": True}
 _BALANCED = {"balance_cell_type": True}
 SEEDED = (
@@ -130,7 +130,16 @@ def cases(settings: dict[str, Any]) -> list[Case]:
         answer = Answer(halves.digest, halves.types, halves.truth)
         about = {"held_out": halves.held_out}
         found += [
-            Case(name, job, who, warm_up, repeats=repeats, about=about, reference=answer)
+            Case(
+                name,
+                job,
+                who,
+                warm_up,
+                repeats=repeats,
+                files=job["files"],
+                about=about,
+                reference=answer,
+            )
             for who, repeats in ((SEEDED, None), ((LOGISTIC,), 1))
         ]
     return found
@@ -164,7 +173,7 @@ def check(
                 f"{case.name}: {name} predicted in {len(found)} of its runs; there are {len(lines)}"
             )
         for line, one in zip(lines, found, strict=True):
-            if wrong := _wrong(answer, line, one):
+            if wrong := _wrong(answer, line, one) or _steps(case, line):
                 raise WrongWorkError(f"{case.name}: {name} {wrong}")
             line.update(scores(one, answer.truth))
 
@@ -189,6 +198,16 @@ def _wrong(answer: Answer, line: dict[str, Any], found: Evidence) -> str:
     if not ((probabilities >= 0) & (probabilities <= 1)).all():  # nor NaN
         return "gave probabilities that are not between 0 and 1"
     return ""
+
+
+def _steps(case: Case, line: dict[str, Any]) -> str:
+    """Say where SGD took other steps than its settings ask for; "" where it did not."""
+    if "steps" not in line:  # the logistic regression's
+        return ""
+    size = case.job["batch_size"]
+    # 100 batches an epoch, CellTypist's default.
+    due = case.job["epochs"] * min(100 * size, line["n_train"])
+    return "" if line["steps"] == due else f"took {line['steps']:,} steps, not {due:,}"
 
 
 def scores(found: Evidence, truth: NDArray[Any]) -> dict[str, float]:
