@@ -16,6 +16,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 OURS = "streamtrain"
+_RATIOS = {
+    "rate": "ours / theirs",
+    "time": "theirs / ours",
+    "time a step": "theirs / ours, of time a step",
+}
 Line = dict[str, Any]
 
 
@@ -45,8 +50,9 @@ class View:
     columns
         Of the table; the first is the one that contenders are compared by, with its spread.
     ratio
-        What the first column's ratio means: "rate" (ours over theirs), "time" (theirs over ours;
-        either way more than 1 is in our favour), or None for scores, which have no ratio.
+        What the first column's ratio means: "rate" (ours over theirs), "time" (theirs over ours),
+        "time a step" (the same, of time over steps); either way more than 1 is in our favour. None
+        for scores, which have no ratio.
     picture
         Draws all lines of the suite on a figure of its own.
     """
@@ -92,7 +98,7 @@ def rows(lines: Sequence[Line], view: View) -> list[str]:
     first, *others = view.columns
     titles = ["case", "contender", first.title]
     if view.ratio:
-        titles.append("ours / theirs" if view.ratio == "rate" else "theirs / ours")
+        titles.append(_RATIOS[view.ratio])
     titles += [column.title for column in others]
     table = [f"| {' | '.join(titles)} |", "|---|---|" + "--:|" * (len(titles) - 2)]
     for (case, contender), runs in grouped(lines).items():
@@ -158,9 +164,10 @@ def ratio(lines: Sequence[Line], case: str, contender: str, view: View) -> str:
     )
     if contender == OURS or not ours or not other:
         return ""
-    if ours[0].get("steps") != other[0].get("steps"):  # another amount of work
-        return ""
-    mine, theirs = middle(ours, key), middle(other, key)
+    mine, theirs = (
+        middle(runs, key) / (runs[0]["steps"] if view.ratio == "time a step" else 1)
+        for runs in (ours, other)
+    )
     times = mine / theirs if view.ratio == "rate" else theirs / mine
     return f"{times:.2f}" if times < 10 else f"{times:.0f}"
 

@@ -456,5 +456,6 @@ def test_report__ratio_of_times():
     ]
     assert report.ratio(runs, "x", "p", view) == "15"
     assert report.ratio(runs, "x", "streamtrain", view) == ""
-    runs[0]["steps"], runs[1]["steps"] = 10, 5  # another amount of work
-    assert report.ratio(runs, "x", "p", view) == ""
+    runs[0]["steps"], runs[1]["steps"] = 10, 5
+    view = report.View((report.SECONDS,), "time a step", report.bars)
+    assert report.ratio(runs, "x", "p", view) == "30"

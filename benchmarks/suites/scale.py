@@ -21,7 +21,7 @@ VIEW = View(
         Column("steps_per_s", "steps/s"),
         CPU,
     ),
-    "time",
+    "time a step",
     curves,
 )
 

@@ -28,7 +28,7 @@ VIEW = View(
         CPU,
         PEAK,
     ),
-    "time",
+    "time a step",
     bars,
 )
 TRAINING = ("batch_size", "batch_number", "epochs")  # the settings that all of them take
