@@ -67,7 +67,8 @@ def atlas(
 
 def truth(path: Path) -> dict[str, NDArray[Any]]:
     """What an atlas holds: `fingerprints` and label code of each cell, and the sums over all."""
-    kept = path.with_name(f"{path.name}.truth.npz")
+    # Not beside the path, which may lie in a collection: its loaders take whatever is in there.
+    kept = cache_folder() / f"{path.parent.name}-{path.name}.truth.npz"
     if not kept.exists():
         with closing(open_source(path)) as source:
             labels = source.obs(LABEL).cat.codes.to_numpy(np.int64)

@@ -11,7 +11,7 @@ import pytest
 
 import streamtrain
 from benchmarks import environments, measuring, report, settings
-from benchmarks.contenders import training
+from benchmarks.contenders import training, windows
 from benchmarks.contenders.delivery import Delivery, fingerprints
 from benchmarks.measuring import Case, Contender, FailedError, TimeLimitError, WrongWorkError
 from benchmarks.suites import read, scale, step, train
@@ -330,6 +330,16 @@ def test_step_check():
         check(coef, shift=0.1)
     with pytest.raises(WrongWorkError, match="took 19 steps of 20"):
         check(coef, cells=19)
+
+
+def test_windows_single__a_collection_with_other_files_in_it(tmp_path):
+    collection = tmp_path / "a.collection"
+    (collection / "dataset_0").mkdir(parents=True)
+    (collection / "dataset_0.truth.npz").touch()
+    assert windows.single({"store": str(collection)}) == str(collection / "dataset_0")
+    (collection / "dataset_1").mkdir()
+    with pytest.raises(ValueError, match="holds 2 data sets, and this reader takes one"):
+        windows.single({"store": str(collection)})
 
 
 @pytest.fixture(scope="module")

@@ -41,7 +41,8 @@ def random(
 def single(job: dict[str, Any]) -> str:
     """Path of the one AnnData in a job's store: a collection of one data set counts as one."""
     path = Path(job["store"])
-    inner = sorted(path.glob("dataset_*")) if path.suffix == ".collection" else [path]
+    inner = [p for p in path.glob("dataset_*") if p.is_dir()]
+    inner = inner if path.suffix == ".collection" else [path]
     if len(inner) != 1:
         raise ValueError(f"{path} holds {len(inner)} data sets, and this reader takes one")
     return str(inner[0])
