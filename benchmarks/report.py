@@ -14,6 +14,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 OURS = "streamtrain"
 _RATIOS = {
@@ -222,6 +223,9 @@ def curves(lines: Sequence[Line], view: View) -> Figure:
                 color = "tab:orange" if name == OURS else "tab:gray"
                 panel.plot(points, scaled, "o-", color=color, label=name)
             panel.set(xscale="log", yscale="log", xlabel=axis.replace("_", " "))
+            values = sorted({run["value"] for run in lines if run["axis"] == axis})
+            panel.set_xticks(values, [f"{value:,}" for value in values])
+            panel.xaxis.set_minor_locator(NullLocator())
             panel.spines[["top", "right"]].set_visible(False)
         row[0].set_ylabel(column.title)
     panels[0, 0].legend(frameon=False, fontsize=8)
