@@ -102,7 +102,8 @@ def _interpreters() -> list[tuple[str, str]]:
 
 
 def _candidates() -> Iterator[str]:
-    yield sys.executable
+    # Not of this virtual environment, which may go, and has another path in every checkout.
+    yield getattr(sys, "_base_executable", sys.executable)
     for minor in range(11, 16):
         if path := shutil.which(f"python3.{minor}"):
             yield path
