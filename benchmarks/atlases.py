@@ -25,7 +25,6 @@ FORMATS = {  # how an atlas may lie on disk: suffix and compression
     "h5ad": (".h5ad", "none"),
     "h5ad-gzip": (".h5ad", "gzip"),
     "zarr": (".zarr", "blosc"),
-    "zarr-zstd": (".zarr", "zstd"),
 }
 _SIMULATOR = ("simulate", "synthetic", "writing", "kernels/simulate")
 _COLLECTIONS = {"collection": {}, "collection-grouped": {"groupby": LABEL}}

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from benchmarks.child import drop_page_cache
 from benchmarks.environments import UnavailableError, interpreter
+from streamtrain.threads import n_threads
 
 logger = logging.getLogger("benchmarks")
 
@@ -329,9 +330,13 @@ def machine() -> dict[str, Any]:
     if info.exists():
         lines = (line.partition(":") for line in info.read_text().splitlines())
         cpu = next((v.strip() for k, _, v in lines if k.strip() == "model name"), cpu)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = round(psutil.virtual_memory().total / 2**30)
-    return {"cpu": cpu, "cores": cores, "memory_gib": memory, "system": platform.platform()}
+    return {
+        "cpu": cpu,
+        "cores": n_threads(None),
+        "memory_gib": memory,
+        "system": platform.platform(),
+    }
 
 
 @cache

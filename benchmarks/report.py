@@ -124,11 +124,8 @@ def _lost(run: Line) -> str:
     """Why a run gave no time, in a few words; "" for one that did."""
     if "over_s" in run:
         return f"stopped after {run['over_s']:,.0f} s"
-    return str(run.get("skipped") or run.get("failed", "")).splitlines()[0] if _untimed(run) else ""
-
-
-def _untimed(run: Line) -> bool:
-    return "skipped" in run or "failed" in run
+    reason = str(run.get("skipped") or run.get("failed") or "")
+    return reason.splitlines()[0] if reason else ""
 
 
 def grouped(lines: Sequence[Line]) -> dict[tuple[str, str], list[Line]]:
@@ -136,7 +133,8 @@ def grouped(lines: Sequence[Line]) -> dict[tuple[str, str], list[Line]]:
     found: dict[tuple[str, str], list[Line]] = {}
     for line in lines:
         found.setdefault((line["case"], line["contender"]), []).append(line)
-    return dict(sorted(found.items(), key=lambda item: _places(lines)[item[0][0]]))
+    places = _places(lines)
+    return dict(sorted(found.items(), key=lambda item: places[item[0][0]]))
 
 
 def _places(lines: Sequence[Line]) -> dict[str, int]:
