@@ -7,9 +7,10 @@ from sklearn.linear_model import SGDClassifier
 from sklearn.preprocessing import StandardScaler
 
 from streamtrain.errors import InputError
+from streamtrain.kernels import sgd as kernel
 from streamtrain.rows import Rows
 from streamtrain.scaling import Scaler
-from streamtrain.solvers.sgd import SGD, SPARSE_INTERCEPT_RATE, Schedule
+from streamtrain.solvers.sgd import LOSSES, SGD, SPARSE_INTERCEPT_RATE, Schedule
 from streamtrain.threads import Threads
 
 
@@ -49,9 +50,8 @@ def shift_of(scaler):
 
 
 def ours(batches, n_classes, shift, *, n_threads=1, state=None, dtype=np.float64, **options):
-    schedule = Schedule(
-        **{k: options.pop(k) for k in ("alpha", "learning_rate", "eta0") if k in options}
-    )
+    fields = Schedule.__dataclass_fields__
+    schedule = Schedule(**{k: options.pop(k) for k in fields if k in options})
     with Threads(n_threads) as threads:
         solver = SGD(
             n_classes, shift, schedule, dtype=dtype, threads=threads,
@@ -60,6 +60,22 @@ def ours(batches, n_classes, shift, *, n_threads=1, state=None, dtype=np.float64
         for batch in batches:
             solver.partial_fit(batch)
         return solver.state()
+
+
+def case(n_obs, n_vars, n_classes, how, size=200):
+    """Scaled batches of `size` cells, all dense or sparse for scikit-learn, codes, SGD's options.
+
+    `how` is "centred", "dense" (without centring) or "sparse" (likewise, a sparse matrix).
+    """
+    X, codes = expression(n_obs, n_vars, n_classes)
+    scaler, Z = scaled_dense(X, how == "centred")
+    slices = [slice(start, start + size) for start in range(0, n_obs, size)]
+    batches = [as_batch(X[s], codes[s], scaler, how == "centred", np.float64) for s in slices]
+    options = {"shift": shift_of(scaler) if how == "centred" else np.zeros(n_vars)}
+    if how == "sparse":
+        Z = sp.csr_matrix(Z)
+        options |= {"sparse": True, "intercept_rate": SPARSE_INTERCEPT_RATE}
+    return batches, Z, codes, options
 
 
 def relative(a, b):
@@ -199,3 +215,86 @@ def test_sgd__long_runs_keep_their_digits(everywhere):
     batch = as_batch(X, codes, scaler, True, np.float64)
     state = ours([batch], 5, shift_of(scaler))
     assert relative(state.coef, theirs.coef_) < 1e-8
+
+
+PENALTIES = {
+    "l2": {"penalty": "l2"},
+    "l1": {"penalty": "l1", "alpha": 0.01},
+    "elasticnet": {"penalty": "elasticnet", "alpha": 0.1, "l1_ratio": 0.4},
+    "none": {"penalty": None},
+}
+
+
+# 1e-9: steps of these sizes keep the rounding small; CellTypist's, ten times theirs, magnify it,
+# scikit-learn's own too (the last bit of one value changes its coefficients by 1e-2).
+@pytest.mark.parametrize("average", [False, 150])
+@pytest.mark.parametrize("how", ["centred", "dense", "sparse"])
+@pytest.mark.parametrize("options", PENALTIES.values(), ids=PENALTIES.keys())
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("n_classes", [2, 4])
+def test_sgd__losses_penalties_and_class_weights_equal_sklearn(
+    n_classes, loss, options, how, average
+):
+    # scikit-learn 1.9 loses the intercept between averaged calls: there is one.
+    size = 400 if average else 200
+    batches, Z, codes, ours_only = case(400, 60, n_classes, how, size)
+    options = options | {"learning_rate": "invscaling", "eta0": 0.01, "average": average}
+    options |= {"loss": loss, "class_weight": {k: 0.5 + k for k in range(n_classes)}}
+    theirs = SGDClassifier(shuffle=False, **options)
+    for start in range(0, 400, size):
+        s = slice(start, start + size)
+        theirs.partial_fit(Z[s], codes[s], classes=range(n_classes))
+    options["class_weight"] = list(options["class_weight"].values())
+    state = ours(batches, n_classes, n_threads=2, **options, **ours_only)
+    coef = state.average_coef if average else state.coef
+    intercept = state.average_intercept if average else state.intercept
+    assert relative(coef, theirs.coef_) < 1e-9
+    assert relative(intercept, theirs.intercept_) < 1e-9
+    if options["penalty"] == "l1" and not average:
+        assert (state.coef == 0).any(), "the case must exercise the clip at 0"
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_gradient__is_the_slope_of_the_loss(loss):
+    """Within 1e-6: a central difference of 1e-5, off the kinks at margins of 1 and -1."""
+    code = LOSSES[loss]
+    for score in np.linspace(-5.05, 5.05, 102):
+        for y in (0.0, 1.0):
+            up, down = (kernel.loss_value(code, y, score + h) for h in (1e-5, -1e-5))
+            assert abs((up - down) / 2e-5 - kernel.gradient(code, y, score)) < 1e-6
+
+
+def test_loss_value__far_scores():
+    """Neither overflow nor lost digits."""
+    log = LOSSES["log_loss"]
+    assert kernel.loss_value(log, 1.0, -800.0) == 800
+    assert kernel.loss_value(log, 0.0, 800.0) == 800
+    assert kernel.loss_value(log, 0.0, -30.0) == pytest.approx(np.exp(-30), rel=1e-12)
+    assert kernel.gradient(log, 0.0, -800.0) == 0
+    assert kernel.gradient(log, 1.0, -800.0) == -1
+
+
+@pytest.mark.parametrize("penalty", ["l2", "l1"])
+def test_sgd__scores(penalty):
+    """Those of the present weights on dense cells; 1e-12, sums in another order."""
+    batches, Z, codes, options = case(400, 60, 4, "centred")
+    schedule = Schedule("constant", penalty=penalty)
+    with Threads(2) as threads:
+        solver = SGD(4, options["shift"], schedule, average=True, dtype=np.float64, threads=threads)
+        for batch in batches:
+            solver.partial_fit(batch)
+        found = np.concatenate([solver.scores(batch) for batch in batches])
+        correct = sum(solver.n_correct(batch) for batch in batches)
+        state = solver.state()
+    expected = Z @ state.coef.T + state.intercept
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+    expected = ((expected > 0) == (codes[:, None] == np.arange(4))).sum(axis=0)
+    np.testing.assert_array_equal(correct, expected)
+
+
+@pytest.mark.parametrize("loss", ["hinge", "modified_huber"])
+def test_sgd__overflow_that_leaves_the_intercept(loss):
+    """A loss that is flat at NaN stops moving the intercept, while weights are infinite."""
+    batches, _, _, options = case(200, 60, 3, "sparse")
+    with pytest.raises(InputError, match="the weights overflowed: lower the step"):
+        ours(batches, 3, loss=loss, learning_rate="constant", eta0=1e308, **options)
