@@ -2,59 +2,101 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
+
+from streamtrain.model_schema import MIRRORED, sklearn_rows
 
 if TYPE_CHECKING:
     from streamtrain.model import Model
 
-_WEIGHTS = ("coef", "intercept", "coef_last", "intercept_last")
+_LOSSES = (
+    *("log_loss", "hinge", "modified_huber", "squared_hinge", "perceptron", "squared_error"),
+    *("huber", "epsilon_insensitive", "squared_epsilon_insensitive"),
+)
+_SOLVERS = ("lbfgs", "liblinear", "newton-cg", "newton-cholesky", "sag", "saga")
 
 
-def sklearn_rows(values: NDArray[Any]) -> NDArray[Any]:
-    """Scikit-learn's form of weights: the second row alone of two."""
-    return values[1:] if len(values) == 2 else values
-
-
-def sgd_classifier(model: Model) -> Any:
+def classifier(model: Model) -> Any:
     """Make the scikit-learn classifier of a model, with copies of its arrays."""
+    data, settings = model.dataset, model.settings
+    rows = {k: sklearn_rows(data[k].to_numpy()).copy() for k in (*MIRRORED, "n_iter") if k in data}
+    logistic = settings.get("use_SGD") is False
+    made = _logistic_regression(settings) if logistic else _sgd_classifier(settings)
+    made.coef_, made.intercept_ = rows["coef"], rows["intercept"]
+    made.classes_, made.features = model.classes_, model.features
+    made.n_features_in_ = len(model.features)
+    if logistic:
+        if "n_iter" in rows:
+            made.n_iter_ = rows["n_iter"].astype(np.int32)
+        return made
+    made.t_, made.n_iter_ = data.attrs["t"], 1
+    if "coef_last" in rows:  # scikit-learn's names for the running average and what it averages
+        made.average = int(settings.get("average") or True)  # or from step n
+        made._average_coef, made._average_intercept = rows["coef"], rows["intercept"]
+        made._standard_coef = rows["coef_last"]
+        made._standard_intercept = rows["intercept_last"]
+    return made
+
+
+def _logistic_regression(settings: Mapping[str, Any]) -> Any:
+    from sklearn.linear_model import LogisticRegression
+
+    accepted = {
+        "C": _positive,
+        "tol": _positive,
+        "max_iter": _whole,
+        "solver": _SOLVERS.__contains__,
+        "fit_intercept": _bool,
+        "random_state": _whole,
+    }
+    made = LogisticRegression(**_accepted(settings, accepted))
+    made.multi_class = "ovr"  # scikit-learn 1.7 reads it, 1.8 has no such parameter
+    return made
+
+
+def _sgd_classifier(settings: Mapping[str, Any]) -> Any:
     from sklearn.linear_model import SGDClassifier
 
-    data = model.dataset
-    rows = {k: np.array(sklearn_rows(data[k].to_numpy())) for k in _WEIGHTS if k in data}
-    averaged = "coef_last" in rows
-    average = int(model.settings.get("average") or True) if averaged else False  # or from step n
-    classifier = SGDClassifier(loss="log_loss", average=average, **_sgd_settings(model.settings))
-    classifier.coef_, classifier.intercept_ = rows["coef"], rows["intercept"]
-    if averaged:  # scikit-learn's own names for the running average and what it averages
-        classifier._average_coef, classifier._average_intercept = rows["coef"], rows["intercept"]
-        classifier._standard_coef = rows["coef_last"]
-        classifier._standard_intercept = rows["intercept_last"]
-    classifier.classes_, classifier.features = model.classes_, model.features
-    classifier.n_features_in_ = len(model.features)
-    classifier.t_, classifier.n_iter_ = data.attrs["t"], 1
-    return classifier
-
-
-def _sgd_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep what `partial_fit` reads and scikit-learn accepts: ours may hold "auto" or new names."""
-    choices = {
-        "penalty": ("l2", "l1", "elasticnet"),
-        "learning_rate": ("optimal", "constant", "invscaling", "adaptive"),
+    accepted = {  # what `partial_fit` reads
+        "loss": _LOSSES.__contains__,
+        "penalty": ("l2", "l1", "elasticnet").__contains__,
+        "learning_rate": ("optimal", "constant", "invscaling", "adaptive").__contains__,
+        "alpha": _positive,
+        "eta0": _positive,
+        "power_t": _positive,
+        "l1_ratio": lambda value: _number(value) and 0 <= value <= 1,
+        "fit_intercept": _bool,
+        "shuffle": _bool,
+        "random_state": _whole,
     }
-    kept = {k: settings[k] for k, allowed in choices.items() if settings.get(k) in allowed}
-    for name in ("alpha", "eta0", "power_t", "l1_ratio"):
-        value = settings.get(name)
-        if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
-            kept[name] = value
-    for name, kind in (("fit_intercept", bool), ("shuffle", bool), ("random_state", int)):
-        if type(settings.get(name)) is kind:
-            kept[name] = settings[name]
-    return kept
+    return SGDClassifier(**{"loss": "log_loss"} | _accepted(settings, accepted))
+
+
+def _accepted(
+    settings: Mapping[str, Any], accepted: Mapping[str, Callable[[Any], bool]]
+) -> dict[str, Any]:
+    """Keep what scikit-learn accepts: ours may hold "auto" or new names."""
+    return {k: settings[k] for k, check in accepted.items() if k in settings and check(settings[k])}
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _positive(value: Any) -> bool:
+    return _number(value) and value > 0
+
+
+def _whole(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _bool(value: Any) -> bool:
+    return isinstance(value, bool)
 
 
 def standard_scaler(dataset: xr.Dataset) -> Any:

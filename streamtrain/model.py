@@ -1,9 +1,7 @@
-"""Trained arrays enter as one xarray Dataset; a zarr store or a CellTypist pickle leaves."""
+"""Trained arrays or a stored model enter; an xarray Dataset, zarr or a CellTypist pickle leave."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import pickle
 import textwrap
@@ -12,16 +10,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from streamtrain import atomic
-from streamtrain.celltypist_export import sgd_classifier, sklearn_rows, standard_scaler
+from streamtrain import atomic, celltypist_import, model_edit, model_store
+from streamtrain.celltypist_export import classifier, standard_scaler
 from streamtrain.errors import InputError, near
-from streamtrain.model_schema import DIMS, attributes, check_values, check_variables, names
+from streamtrain.model_edit import Collapse, GeneMap
+from streamtrain.model_schema import (
+    CERTIFICATE,
+    DIMS,
+    attributes,
+    check_values,
+    check_variables,
+    names,
+    sklearn_rows,
+    two_rows,
+)
+from streamtrain.model_store import check_output
 
-FORMAT = "streamtrain model"
-FORMAT_VERSION = 1
+__all__ = ["Model", "check_output"]
 
 
 class Model:
@@ -36,7 +45,10 @@ class Model:
         Variables, all float unless said: `coef` (cell_type, gene), `intercept` (cell_type,),
         `mean`, `scale`, `var` (gene,). Two cell types have two rows, [-w, w] and [-b, b].
         Optional: `coef_last` and `intercept_last`, the state that training continues from where
-        `coef` is its running average; `n_cells` (cell_type,), integers.
+        `coef` is its running average; `n_cells` (cell_type,), integers; and what a solver of the
+        global optimum certifies, each (cell_type,): `gradient_norm`; `suboptimality`, the most by
+        which the objective exceeds its minimum (inf where no bound is known); `n_iter`, integers;
+        `converged`, bools.
         Coordinates: `cell_type` and `gene`, unique strings.
         Attributes: `with_mean` (bool); `t` (scikit-learn's `t_`: samples seen + 1); and the dicts
         `settings`, `provenance` and `description`, made JSON-compatible here (a value that JSON has
@@ -71,6 +83,7 @@ class Model:
         n_cells: ArrayLike | None = None,
         coef_last: ArrayLike | None = None,
         intercept_last: ArrayLike | None = None,
+        certificate: Mapping[str, ArrayLike] | None = None,
         settings: Mapping[str, Any] | None = None,
         provenance: Mapping[str, Any] | None = None,
         description: Mapping[str, Any] | None = None,
@@ -81,6 +94,9 @@ class Model:
         ----------
         coef, intercept, coef_last, intercept_last
             As in `Model`, or for two cell types scikit-learn's single row: (1, genes) and (1,).
+        certificate
+            Any of `gradient_norm`, `suboptimality`, `n_iter` and `converged`; for two cell types
+            one value each, which stands for both.
         cell_types, genes
             Names, in the order of the rows and columns of `coef`.
         mean, var, scale, with_mean, t, n_cells, settings, provenance, description
@@ -92,14 +108,15 @@ class Model:
             As `Model`, or the lengths do not match.
         """
         arrays = {
-            "coef": _two_rows(coef),
-            "intercept": _two_rows(intercept),
+            "coef": two_rows(coef),
+            "intercept": two_rows(intercept),
             "mean": mean,
             "scale": scale,
             "var": var,
-            "coef_last": None if coef_last is None else _two_rows(coef_last),
-            "intercept_last": None if intercept_last is None else _two_rows(intercept_last),
+            "coef_last": None if coef_last is None else two_rows(coef_last),
+            "intercept_last": None if intercept_last is None else two_rows(intercept_last),
             "n_cells": n_cells,
+            **_certificate(certificate or {}, intercept),
         }
         coords = {"cell_type": list(cell_types), "gene": list(genes)}
         # Copies: scikit-learn and our solvers go on updating their arrays in place.
@@ -157,6 +174,12 @@ class Model:
     def provenance(self) -> dict[str, Any]:
         """What it was trained on, by which versions, when."""
         return dict(self.dataset.attrs["provenance"])
+
+    @property
+    def certificate(self) -> pd.DataFrame | None:
+        """What the solver certified, a row for each cell type; None where it did not."""
+        found = [name for name in CERTIFICATE if name in self.dataset]
+        return self.dataset[found].to_dataframe() if found else None
 
     def __repr__(self) -> str:
         types, genes = self.cell_types, self.features
@@ -218,66 +241,71 @@ class Model:
         InputError
             The path cannot be written, exists, or holds something other than a streamtrain model.
         """
-        check_output(path, overwrite)
-        stored = self.dataset.assign_attrs(
-            format=FORMAT, format_version=FORMAT_VERSION, checksum=_checksum(self.dataset)
-        )
-        # A fill value would turn 0 or NaN of ours into a missing value when read elsewhere.
-        encoding = {str(name): {"_FillValue": None} for name in stored.data_vars}
-        with atomic.replacing(path, overwrite, folder=True) as partial:
-            # Format 2: consolidated metadata is not in format 3's specification, and without it
-            # (or with it, on the other side) xarray and zarr warn.
-            stored.to_zarr(partial, mode="w-", zarr_format=2, consolidated=True, encoding=encoding)
+        model_store.write(self.dataset, path, overwrite)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Model:
-        """Read a model that `save` wrote, whole, and close the store.
+        """Read a model: the store that `save` wrote, or a pickle of CellTypist.
 
         Parameters
         ----------
         path
-            The store.
+            The store, a folder; or the pickle, a file (see `from_celltypist`).
 
         Raises
         ------
         FileNotFoundError
             Nothing stands at `path`.
         InputError
-            It is not a streamtrain model, is damaged, or needs a newer streamtrain.
+            It is not a model, is damaged, or needs a newer streamtrain.
         """
         folder = Path(path).expanduser()
         if not folder.exists():
             raise FileNotFoundError(f"no model at {str(path)!r}")
-        version = _read_header(folder).get("format_version")
-        if not isinstance(version, int):
-            raise _damaged(path, f"its format_version is {version!r}")
-        if version > FORMAT_VERSION:
-            raise InputError(
-                f"model {str(path)!r} has format version {version}, this streamtrain reads up to "
-                f"{FORMAT_VERSION}: upgrade streamtrain"
-            )
-        try:
-            with xr.open_zarr(folder, chunks=None, consolidated=True, decode_cf=False) as opened:
-                dataset = opened.load()
-        except Exception as error:  # a broken store can fail in any layer: zarr, codec, xarray
-            raise _damaged(path, f"{type(error).__name__}: {error}") from error
-        for key in ("format", "format_version"):
-            dataset.attrs.pop(key, None)
-        checksum = dataset.attrs.pop("checksum", None)
+        if not folder.is_dir():
+            return cls.from_celltypist(path)
+        dataset, checksum = model_store.read(path)
         try:
             model = cls(dataset)
         except InputError as error:
-            raise _damaged(path, str(error)) from error
-        if checksum != _checksum(model.dataset):
-            raise _damaged(path, "its arrays do not match its checksum")
+            raise model_store.damaged(path, str(error)) from error
+        if checksum != model_store.checksum(model.dataset):
+            raise model_store.damaged(path, "its arrays do not match its checksum")
         return model
+
+    @classmethod
+    def from_celltypist(cls, path: str | os.PathLike[str]) -> Model:
+        """Read a model that CellTypist wrote, whichever scikit-learn and NumPy wrote it.
+
+        Nothing in the pickle is run: it is parsed, and one that asks for anything which such a
+        model does not hold is refused. `settings` has the estimator's parameters under the names
+        that `train` has for them; `provenance` the file, the class of the estimator and the
+        scikit-learn that wrote it. Scores get a sigmoid for each type, as CellTypist gives them,
+        also where the estimator was fitted with a softmax. Whole numbers as names become texts.
+
+        Parameters
+        ----------
+        path
+            The file.
+
+        Raises
+        ------
+        FileNotFoundError
+            Nothing stands at `path`.
+        InputError
+            It is no model of CellTypist, asks for something else, or breaks a rule of `Model`.
+        """
+        try:
+            return cls.build(**celltypist_import.arguments(path))
+        except InputError as error:
+            raise InputError(f"{str(path)!r} is not a usable CellTypist model: {error}") from error
 
     def to_celltypist(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write the pickle that CellTypist loads, under exactly the name given.
 
-        The classifier is an SGDClassifier with this model's coefficients in their dtype, so it
-        continues with `partial_fit` on scaled data of that dtype; settings that scikit-learn has a
-        name and a valid value for are set on it.
+        Where `settings` has use_SGD=False the classifier is a LogisticRegression; else an
+        SGDClassifier, which continues with `partial_fit` on scaled data of the coefficients' dtype.
+        Settings that scikit-learn has a name and a valid value for are set on it.
 
         Parameters
         ----------
@@ -293,7 +321,7 @@ class Model:
         """
         atomic.check_output(path, overwrite, folder=False)
         exported = {
-            "Model": sgd_classifier(self),
+            "Model": classifier(self),
             "Scaler_": standard_scaler(self.dataset),
             "description": self.description,
         }
@@ -304,56 +332,92 @@ class Model:
             # Protocol 5 names numpy._core.numeric, which numpy 1.26 lacks; 4 does not.
             pickle.dump(exported, file, protocol=4)
 
+    def write(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Do as `to_celltypist`, under CellTypist's name for it.
 
-def check_output(path: str | os.PathLike[str], overwrite: bool = False) -> None:
-    """Check that `Model.save` may write to `path`, before training.
+        Differs: the name is taken as given, where CellTypist turns `m.v1.2` into `m.v1.pkl`, and a
+        file that stands there stays unless `overwrite`.
+        """
+        self.to_celltypist(path, overwrite=overwrite)
 
-    Parameters
-    ----------
-    path, overwrite
-        As in `Model.save`.
+    def convert(
+        self,
+        map_file: GeneMap | None = None,
+        sep: str = ",",
+        convert_from: int | None = None,
+        convert_to: int | None = None,
+        unique_only: bool = True,
+        collapse: Collapse = "average",
+        random_state: int = 0,
+    ) -> Model:
+        """Rename the genes by a table: to another species, to Ensembl ids; others are left out.
 
-    Raises
-    ------
-    InputError
-        As `Model.save`.
-    """
-    target = atomic.check_output(path, overwrite, folder=True)
-    if target.exists():  # --overwrite on a mistyped path must not cost an atlas
-        _read_header(target)
+        As CellTypist's, to the bit. Differs: gives a new model, where CellTypist changes its own;
+        the map must be given; and "random" takes mean, variance and scale of the gene whose
+        coefficients it took, where CellTypist draws a gene for each of the four.
 
+        Parameters
+        ----------
+        map_file
+            Pairs of names: a text file of two columns, a DataFrame of two, or a dict. A header
+            does no harm. CellTypist's own are in `celltypist/data/samples` of its package.
+        sep
+            What separates the columns of a file.
+        convert_from, convert_to
+            Column, 0 or 1, with the names that the model has, and that it shall get. By default
+            it has those of the column with more of its genes.
+        unique_only
+            Use only genes that stand in one pair alone.
+        collapse
+            Without `unique_only`, what a new gene that several old ones map to gets: their
+            "average" weights and scaling, or those of one of them, "random".
+        random_state
+            Seed of "random".
 
-def _read_header(path: Path) -> dict[str, Any]:
-    """Read the attributes of the store at `path`, if a streamtrain model's."""
-    try:
-        header = json.loads((path / ".zattrs").read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        header = None
-    except (OSError, ValueError) as error:
-        raise _damaged(path, f".zattrs: {error}") from error
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise InputError(f"{str(path)!r} is not a streamtrain model (a folder that save() wrote)")
-    return header
+        Returns
+        -------
+        Model
+            Without certificate, which holds for these weights alone, and dated now.
 
+        Raises
+        ------
+        InputError
+            The table has not two columns, or no gene of the model; or an argument is out of range.
+        """
+        dataset = model_edit.convert(
+            self.dataset, map_file, sep=sep, convert_from=convert_from, convert_to=convert_to,
+            unique_only=unique_only, collapse=collapse, random_state=random_state,
+        )  # fmt: skip
+        return Model(dataset)
 
-def _damaged(path: str | os.PathLike[str], why: str) -> InputError:
-    return InputError(f"model {str(path)!r} is damaged: {why}; restore it or train again")
+    def subset(
+        self,
+        keep_cell_types: str | Iterable[str] | None = None,
+        exclude_cell_types: str | Iterable[str] | None = None,
+    ) -> Model:
+        """Leave out cell types; training anew on the cells of the others is better.
 
+        As CellTypist's. Differs: gives a new model, where CellTypist changes its own; and two
+        types that remain of more get the rows -w and w, w = (w1 - w0) / 2, where CellTypist leaves
+        w0 and w1. The difference of the two scores, and so the better type, is the same; the two
+        probabilities add up to 1, as in any model of two types. No certificate holds then.
 
-def _checksum(dataset: xr.Dataset) -> str:
-    """Hash every array with its name, dims, shape and type: zarr reads a lost chunk as zeros."""
-    digest = hashlib.sha256()
-    for key in ("with_mean", "t"):
-        digest.update(f"{key}={dataset.attrs[key]!r}\n".encode())
-    for name in sorted(str(v) for v in dataset.variables):
-        variable = dataset[name]
-        values = np.ascontiguousarray(variable.to_numpy())
-        if values.dtype == object:
-            values = np.frombuffer("\0".join(values).encode(), np.uint8)
-        little = values.astype(values.dtype.newbyteorder("<"), copy=False)
-        digest.update(f"{name} {variable.dims} {variable.shape} {little.dtype.str}\n".encode())
-        digest.update(little.tobytes())
-    return digest.hexdigest()
+        Parameters
+        ----------
+        keep_cell_types, exclude_cell_types
+            Names of types; one of the two arguments is enough.
+
+        Returns
+        -------
+        Model
+            Types in the order that they had, dated now.
+
+        Raises
+        ------
+        InputError
+            A name is unknown, is both kept and excluded, or fewer than two types remain.
+        """
+        return Model(model_edit.subset(self.dataset, keep_cell_types, exclude_cell_types))
 
 
 def _some(names: NDArray[np.object_]) -> str:
@@ -361,7 +425,15 @@ def _some(names: NDArray[np.object_]) -> str:
     return ", ".join(shown)
 
 
-def _two_rows(values: ArrayLike) -> NDArray[Any]:
-    """Give a single row its mirror image before it: [w] -> [-w, w]."""
-    array = np.asarray(values)
-    return np.concatenate([-array, array]) if array.ndim and len(array) == 1 else array
+def _certificate(given: Mapping[str, ArrayLike], intercept: ArrayLike) -> dict[str, NDArray[Any]]:
+    """Certified values in their types; of two cell types, one value for both."""
+    two_types = two_rows(intercept).shape == (2,)
+    found = {}
+    for name, values in given.items():
+        if name not in CERTIFICATE:
+            raise InputError(f"a certificate has no {name!r}: {near(name, CERTIFICATE)}")
+        array = np.asarray(values)
+        if array.dtype.kind == CERTIFICATE[name].kind:
+            array = array.astype(CERTIFICATE[name])
+        found[name] = np.repeat(array, 2) if two_types and array.shape == (1,) else array
+    return found

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from streamtrain.errors import InputError
 
@@ -21,14 +21,42 @@ DIMS = {
     "coef_last": ("cell_type", "gene"),
     "intercept_last": ("cell_type",),
     "n_cells": ("cell_type",),
+    "objective": ("cell_type",),
+    "gradient_norm": ("cell_type",),
+    "suboptimality": ("cell_type",),
+    "n_iter": ("cell_type",),
+    "n_passes": ("cell_type",),
+    "converged": ("cell_type",),
 }
-_OPTIONAL = ("coef_last", "intercept_last", "n_cells")
+MIRRORED = ("coef", "intercept", "coef_last", "intercept_last")
+CERTIFICATE = {
+    "objective": np.dtype(np.float64),
+    "gradient_norm": np.dtype(np.float64),
+    "suboptimality": np.dtype(np.float64),
+    "n_iter": np.dtype(np.int64),
+    "n_passes": np.dtype(np.int64),
+    "converged": np.dtype(np.bool_),
+}
+_REQUIRED = ("coef", "intercept", "mean", "scale", "var")
+_KINDS = dict.fromkeys(("n_cells", "n_iter", "n_passes"), ("iu", "integer"))
+_KINDS["converged"] = ("b", "bool")
 _DESCRIPTION = ("date", "details", "url", "source", "version")
+
+
+def two_rows(values: ArrayLike) -> NDArray[Any]:
+    """Give a single row its mirror image before it: [w] -> [-w, w]."""
+    array = np.asarray(values)
+    return np.concatenate([-array, array]) if array.ndim and len(array) == 1 else array
+
+
+def sklearn_rows(values: NDArray[Any]) -> NDArray[Any]:
+    """Scikit-learn's form of weights: the second row alone of two."""
+    return values[1:] if len(values) == 2 else values
 
 
 def check_variables(dataset: xr.Dataset) -> None:
     """Check that every variable, coordinate and attribute is there, with its dims and type."""
-    missing = [v for v in DIMS if v not in dataset.data_vars and v not in _OPTIONAL]
+    missing = [v for v in _REQUIRED if v not in dataset.data_vars]
     missing += [c for c in ("cell_type", "gene") if c not in dataset.coords]
     missing += [a for a in ("with_mean", "t") if a not in dataset.attrs]
     if missing:
@@ -40,23 +68,25 @@ def check_variables(dataset: xr.Dataset) -> None:
             continue
         if dataset[name].dims != dims:
             raise InputError(f"{name} has dimensions {dataset[name].dims}, not {dims}")
-        kinds, wanted = ("iu", "integer") if name == "n_cells" else ("f", "float")
+        kinds, wanted = _KINDS.get(name, ("f", "float"))
         if dataset[name].dtype.kind not in kinds:
             raise InputError(f"{name} must be {wanted}, not {dataset[name].dtype}")
 
 
 def check_values(dataset: xr.Dataset) -> None:
     """Check that the numbers can be those of a model."""
-    for name in DIMS:
-        if name in dataset and not np.isfinite(dataset[name].to_numpy()).all():
+    for name in (n for n in DIMS if n in dataset):
+        values = dataset[name].to_numpy()
+        if name in CERTIFICATE:
+            if not (values >= 0).all():  # infinity: no bound is known
+                raise InputError(f"{name} must be at least 0 for every cell type, and not NaN")
+        elif not np.isfinite(values).all():
             raise InputError(f"{name} holds NaN or infinity: training diverged or input was broken")
     if not (dataset["scale"].to_numpy() > 0).all():
         raise InputError("scale must be above 0 for every gene (1 for a constant one)")
     if dataset.sizes["cell_type"] != 2:
         return
-    for name in ("coef", "intercept", "coef_last", "intercept_last"):
-        if name not in dataset:
-            continue
+    for name in (n for n in MIRRORED if n in dataset):
         rows = dataset[name].to_numpy()
         if not np.array_equal(rows[0], -rows[1]):
             raise InputError(f"{name} of two cell types must have rows -w and w")

@@ -1,5 +1,7 @@
 """Against CellTypist itself on real data: as good on held-out donors, and the same annotations."""
 
+import warnings
+
 import anndata as ad
 import numpy as np
 import pytest
@@ -90,6 +92,37 @@ def test_annotate__celltypist_agrees_on_every_cell(tmp_path, name, dtype):
         rtol=0,
         atol=1e-6 if dtype == "float64" else 1e-4,
     )
+
+
+FIELD = sorted(p.name for p in (DATA / "models").glob("*.pkl")) or ["none here"]
+
+
+@pytest.fixture(scope="module")
+def some_cells():
+    return normalised(load("pbmc3k")[::80])
+
+
+@pytest.mark.parametrize("name", FIELD)
+def test_annotate__models_of_the_field(tmp_path, some_cells, name):
+    """CellTypist annotates with our re-export, and with the file itself if it can, as predict()."""
+    path = DATA / "models" / name
+    if not path.exists():
+        pytest.skip(f"needs {path}")
+    ours = streamtrain.predict(path, some_cells, probabilities=True, progress=False)
+    model = streamtrain.Model.load(path)
+    model.to_celltypist(tmp_path / "again.pkl")
+    logistic = model.settings["use_SGD"] is False
+    for file in [tmp_path / "again.pkl", *[path] * logistic]:
+        with warnings.catch_warnings():  # scikit-learn's, of a file that an older one wrote
+            warnings.simplefilter("ignore", UserWarning)
+            loaded = celltypist.models.Model.load(str(file))
+        theirs = celltypist.annotate(some_cells.copy(), model=loaded)
+        labels = theirs.predicted_labels["predicted_labels"].astype(str)
+        assert ours["predicted_labels"].astype(str).tolist() == labels.tolist()
+        # Both sum in float64, in another order.
+        np.testing.assert_allclose(
+            ours[list(model.classes_)], theirs.probability_matrix, rtol=0, atol=1e-6
+        )
 
 
 LABELLED = sorted(p.stem for p in DATA.glob("*.h5ad")) or ["none here"]

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 from scipy import sparse
@@ -132,6 +133,56 @@ def test_repr():
     assert "<div>" in make()._repr_html_()
 
 
+# certificate
+
+CERTIFICATE = {
+    "gradient_norm": [1e-6, 2e-6, 0.0],
+    "suboptimality": [1e-9, np.inf, 0.0],
+    "n_iter": [7, 8, 9],
+    "converged": [True, True, False],
+}
+
+
+@pytest.mark.parametrize("n_types", [2, 3])
+def test_certificate(tmp_path, n_types):
+    given = {k: v[:1] if n_types == 2 else v for k, v in CERTIFICATE.items()}
+    m = make(n_types, certificate=given)
+    table = m.certificate
+    assert table.index.tolist() == m.cell_types.tolist()
+    assert table.dtypes.astype(str).to_dict() == {
+        "gradient_norm": "float64", "suboptimality": "float64", "n_iter": "int64",
+        "converged": "bool",
+    }  # fmt: skip
+    for name, values in given.items():
+        assert table[name].tolist() == (values * 2 if n_types == 2 else values)
+    m.save(tmp_path / "m.zarr")
+    xr.testing.assert_identical(Model.load(tmp_path / "m.zarr").dataset, m.dataset)
+    (tmp_path / "m.zarr" / "converged" / "0").unlink()
+    with pytest.raises(InputError, match="do not match its checksum"):
+        Model.load(tmp_path / "m.zarr")
+
+
+def test_certificate__some_or_none():
+    assert make().certificate is None
+    assert make(3, certificate={"n_iter": [1, 2, 3]}).certificate.columns.tolist() == ["n_iter"]
+
+
+@pytest.mark.parametrize(
+    ("certificate", "message"),
+    [
+        ({"gradient": [1.0] * 3}, "a certificate has no 'gradient': did you mean 'gradient_norm'"),
+        ({"n_iter": [1.0] * 3}, "n_iter must be integer, not float64"),
+        ({"converged": [1] * 3}, "converged must be bool, not int64"),
+        ({"gradient_norm": [1.0]}, r"gradient_norm has shape \(1,\), not \(3,\)"),
+        ({"gradient_norm": [1.0, np.nan, 1.0]}, "gradient_norm must be at least 0"),
+        ({"n_iter": [1, -1, 1]}, "n_iter must be at least 0"),
+    ],
+)
+def test_certificate__refuses(certificate, message):
+    with pytest.raises(InputError, match=message):
+        make(3, certificate=certificate)
+
+
 # save, load
 
 
@@ -256,10 +307,11 @@ def test_load__damaged(tmp_path, case):
 def test_load__missing_or_not_a_model(tmp_path):
     with pytest.raises(FileNotFoundError, match="no model at"):
         Model.load(tmp_path / "none.zarr")
+    with pytest.raises(InputError, match="is not a streamtrain model"):
+        Model.load(tmp_path)
     (tmp_path / "m.pkl").write_bytes(b"x")
-    for path in (tmp_path, tmp_path / "m.pkl"):
-        with pytest.raises(InputError, match="is not a streamtrain model"):
-            Model.load(path)
+    with pytest.raises(InputError, match=r"m.pkl' is not a usable CellTypist model: not a pickle"):
+        Model.load(tmp_path / "m.pkl")
 
 
 # atomic
@@ -526,6 +578,8 @@ def test_export__scaler_is_a_fitted_one(tmp_path, with_mean):
 
 
 def test_export__settings_scikit_learn_would_refuse():
+    from sklearn.linear_model import SGDClassifier
+
     settings = {
         "alpha": 0,
         "eta0": "auto",
@@ -537,7 +591,37 @@ def test_export__settings_scikit_learn_would_refuse():
         "fit_intercept": 1,
         "epochs": 3,
     }
-    assert celltypist_export._sgd_settings(settings) == {"random_state": 0, "shuffle": False}
+    made = celltypist_export.classifier(make(settings=settings)).get_params()
+    assert made == SGDClassifier(loss="log_loss", random_state=0, shuffle=False).get_params()
+
+
+@pytest.mark.parametrize("n_types", [2, 4])
+def test_export__logistic_regression(tmp_path, n_types):
+    settings = {
+        "use_SGD": False,
+        "C": 0.5,
+        "solver": None,
+        "max_iter": 300,
+        "tol": 1e-5,
+        "alpha": 1,
+    }
+    n_iter = np.arange(5, 5 + (1 if n_types == 2 else n_types))
+    m = make(n_types, settings=settings, certificate={"n_iter": n_iter})
+    m.write(tmp_path / "m.v1.2")
+    made = unpickle(tmp_path / "m.v1.2")["Model"]
+    assert type(made).__name__ == "LogisticRegression"
+    assert made.get_params()["C"] == 0.5
+    assert (made.solver, made.max_iter, made.tol) == ("lbfgs", 300, 1e-5)
+    assert made.n_features_in_ == GENES
+    np.testing.assert_array_equal(made.n_iter_, n_iter)
+    Z = np.random.default_rng(0).normal(size=(20, GENES))
+    scores = (Z @ m.dataset["coef"].values.T + m.dataset["intercept"].values)[
+        :, -made.coef_.shape[0] :
+    ]
+    np.testing.assert_allclose(made.decision_function(Z), scores.squeeze(), rtol=1e-12)
+    loaded = Model.load(tmp_path / "m.v1.2")
+    np.testing.assert_array_equal(loaded.dataset["n_iter"], m.dataset["n_iter"])
+    np.testing.assert_array_equal(loaded.coef_, m.coef_)
 
 
 def test_export__overwrite(tmp_path):
@@ -563,3 +647,176 @@ def test_extract_top_markers__ties_and_errors():
         m.extract_top_markers("type 0")
     with pytest.raises(InputError, match="top_n must be at least 1, not 0"):
         m.extract_top_markers(first, 0)
+
+
+# convert, subset
+
+
+def maps(genes):
+    """A table with a header, 1:1, 1:n, n:1 and n:m pairs, a repeated pair, a gap and strangers."""
+    rows = [("human", "mouse"), *[(g, g.title()) for g in genes[:7]]]
+    rows += [
+        (genes[7], "A1"),
+        (genes[7], "A2"),
+        (genes[8], "B"),
+        (genes[9], "B"),
+        (genes[10], "A1"),
+    ]
+    rows += [(genes[k], "many") for k in range(len(genes))]
+    rows += [(genes[0], genes[0].title()), (genes[11], None), ("OTHER", "Other"), ("OTHER", "A2")]
+    return rows
+
+
+@pytest.fixture
+def theirs(tmp_path, celltypist):
+    """CellTypist's form of a model of ours."""
+
+    def load(m):
+        m.write(tmp_path / "theirs.pkl", overwrite=True)
+        return celltypist.models.Model.load(str(tmp_path / "theirs.pkl"))
+
+    return load
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n_types", [2, 5])
+@pytest.mark.parametrize("unique_only", [True, False])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_convert__as_celltypist(tmp_path, theirs, n_types, dtype, unique_only, swapped):
+    m = make(n_types, dtype)
+    table = pd.DataFrame(maps(m.features))
+    if unique_only:
+        table = table[table[1] != "many"]
+    table = table[table.columns[::-1]] if swapped else table
+    table.to_csv(tmp_path / "map.tsv", sep="\t", header=False, index=False)
+    other = theirs(m)
+    before = m.dataset.copy(deep=True)
+    ours = m.convert(tmp_path / "map.tsv", sep="\t", unique_only=unique_only)
+    other.convert(str(tmp_path / "map.tsv"), sep="\t", unique_only=unique_only)
+    assert ours.features.tolist() == list(other.features)
+    np.testing.assert_array_equal(ours.coef_, other.classifier.coef_)
+    assert ours.coef_.dtype == dtype
+    for name in ("mean", "var", "scale"):
+        np.testing.assert_array_equal(ours.dataset[name], getattr(other.scaler, f"{name}_"))
+    assert ours.description["date"][:10] == other.description["date"][:10]
+    xr.testing.assert_identical(m.dataset, before)
+
+
+@pytest.mark.parametrize("n_types", [2, 5])
+def test_convert__random(tmp_path, theirs, n_types):
+    """Coefficients are CellTypist's; mean, variance and scale are those of the same gene."""
+    m = make(n_types)
+    table = pd.DataFrame(maps(m.features))
+    table.to_csv(tmp_path / "map.csv", header=False, index=False)
+    for seed in range(3):
+        other = theirs(m)
+        other.convert(
+            str(tmp_path / "map.csv"), unique_only=False, collapse="random", random_state=seed
+        )
+        ours = m.convert(table, unique_only=False, collapse="random", random_state=seed)
+        np.testing.assert_array_equal(ours.coef_, other.classifier.coef_)
+        for place, gene in enumerate(ours.features):
+            taken = np.flatnonzero((m.coef_ == ours.coef_[:, [place]]).all(axis=0))
+            assert m.features[taken[0]] in table[0][table[1] == gene].tolist()
+            for name in ("mean", "var", "scale"):
+                assert ours.dataset[name][place] == m.dataset[name][taken[0]]
+
+
+def test_convert__forms_of_the_map():
+    m = make(n_cells=np.arange(5), certificate={"n_iter": np.arange(5)})
+    pairs = {g: f"ENSG{i}" for i, g in enumerate(m.features[:4])}
+    frame = pd.DataFrame({"symbol": list(pairs), "id": list(pairs.values())})
+    for table in (pairs, pd.Series(pairs), frame):
+        converted = m.convert(table)
+        assert converted.features.tolist() == list(pairs.values())
+        np.testing.assert_array_equal(converted.coef_, m.coef_[:, :4])
+        np.testing.assert_array_equal(converted.dataset["n_cells"], m.dataset["n_cells"])
+        assert converted.certificate is None
+        assert converted.convert(frame, convert_to=0).features.tolist() == list(pairs)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "map_file is missing"),
+        ({"map_file": ["a", "b"]}, "must be a path, a DataFrame or a dict"),
+        ({"map_file": pd.DataFrame({"a": ["x"]})}, "two columns, this one 1: check sep"),
+        ({"map_file": {"x": "y"}}, r"names no gene of the model: it has names such as 'y'"),
+        ({"map_file": {"GÈNE-0": "y", "GÈNE-1": "y"}}, "pass unique_only=False"),
+        ({"map_file": {"x": "y"}, "convert_from": 2}, "convert_from must be 0 or 1"),
+        ({"map_file": {"x": "y"}, "convert_to": 1, "convert_from": 1}, "must differ; both are 1"),
+        ({"map_file": {"x": "y"}, "collapse": "sum"}, "'average' or 'random'; got 'sum'"),
+    ],
+)
+def test_convert__refuses(arguments, message):
+    with pytest.raises(InputError, match=message):
+        make().convert(**arguments)
+
+
+def test_convert__files(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        make().convert(tmp_path / "none.csv")
+    (tmp_path / "empty.csv").touch()
+    with pytest.raises(InputError, match="cannot be read as a table"):
+        make().convert(tmp_path / "empty.csv")
+
+
+@pytest.mark.parametrize("how", ["keep", "exclude", "both"])
+def test_subset__as_celltypist(theirs, how):
+    m = make(5, n_cells=np.arange(5), certificate={"n_iter": np.arange(5)})
+    types = m.cell_types
+    arguments = {
+        "keep": {"keep_cell_types": [types[4], types[0], types[2]]},
+        "exclude": {"exclude_cell_types": types[[1, 3]]},
+        "both": {"keep_cell_types": set(types[[0, 2, 4]]), "exclude_cell_types": types[1]},
+    }[how]
+    ours, other = m.subset(**arguments), theirs(m)
+    other.subset(**{k: list(v) if k[0] == "k" else v for k, v in arguments.items()})
+    assert ours.classes_.tolist() == other.classifier.classes_.tolist()
+    np.testing.assert_array_equal(ours.coef_, other.classifier.coef_)
+    np.testing.assert_array_equal(ours.intercept_, other.classifier.intercept_)
+    assert ours.description["number_celltypes"] == other.description["number_celltypes"] == 3
+    assert ours.dataset["n_cells"].values.tolist() == [0, 2, 4]
+    assert ours.certificate["n_iter"].tolist() == [0, 2, 4]
+    assert len(m.cell_types) == 5
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_subset__two_of_more(tmp_path, theirs, dtype):
+    """The difference of the scores is what it was, so labels are CellTypist's."""
+    m = make(5, dtype, certificate={"n_iter": np.arange(5)})
+    ours = m.subset([m.cell_types[3], m.cell_types[1]])
+    assert ours.coef_.shape == (1, GENES)
+    assert ours.coef_.dtype == dtype
+    assert ours.certificate is None
+    for name in ("coef", "intercept"):
+        before, after = m.dataset[name].values[[1, 3]], ours.dataset[name].values
+        # A difference of float32 halves exactly and doubles exactly.
+        np.testing.assert_array_equal(after[1] - after[0], before[1] - before[0])
+    ours.write(tmp_path / "two.pkl")
+    loaded = Model.load(tmp_path / "two.pkl")
+    np.testing.assert_array_equal(loaded.dataset["coef"], ours.dataset["coef"])
+    # All of two types: as they were.
+    both = ours.subset(ours.cell_types)
+    np.testing.assert_array_equal(both.dataset["coef"], ours.dataset["coef"])
+    Z = np.random.default_rng(2).normal(size=(50, GENES))
+    other = theirs(m)
+    other.subset(list(ours.cell_types))
+    labels = other.predict_labels_and_prob(Z)[2]
+    assert theirs(ours).predict_labels_and_prob(Z)[2].tolist() == labels.tolist()
+    assert len(set(labels)) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "name the cell types to keep"),
+        (("type 0 αβ⁺",), "at least two cell types must remain, not 1"),
+        ((["type 0", "type 1 αβ⁺"],), "no cell type 'type 0' in the model: did you mean"),
+        ((None, [f"type {i} αβ⁺" for i in range(4)]), "at least two cell types must remain, not 1"),
+        ((["type 0 αβ⁺", "type 1 αβ⁺"], "type 1 αβ⁺"), "'type 1 αβ⁺' is both kept and excluded"),
+    ],
+)
+def test_subset__refuses(arguments, message):
+    with pytest.raises(InputError, match=message):
+        make().subset(*arguments)
