@@ -18,10 +18,11 @@ _DELAY = 2  # seconds that a stage may take without a word
 
 
 @contextmanager
-def stage(name: str, total: int, unit: str = " cells", *, show: bool) -> Iterator[Any]:
-    """Count towards `total` with rate and time left; shorter stages than two seconds stay silent.
+def stage(name: str, total: int | None, unit: str = " cells", *, show: bool) -> Iterator[Any]:
+    """Count towards `total` with rate and time left; stages below two seconds stay silent.
 
-    On a terminal and in a notebook a bar moves; in a log a line stands every 30 s and at the end.
+    A `total` of None has no end in sight. On a terminal and in a notebook a bar moves; in a log a
+    line stands every 30 s and at the end.
     """
     log = not (_NOTEBOOK or sys.stderr.isatty())
     with tqdm(
