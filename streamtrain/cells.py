@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from streamtrain.errors import InputError, near
 from streamtrain.sources.base import Source
+from streamtrain.sources.lines import read_lines
 from streamtrain.sources.where import where as evaluate_where
 
 logger = logging.getLogger(__name__)
@@ -137,13 +138,7 @@ def _labels(source: Source, labels: Labels) -> pd.Series[Any]:
                 f"{near(str(labels), source.obs_columns())}"
             )
         # The whole line is the label: CellTypist reads a CSV and cuts it at a comma.
-        try:
-            with Path(labels).expanduser().open(encoding="utf-8-sig") as file:
-                lines = [line.rstrip("\n") for line in file]
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"labels must be a text file in UTF-8; {str(labels)!r}: {error}: convert it"
-            ) from error
+        lines = read_lines(labels, "labels")
         return pd.Series([line or None for line in lines], dtype=object).astype("category")
     if isinstance(labels, pd.Series):
         _check_order(source, labels)

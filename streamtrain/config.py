@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import Field, asdict, dataclass, fields, replace
 from numbers import Integral, Real
 from textwrap import indent
 from typing import Any, Literal, ParamSpec, TypeVar
@@ -15,24 +17,28 @@ from streamtrain.errors import InputError, near
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# Arguments of celltypist.train and of scikit-learn's estimators that this version does not take:
-# their defaults, which change nothing, and what it lacks.
-_NOT_YET: dict[str, tuple[Any, str]] = {
-    "C": (1.0, "logistic solver"),
-    "solver": (None, "logistic solver"),
-    "max_iter": (None, "logistic solver, nor SGD without mini-batches"),
-    "tol": (1e-3, "logistic solver, nor SGD without mini-batches"),
-    "use_GPU": (False, "GPU training"),
-    "feature_selection": (False, "feature selection"),
-    "top_genes": (300, "feature selection"),
-    "transpose_input": (False, "gene-by-cell input"),
-    "class_weight": (None, "class weights (balance_cell_type=True balances the batches)"),
-    "penalty": ("l2", "penalty other than l2"),
-    "l1_ratio": (0.15, "penalty other than l2"),
-    "loss": ("log_loss", "loss other than the logistic one"),
-    "early_stopping": (False, "early stopping"),
-    "n_iter_no_change": (5, "early stopping"),
-}
+logger = logging.getLogger(__name__)
+
+SOLVERS = ("lbfgs", "liblinear", "newton-cg", "sag", "saga")
+LOSSES = (
+    "log_loss", "hinge", "modified_huber", "squared_hinge", "perceptron", "squared_error", "huber",
+    "epsilon_insensitive", "squared_epsilon_insensitive",
+)  # fmt: skip
+_RATES = ("optimal", "constant", "invscaling", "adaptive", "pa1", "pa2")
+_SGD, _LOGISTIC = "use_SGD=True", "use_SGD=False"
+_MINI, _PASSES = "use_SGD=True with mini_batch=True", "max_iter, so not for mini-batches"
+# Settings that one way of training alone has. CellTypist documents the first as ignored elsewhere,
+# and so they are, with a warning; the second it hands to the estimator, which has no such argument.
+_IGNORED = {
+    "C": _LOGISTIC, "solver": _LOGISTIC, "use_GPU": _LOGISTIC, "alpha": _SGD, "mini_batch": _SGD,
+    "batch_number": _MINI, "batch_size": _MINI, "epochs": _MINI, "balance_cell_type": _MINI,
+    "max_iter": _PASSES, "top_genes": "feature_selection=True",
+}  # fmt: skip
+_REFUSED = {
+    "average": _SGD, "learning_rate": _SGD, "eta0": _SGD, "power_t": _SGD, "loss": _SGD,
+    "epsilon": _SGD, "shuffle": _SGD, "early_stopping": _SGD, "n_iter_no_change": _SGD,
+    "dual": _LOGISTIC, "intercept_scaling": _LOGISTIC,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,12 +47,34 @@ class Settings:
 
     Parameters
     ----------
+    transpose_input
+        The matrix is genes x cells: a text table, or an array in memory. An AnnData never is.
+    with_mean
+        Subtract each gene's mean when scaling. Costs nothing here: the matrix stays sparse.
+    check_expression
+        Require log1p expression normalised to 10,000 counts in every cell (or, with normalize,
+        raw counts). Switch off to train on the values as they are.
+    C
+        Inverse of the regularization strength of logistic regression. A smaller value can
+        generalise better and fit worse.
+    solver
+        Name of a solver of logistic regression: lbfgs, newton-cg, sag, saga and liblinear. The
+        optimum is the same and one solver finds it, but for liblinear's, which penalises the
+        intercept as well.
+    max_iter
+        Most steps of logistic regression, or epochs of SGD without mini-batches. The default is
+        1000 below 50,000 cells, 500 below 500,000, else 200.
+    n_jobs
+        Threads. The default, and -1, takes all CPUs; the model is the same for any number.
     use_SGD
-        Train by stochastic gradient descent. The only solver of this version.
-    mini_batch
-        Take mini-batches. The only way of this version.
+        Train by stochastic gradient descent instead of logistic regression to its optimum.
     alpha
-        L2 regularization strength. A larger value can generalise better and fit worse.
+        Regularization strength of SGD. A larger value can generalise better and fit worse.
+    use_GPU
+        Solve logistic regression on the GPU. Needs CuPy.
+    mini_batch
+        Let SGD draw mini-batches. Otherwise it takes all cells in each epoch, until a cell type's
+        loss no longer falls.
     batch_number
         Mini-batches per epoch; fewer where the cells do not fill them.
     batch_size
@@ -55,11 +83,10 @@ class Settings:
         Epochs, each a fresh draw of batch_number * batch_size cells without replacement.
     balance_cell_type
         Draw rare cell types more often: weight 1 / (types * cells of the type).
-    with_mean
-        Subtract each gene's mean when scaling. Costs nothing here: the matrix stays sparse.
-    check_expression
-        Require log1p expression normalised to 10,000 counts in every cell (or, with normalize,
-        raw counts). Switch off to train on the values as they are.
+    feature_selection
+        Train twice: SGD on all genes first, then the solver asked for on the genes that weigh most.
+    top_genes
+        Genes to keep of each cell type, by the size of their coefficients; their union is used.
     normalize
         "log1p" normalises raw counts to 10,000 per cell and takes log1p while reading. The
         default takes the values as normalised already.
@@ -78,23 +105,57 @@ class Settings:
     scratch
         Folder on a local disk for the drawn cells. The default is the system's temporary folder
         (TMPDIR), or /var/tmp where that lies in memory.
-    n_jobs
-        Threads. The default, and -1, takes all CPUs; the model is the same for any number.
     random_state
         Seed of all draws. Same seed, same model.
     shuffle
-        Shuffle the cells within each mini-batch.
+        Shuffle the cells within each mini-batch; without mini-batches, in each epoch.
+    tol
+        When to stop. Logistic regression: the largest slope of a cell type's mean loss and penalty
+        is below tol, and the objective is proven to within tol / 100 of its minimum, relatively;
+        the default is 1e-4. SGD without mini-batches, and early stopping: an epoch improves by less
+        than tol; the default is 1e-3, and None never stops.
+    n_iter_no_change
+        Epochs without improvement after which SGD stops.
+    early_stopping
+        Judge SGD's epochs by cells that are held out, instead of by the training loss.
+    validation_fraction
+        Share of the cells that is held out for early stopping.
+    validation_groups
+        Column of obs (donor, study) whose groups are held out whole. The default holds out cells of
+        each cell type.
+    penalty
+        "l2", "l1", "elasticnet" or None.
+    l1_ratio
+        Share of l1 in "elasticnet". SGD's default is 0.15.
+    class_weight
+        Weight of each cell type by name, or "balanced": inversely by its number of cells.
+    loss
+        Of SGD: "log_loss", "hinge", "modified_huber", or, through scikit-learn and slower,
+        "squared_hinge", "perceptron", "squared_error", "huber", "epsilon_insensitive",
+        "squared_epsilon_insensitive". CellTypist's probabilities suit "log_loss" alone.
+    epsilon
+        Of the last three losses but one, and "huber".
     average
         Average the weights over the steps: True, or the step from which to average.
     learning_rate
         Step size: "optimal" is 1 / (alpha (t0 + t)) by Bottou's heuristic, as CellTypist's;
-        "constant" is eta0; "invscaling" is eta0 / t ** power_t.
+        "constant" is eta0; "invscaling" is eta0 / t ** power_t; "adaptive" is eta0, and a fifth
+        each time a cell type stops improving.
     eta0
-        Step size of "constant", and the first of "invscaling".
+        Step size of "constant" and "adaptive", and the first of "invscaling".
     power_t
         Exponent of "invscaling".
     fit_intercept
         Fit an intercept for each cell type.
+    intercept_scaling
+        Of liblinear: the larger, the less it penalises the intercept.
+    dual
+        Of liblinear: taken, and changes nothing, as both forms have one optimum.
+    warm_start
+        Model to continue from: a `Model`, or the path of one. Genes and cell types are matched by
+        name, and its weights moved to the scale of these cells.
+    verbose
+        Above 0, log each epoch or pass.
     dtype
         Precision of weights and scaled values. "float64" equals scikit-learn's float64 to
         rounding; "float32" takes half the memory.
@@ -110,15 +171,23 @@ class Settings:
         Free text of the version of the model.
     """
 
-    use_SGD: bool = True  # noqa: N815 - CellTypist's name
-    mini_batch: bool = True
+    transpose_input: bool = False
+    with_mean: bool = True
+    check_expression: bool = True
+    C: float = 1.0
+    solver: Literal["lbfgs", "liblinear", "newton-cg", "sag", "saga"] | None = None
+    max_iter: int | None = None
+    n_jobs: int | None = None
+    use_SGD: bool = False  # noqa: N815 - CellTypist's name
     alpha: float = 1e-4
+    use_GPU: bool = False  # noqa: N815 - CellTypist's name
+    mini_batch: bool = False
     batch_number: int = 100
     batch_size: int = 1000
     epochs: int = 10
     balance_cell_type: bool = False
-    with_mean: bool = True
-    check_expression: bool = True
+    feature_selection: bool = False
+    top_genes: int = 300
     normalize: Literal["log1p"] | None = None
     layer: str | None = None
     gene_key: str | None = None
@@ -126,14 +195,32 @@ class Settings:
     drop_unlabeled: bool = False
     memory: int | str | None = None
     scratch: str | None = None
-    n_jobs: int | None = None
     random_state: int = 0
     shuffle: bool = True
+    tol: float | Literal["auto"] | None = "auto"
+    n_iter_no_change: int = 5
+    early_stopping: bool = False
+    validation_fraction: float = 0.1
+    validation_groups: str | None = None
+    penalty: Literal["l2", "l1", "elasticnet"] | None = "l2"
+    l1_ratio: float | None = None
+    class_weight: dict[str, float] | Literal["balanced"] | None = None
+    loss: Literal[
+        "log_loss", "hinge", "modified_huber", "squared_hinge", "perceptron", "squared_error",
+        "huber", "epsilon_insensitive", "squared_epsilon_insensitive",
+    ] = "log_loss"  # fmt: skip
+    epsilon: float = 0.1
     average: bool | int = False
-    learning_rate: Literal["optimal", "constant", "invscaling"] = "optimal"
+    learning_rate: Literal["optimal", "constant", "invscaling", "adaptive", "pa1", "pa2"] = (
+        "optimal"
+    )
     eta0: float = 0.01
     power_t: float = 0.5
     fit_intercept: bool = True
+    intercept_scaling: float = 1.0
+    dual: bool = False
+    warm_start: str | None = None
+    verbose: int = 0
     dtype: Literal["float32", "float64"] = "float32"
     date: str = ""
     details: str = ""
@@ -143,31 +230,108 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be done, before anything is read."""
-        if not (self.use_SGD and self.mini_batch):
-            raise InputError(
-                "this version trains by mini-batch SGD alone: leave use_SGD and mini_batch True"
-            )
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(field.default, bool) and field.name != "average":
                 _choose(field.name, value, (True, False))
-        for name in ("batch_number", "batch_size", "epochs"):
+        for name in ("batch_number", "batch_size", "epochs", "n_iter_no_change", "top_genes"):
             _require(name, getattr(self, name), 1, whole=True)
-        _require("random_state", self.random_state, 0, whole=True)
-        _require("average", self.average, 0, whole=True)
-        _require("alpha", self.alpha, 0)
-        _require("power_t", self.power_t, 0)
-        _require("eta0", self.eta0, 0)
-        if self.alpha == 0 and self.learning_rate == "optimal":
+        if self.max_iter is not None:
+            _require("max_iter", self.max_iter, 1, whole=True)
+        for name in ("random_state", "average", "verbose"):
+            _require(name, getattr(self, name), 0, whole=True)
+        for name in ("alpha", "power_t", "eta0", "epsilon"):
+            _require(name, getattr(self, name), 0)
+        for name in ("C", "intercept_scaling"):
+            _require(name, getattr(self, name), 0, above=True)
+        _choose("solver", self.solver, (*SOLVERS, None))
+        _choose("penalty", self.penalty, ("l2", "l1", "elasticnet", None))
+        _choose("loss", self.loss, LOSSES)
+        _choose("normalize", self.normalize, ("log1p", None))
+        _choose("learning_rate", self.learning_rate, _RATES)
+        _choose("dtype", self.dtype, ("float32", "float64"))
+        if self.tol is not None and self.tol != "auto":
+            _require("tol", self.tol, 0)
+        if self.l1_ratio is not None:
+            _require("l1_ratio", self.l1_ratio, 0, most=1)
+        _require("validation_fraction", self.validation_fraction, 0, above=True, most=0.999)
+        self._check_weights()
+        self._check_steps()
+        self._check_ways()
+
+    def _check_weights(self) -> None:
+        weights = self.class_weight
+        if isinstance(weights, Mapping):
+            for name, weight in weights.items():
+                _require(f"class_weight[{name!r}]", weight, 0, above=True)
+        else:
+            _choose("class_weight", weights, ("balanced", None))
+
+    def _check_steps(self) -> None:
+        if self.alpha == 0 and self.learning_rate == "optimal" and self.trains_sgd:
             raise InputError(
                 "alpha must be above 0, as learning_rate='optimal' divides by it; for no penalty "
-                "pass learning_rate='constant' and eta0"
+                "pass penalty=None, or learning_rate='constant' and eta0"
             )
         if self.eta0 == 0 and self.learning_rate != "optimal":
             raise InputError(f"eta0 must be above 0 with learning_rate={self.learning_rate!r}")
-        _choose("normalize", self.normalize, ("log1p", None))
-        _choose("learning_rate", self.learning_rate, ("optimal", "constant", "invscaling"))
-        _choose("dtype", self.dtype, ("float32", "float64"))
+        if self.learning_rate == "adaptive" and self.mini_batch and not self.early_stopping:
+            raise InputError(
+                "learning_rate='adaptive' follows the loss of whole epochs: leave out mini_batch, "
+                "or pass early_stopping=True"
+            )
+
+    def _elsewhere(self, table: dict[str, str]) -> dict[str, str]:
+        """Those settings of `table` that are given although they belong to another way."""
+        ways = {
+            _LOGISTIC: not self.use_SGD,
+            _SGD: self.trains_sgd,
+            _MINI: self.trains_sgd and self.mini_batch,
+            _PASSES: not (self.use_SGD and self.mini_batch),
+            "feature_selection=True": self.feature_selection,
+        }
+        fields = _fields()
+        given = (name for name in table if getattr(self, name) != fields[name].default)
+        return {name: table[name] for name in given if not ways[table[name]]}
+
+    def warn_of_ignored(self) -> None:
+        """Warn of what CellTypist documents as ignored by the way of training asked for."""
+        for name, way in self._elsewhere(_IGNORED).items():
+            logger.warning("%s is ignored: it is for %s", name, way)
+
+    def _check_ways(self) -> None:
+        for name, way in self._elsewhere(_REFUSED).items():
+            raise InputError(f"{name} is for {way}: leave it out, or pass that")
+        if self.penalty == "elasticnet" and self.l1_ratio is None and not self.use_SGD:
+            raise InputError("penalty='elasticnet' needs l1_ratio, from 0 (l2) to 1 (l1)")
+        if self.tol is None and not self.use_SGD:
+            raise InputError("tol=None never stops, which SGD alone can do: pass a number")
+
+    @property
+    def trains_sgd(self) -> bool:
+        """Whether SGD runs at all: as the solver, or to select genes."""
+        return self.use_SGD or self.feature_selection
+
+    @property
+    def stop_tol(self) -> float | None:
+        """`tol` as scikit-learn's estimators default it."""
+        if self.tol == "auto":
+            return 1e-3 if self.use_SGD else 1e-4
+        return self.tol
+
+    def most_passes(self, n_obs: int) -> int:
+        """`max_iter`, or CellTypist's default for that many cells."""
+        if self.max_iter is not None:
+            return self.max_iter
+        return 1000 if n_obs < 50_000 else 500 if n_obs < 500_000 else 200
+
+    def first_round(self) -> Settings:
+        """How genes are selected: by SGD, with these settings otherwise."""
+        tol = self.tol if self.use_SGD else "auto"
+        return replace(
+            self, use_SGD=True, feature_selection=False, top_genes=300, warm_start=None, tol=tol,
+            C=1.0, solver=None, use_GPU=False, dual=False, intercept_scaling=1.0,
+        )  # fmt: skip
 
     @classmethod
     def from_keywords(cls, keywords: dict[str, Any]) -> Settings:
@@ -178,20 +342,15 @@ class Settings:
         TypeError
             For a keyword that does not exist, with the nearest that does.
         InputError
-            For one of CellTypist's that this version does not take, unless at its default, or for
-            a value out of range.
+            For a value out of range, or a setting that the way of training asked for has not.
         """
-        names = [f.name for f in fields(cls)]
-        taken = {}
-        for name, value in keywords.items():
-            default, lacking = _NOT_YET.get(name, (None, None))
-            if lacking and value != default:
-                raise InputError(f"{name} is not available yet: this version has no {lacking}")
-            if not lacking and name not in names:
+        names = list(_fields())
+        for name in keywords:
+            if name not in names:
                 raise TypeError(f"train() has no argument {name!r}: {near(name, names)}")
-            if not lacking:
-                taken[name] = value
-        return cls(**taken)
+        if keywords.get("random_state", 0) is None:  # scikit-learn's word for any seed
+            keywords = keywords | {"random_state": secrets.randbits(31)}
+        return cls(**keywords)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values."""
@@ -217,13 +376,32 @@ def takes_settings(function: Callable[P, R]) -> Callable[P, R]:
     return function
 
 
-def _require(name: str, value: Any, least: float, *, whole: bool = False) -> None:
+def _fields() -> dict[str, Field[Any]]:
+    return {f.name: f for f in fields(Settings)}
+
+
+def _require(
+    name: str,
+    value: Any,
+    least: float,
+    *,
+    above: bool = False,
+    most: float = math.inf,
+    whole: bool = False,
+) -> None:
     number = isinstance(value, Integral if whole else Real)  # NumPy's too
     if isinstance(value, bool) and name != "average":
         number = False
-    if not number or not math.isfinite(value) or value < least:
+    if (
+        not number
+        or not math.isfinite(value)
+        or not least <= value <= most
+        or (above and value == least)
+    ):
         kind = "a whole number" if whole else "a number"
-        raise InputError(f"{name} must be {kind} of at least {least}; got {value!r}")
+        words = f"above {least}" if above else f"of at least {least}"
+        words += f" and at most {most}" if most < math.inf else ""
+        raise InputError(f"{name} must be {kind} {words}; got {value!r}")
 
 
 def _choose(name: str, value: Any, choices: Iterable[Any]) -> None:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from streamtrain.kernels import sampling as kernel
 
-_DRAW, _SHUFFLE = 0, 1  # purposes of a random stream
+_DRAW, _SHUFFLE, HOLD_OUT = 0, 1, 2  # purposes of a random stream
 
 
 def uniforms(seed: int, purpose: int, epoch: int, n: int) -> NDArray[np.float64]:
@@ -41,6 +41,8 @@ class Plan:
         Whether to balance the classes.
     shuffle
         Whether to shuffle the cells within each batch.
+    as_stored
+        Draw nothing: every epoch takes all cells in their order.
     seed
         Of all draws.
     """
@@ -56,12 +58,13 @@ class Plan:
         balance: bool,
         shuffle: bool,
         seed: int,
+        as_stored: bool = False,
     ) -> None:
         self.n_obs = len(codes)
         self.batch_size = batch_size
         self.epochs = epochs
         self.epoch_size = min(batch_number * batch_size, self.n_obs)  # cells that an epoch takes
-        self.shuffle = shuffle
+        self.shuffle, self.as_stored = shuffle, as_stored
         self.seed = seed
         sizes = np.bincount(codes, minlength=n_classes) if balance else np.array([self.n_obs])
         self._starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
@@ -71,6 +74,8 @@ class Plan:
 
     def epoch(self, epoch: int) -> NDArray[np.int64]:
         """Positions of the cells of an epoch in training order, shape (epoch_size,)."""
+        if self.as_stored:
+            return np.arange(self.epoch_size)
         out = np.empty(self.epoch_size, np.int64)
         pairs = uniforms(self.seed, _DRAW, epoch, 2 * self.epoch_size).reshape(-1, 2)
         kernel.draw(self._order, self._starts, pairs, out)

@@ -9,10 +9,12 @@ from numpy.typing import NDArray
 
 from streamtrain.kernels import csr
 from streamtrain.rows import Rows
+from streamtrain.scaling import places
 from streamtrain.scratch import Folder, ScratchArray
 
 # Cells closer than this on scratch are fetched by one read: a read costs about as much as 64 KB.
 _GAP = 64 * 1024
+_SELECT = 32 * 10**6  # bytes of cells read at a time to select genes
 _READ = 2**20  # entries that one read of a dense stretch fetches, about
 
 
@@ -34,7 +36,7 @@ class Spill:
     """
 
     def __init__(self, n_vars: int, dtype: Any, scratch: Folder) -> None:
-        self.n_vars = n_vars
+        self.n_vars, self._scratch = n_vars, scratch
         types = (dtype, np.uint16 if n_vars <= 2**16 else np.int32)
         self._files = [ScratchArray(scratch, t) for t in types]
         self._lengths: list[NDArray[np.uint32]] = []
@@ -98,6 +100,20 @@ class Spill:
         for file, values in zip(self._files, out, strict=True):
             raw = file[lo:hi]
             csr.place(raw, starts - lo, stops - lo, places, indptr, values)
+
+    def select(self, genes: NDArray[np.int64]) -> Spill:
+        """Write the cells anew with these genes alone, at their places in `genes`."""
+        fewer = Spill(len(genes), self._files[0].dtype, self._scratch)
+        position = places(genes, self.n_vars)
+        step = max(1, int(_SELECT / (self.nbytes / max(1, self.n_obs) + 8)))
+        for start in range(0, self.n_obs, step):
+            rows = self.gather(np.arange(start, min(start + step, self.n_obs)))
+            data, indices = np.empty_like(rows.data), np.empty(len(rows.data), np.int32)
+            indptr = csr.select_genes(rows.data, rows.indices, rows.indptr, position, data, indices)
+            n = indptr[-1]
+            fewer.append(Rows(data[:n], indices[:n], indptr, len(genes)))
+        fewer.finish()
+        return fewer
 
     def close(self) -> None:
         """Delete the scratch files."""

@@ -6,7 +6,8 @@ import logging
 import os
 import platform
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streamtrain.batches import batches
 from streamtrain.budget import (
     BLOCK,
     READING_RESERVE,
@@ -27,21 +27,21 @@ from streamtrain.cells import Cells, Labels, labelled_cells, name_cell
 from streamtrain.config import Settings, takes_settings
 from streamtrain.errors import InputError
 from streamtrain.expression import Expression
+from streamtrain.holdout import hold_out
 from streamtrain.model import Model
-from streamtrain.progress import counted, stage
-from streamtrain.sampling import Plan
+from streamtrain.progress import counted
+from streamtrain.rounds import Fitted, Stored, check, fit, fixed_bytes, plan_epochs, window_bytes
 from streamtrain.scaling import MomentsPass, RunningMoments, Scaler, places, standard_deviation
 from streamtrain.scratch import require_free
-from streamtrain.solvers.sgd import SGD, SPARSE_INTERCEPT_RATE, Schedule, State
-from streamtrain.sources import open_source
+from streamtrain.selection import check_enough, top_genes
+from streamtrain.sources import open_expression, open_source
 from streamtrain.sources.base import Source
 from streamtrain.spill import Spill
 from streamtrain.streaming import sweep
 from streamtrain.threads import Threads
+from streamtrain.warm_start import as_model, weights_from
 
 logger = logging.getLogger(__name__)
-
-_WINDOW = 512 * 10**6  # bytes of cells gathered at a time; more only delays the first step
 
 
 @takes_settings
@@ -85,104 +85,157 @@ def train(
     TypeError
         For a keyword that is no setting.
     """
+    start = settings.pop("warm_start", None)
+    before = as_model(start)
+    if before is not None:
+        settings["warm_start"] = "a Model" if start is before else str(start)
     config = Settings.from_keywords(settings)
     if X is None or labels is None:
         raise InputError("train() needs both X and labels")
+    check(config)
+    config.warn_of_ignored()
     budget = parse_bytes(config.memory)
+    logger.info("Preparing data before training")
     with (
-        closing(
-            open_source(
-                X, layer=config.layer, gene_key=config.gene_key, genes=genes,
-                memory=budget // 4, scratch=config.scratch,
-            )
-        ) as source,
+        closing(_open(X, genes, config, budget, progress)) as source,
         Threads(config.n_jobs) as threads,
-    ):  # fmt: skip
+    ):
         cells = labelled_cells(
             source, labels, where=config.where, drop_unlabeled=config.drop_unlabeled
         )
-        plan = _plan(cells, config, source.name)
-        room = _room(budget, source, cells, plan, config)
+        held_out = _held_out(source, cells, config)
+        taken = _cells_taken(source.name, cells, held_out, config)
+        room = _room(budget, source, cells, config)
         logger.info(
             "%s: %d cells x %d genes, %d cell types; memory budget %s",
             source.name, cells.n_obs, source.n_vars, len(cells.classes), format_bytes(budget),
         )  # fmt: skip
-        with Spill(source.n_vars, config.dtype, config.scratch) as spill:
-            moments, record = _first_pass(
-                source, cells, plan, spill, config, room, threads, progress
-            )
+        with ExitStack() as scratch:
+            spill = scratch.enter_context(Spill(source.n_vars, config.dtype, config.scratch))
+            moments = _first_pass(source, cells, taken, spill, config, room, threads, progress)
             release_freed()
-            expressed = np.flatnonzero(moments.nonzero)
-            if len(expressed) < source.n_vars:
-                logger.info("%d non-expressed genes are left out", source.n_vars - len(expressed))
+            features = np.flatnonzero(moments.nonzero)
+            if len(features) < source.n_vars:
+                logger.info("%d non-expressed genes are left out", source.n_vars - len(features))
             scale = standard_deviation(moments)
-            scaler = Scaler(
-                moments.mean[expressed],
-                scale[expressed],
-                places(expressed, source.n_vars),
-                with_mean=config.with_mean,
-                dtype=config.dtype,
-                share=moments.nonzero[expressed] / moments.n,
-            )
-            solver = _solver(config, len(cells.classes), scaler, source, threads)
-            window = _window(room, spill.nbytes / spill.n_obs, spill.entry_bytes, config)
-            total = plan.epochs * plan.epoch_size
-            with stage("Training", total, show=progress) as bar:
-                for batch in batches(plan, spill, record, cells.codes, scaler, window):
-                    solver.partial_fit(batch.cells)
-                    bar.update(batch.cells.rows.n_obs)
+            stored = Stored(spill, _recorder(taken), cells, held_out, source.is_sparse)
+
+            def train_on(features: NDArray[np.int64], settings: Settings, stored: Stored) -> Fitted:
+                at = features if stored.spill is spill else np.arange(len(features))
+                scaler = Scaler(
+                    moments.mean[features],
+                    scale[features],
+                    places(at, stored.spill.n_vars),
+                    with_mean=config.with_mean,
+                    dtype=config.dtype,
+                    share=moments.nonzero[features] / moments.n,
+                )
+                start = None
+                if before is not None and settings is config:
+                    start = weights_from(
+                        before, cells.classes, source.genes[features], moments.mean[features],
+                        scale[features], with_mean=config.with_mean, dtype=config.dtype,
+                    )  # fmt: skip
+                return fit(settings, stored, scaler, start, room, threads, progress=progress)
+
+            if config.feature_selection:
+                check_enough(source.name, len(features), config.top_genes)
+                logger.info("Selecting features by a first round of SGD")
+                first = train_on(features, config.first_round(), stored)
+                features = features[top_genes(first.weights, config.top_genes)]
+                logger.info("%d features are selected; second round of training", len(features))
+                fewer = scratch.enter_context(spill.select(features))
+                spill.close()
+                stored = replace(stored, spill=fewer)
+            fitted = train_on(features, config, stored)
+        logger.info("Model training done")
         provenance = _provenance(X, labels, source, cells, config)
-        return _model(solver.state(), config, source, cells, moments, scale, expressed, provenance)
+        return _model(fitted, config, source, cells, moments, scale, features, provenance)
 
 
-def _plan(cells: Cells, config: Settings, name: str) -> Plan:
-    if cells.n_obs <= config.batch_size:
-        raise InputError(
-            f"{name}: mini-batches need more cells than batch_size; got {cells.n_obs:,} cells and "
-            f"batch_size={config.batch_size:,}: lower batch_size (--batch-size)"
-        )
-    if cells.n_obs < 10 * config.batch_size:
-        logger.info(
-            "%s: %d cells are few for mini-batches of %d; a smaller batch_size may do better",
-            name, cells.n_obs, config.batch_size,
-        )  # fmt: skip
-    return Plan(
-        cells.codes,
-        len(cells.classes),
-        batch_size=config.batch_size,
-        batch_number=config.batch_number,
-        epochs=config.epochs,
-        balance=config.balance_cell_type,
-        shuffle=config.shuffle,
+def _open(X: Any, genes: Any, config: Settings, budget: int, progress: bool) -> Source:
+    # Raw counts are asked for by name; else X must hold expression, or its raw, as in CellTypist.
+    opener = open_source if config.normalize else open_expression
+    return opener(
+        X, layer=config.layer, gene_key=config.gene_key, genes=genes,
+        transpose=config.transpose_input, memory=budget // 4, scratch=config.scratch,
+        progress=progress,
+    )  # fmt: skip
+
+
+def _held_out(source: Source, cells: Cells, config: Settings) -> NDArray[np.bool_] | None:
+    if not config.early_stopping:
+        return None
+    held = hold_out(
+        source, cells, fraction=config.validation_fraction, groups=config.validation_groups,
         seed=config.random_state,
-    )
+    )  # fmt: skip
+    logger.info("%d of %d cells are held out to judge epochs by", held.sum(), len(held))
+    return held
+
+
+def _cells_taken(
+    name: str, cells: Cells, held_out: NDArray[np.bool_] | None, config: Settings
+) -> NDArray[np.bool_] | None:
+    """Mark the cells that any round takes, shape (n,); None for all of them."""
+    n = cells.n_obs if held_out is None else int((~held_out).sum())
+    if not (config.trains_sgd and config.mini_batch):
+        return None
+    if n <= config.batch_size:
+        raise InputError(
+            f"{name}: mini-batches need more cells than batch_size; got {n:,} cells and "
+            f"batch_size={config.batch_size:,}: lower batch_size (--batch-size), or leave out "
+            "mini_batch"
+        )
+    if n < 10_000:
+        logger.warning(
+            "%s: %d cells are few for mini-batches; SGD over whole epochs (mini_batch=False) may "
+            "do better", name, n,
+        )  # fmt: skip
+    if not config.use_SGD:  # the second round takes every cell
+        return None
+    drawn = plan_epochs(config, cells, held_out).ever_drawn()
+    if held_out is not None:
+        every = np.ones(cells.n_obs, bool)
+        every[~held_out] = drawn
+        drawn = every
+    return None if drawn.all() else drawn
+
+
+def _recorder(
+    taken: NDArray[np.bool_] | None,
+) -> Callable[[NDArray[np.int64]], NDArray[np.int64]]:
+    """Make the function from positions among the labelled cells to numbers on scratch."""
+    if taken is None:
+        return lambda positions: positions
+    rank = np.cumsum(taken, dtype=np.uint32) - np.uint32(1)
+    return lambda positions: rank[positions].astype(np.int64)
 
 
 def _first_pass(
     source: Source,
     cells: Cells,
-    plan: Plan,
+    taken: NDArray[np.bool_] | None,
     spill: Spill,
     config: Settings,
     room: int,
     threads: Threads,
     progress: bool,
-) -> tuple[RunningMoments, Callable[[NDArray[np.int64]], NDArray[np.int64]]]:
-    """Read every cell once: checks, moments, and the cells that any epoch draws onto scratch.
-
-    Returns the moments, and the function from positions in the plan to numbers on scratch.
-    """
+) -> RunningMoments:
+    """Read every cell once: checks, moments, and the cells that any round takes onto scratch."""
+    # A text table holds raw counts, as in CellTypist, which warns of others and goes on.
+    table = source.is_table and config.normalize is None
     expression = Expression(
         source.name,
-        normalize=config.normalize,
-        check="sum" if config.check_expression else None,
+        normalize="log1p" if table else config.normalize,
+        check="sum" if config.check_expression and not table else None,
         dtype=config.dtype,
         cell=lambda position: name_cell(source, cells.rows, position),
         gene=lambda position: str(source.genes[position]),
         threads=threads,
     )
     moments = MomentsPass(source.n_vars, threads)
-    drawn = plan.ever_drawn()
+    n_taken = cells.n_obs if taken is None else np.count_nonzero(taken)
     # Alive at a time: the block at hand and the next, each as stored and as read, the normalised
     # values and the spilled copy.
     block = min(room // 6, BLOCK)
@@ -190,49 +243,34 @@ def _first_pass(
     for position, stored in counted(blocks, "Reading", cells.n_obs, show=progress):
         if position == 0:  # what the first cells tell of the rest, before hours are spent
             cell_bytes = len(stored.data) / stored.n_obs * spill.entry_bytes
-            _window(room, cell_bytes, spill.entry_bytes, config)
-            require_free(config.scratch, cell_bytes * np.count_nonzero(drawn), "training")
+            if config.trains_sgd and config.mini_batch:
+                window_bytes(room, cell_bytes, spill.entry_bytes, config.batch_size, config.dtype)
+            copies = 1 if config.use_SGD else 2  # by cell, and by gene for the solver
+            require_free(config.scratch, cell_bytes * n_taken * copies, "training")
         rows = expression(stored, position)
         moments.update(rows)
-        wanted = np.flatnonzero(drawn[position : position + rows.n_obs])
-        spill.append(rows if len(wanted) == rows.n_obs else rows.take(wanted))
+        if taken is not None:
+            wanted = np.flatnonzero(taken[position : position + rows.n_obs])
+            rows = rows if len(wanted) == rows.n_obs else rows.take(wanted)
+        spill.append(rows)
     expression.finish()
     spill.finish()
     logger.info("scratch holds %s", format_bytes(spill.nbytes))
-    if drawn.all():
-        return moments.result(), lambda positions: positions
-    rank = np.cumsum(drawn, dtype=np.uint32) - np.uint32(1)
-    return moments.result(), lambda positions: rank[positions].astype(np.int64)
+    return moments.result()
 
 
-def _solver(
-    config: Settings,
-    n_classes: int,
-    scaler: Scaler,
-    source: Source,
-    threads: Threads,
-) -> SGD:
-    sparse = source.is_sparse and not config.with_mean
-    return SGD(
-        n_classes,
-        scaler.shift,
-        Schedule(config.learning_rate, config.alpha, config.eta0, config.power_t),
-        average=config.average,
-        intercept_rate=(SPARSE_INTERCEPT_RATE if sparse else 1.0) * config.fit_intercept,
-        dtype=config.dtype,
-        threads=threads,
-    )
-
-
-def _room(budget: int, source: Source, cells: Cells, plan: Plan, config: Settings) -> int:
+def _room(budget: int, source: Source, cells: Cells, config: Settings) -> int:
     """Bytes of the budget that are left for cells.
 
     Taken already: weights, moments (twelve float64 arrays over the genes, names and temporaries
     included), and per cell label, order, rank, mark, offset and row number; per draw of an epoch
     its position and random numbers. A reserve stays for what reading leaves behind.
     """
-    fixed = SGD.nbytes(source.n_vars, len(cells.classes), config.dtype, config.average)
-    fixed += 12 * 8 * source.n_vars + 32 * cells.n_obs + 64 * plan.epoch_size + READING_RESERVE
+    fixed = fixed_bytes(config, source.n_vars, len(cells.classes))
+    fixed += 12 * 8 * source.n_vars + 32 * cells.n_obs + READING_RESERVE
+    if config.trains_sgd:
+        drawn = config.batch_number * config.batch_size if config.mini_batch else cells.n_obs
+        fixed += 64 * min(drawn, cells.n_obs)
     least = 16 * 10**6
     if budget < fixed + least:
         raise InputError(
@@ -243,35 +281,17 @@ def _room(budget: int, source: Source, cells: Cells, plan: Plan, config: Setting
     return budget - fixed
 
 
-def _window(room: int, cell_bytes: float, entry_bytes: int, config: Settings) -> int:
-    """Bytes of one window of gathered cells, each `cell_bytes` on scratch.
-
-    Two windows are alive beside three scaled batches and what the gathering holds in between.
-    """
-    batch = cell_bytes * config.batch_size
-    # Room for as many entries again: genes in most cells get one in every cell.
-    scaled = 2 * batch * (np.dtype(config.dtype).itemsize + 4) / entry_bytes
-    besides = 3 * scaled + 16 * 10**6
-    window = (room - besides) / 2
-    if window < batch:
-        raise InputError(
-            f"memory is too small for batches of {config.batch_size:,} cells of "
-            f"{format_bytes(batch)}: {format_bytes(2 * batch + besides - room)} more are needed; "
-            "raise memory or lower batch_size"
-        )
-    return int(min(window, _WINDOW))
-
-
 def _model(
-    state: State,
+    fitted: Fitted,
     config: Settings,
     source: Source,
     cells: Cells,
     moments: RunningMoments,
     scale: NDArray[np.float64],
-    expressed: NDArray[np.int64],
+    features: NDArray[np.int64],
     provenance: dict[str, Any],
 ) -> Model:
+    state = fitted.state
     weights: dict[str, Any] = {"coef": state.coef, "intercept": state.intercept}
     if state.average_coef is not None:
         weights = {
@@ -283,13 +303,14 @@ def _model(
     return Model.build(
         **weights,
         cell_types=cells.classes,
-        genes=source.genes[expressed],
-        mean=moments.mean[expressed],
-        var=moments.var[expressed],
-        scale=scale[expressed],
+        genes=source.genes[features],
+        mean=moments.mean[features],
+        var=moments.var[features],
+        scale=scale[features],
         n_cells=np.bincount(cells.codes, minlength=len(cells.classes)),
         with_mean=config.with_mean,
         t=state.t,
+        certificate=fitted.certificate,
         settings=config.to_dict(),
         provenance=provenance,
         description={

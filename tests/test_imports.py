@@ -23,17 +23,20 @@ PACKAGE = Path(streamtrain.__file__).parent
 # place here; the longest prefix counts.
 LAYERS = [
     ("errors", "kernels"),
-    ("atomic", "budget", "config", "progress", "rows", "scratch", "threads"),
+    ("atomic", "budget", "config", "pickled", "progress", "rows", "scratch", "threads"),
     ("scaling", "sampling", "expression", "synthetic", "writing"),
     ("sources", "decode"),
-    ("cells", "spill", "streaming", "batches"),
-    ("solvers", "model", "model_schema", "celltypist_export", "gpu"),
-    ("train", "predict", "evaluate", "plot", "simulate", "cluster", "convert", "selection"),
+    ("cells", "spill", "streaming", "batches", "tiles", "holdout"),
+    ("voting", "obs_columns", "annotations", "overcluster"),
+    ("celltypist_export", "celltypist_import", "model_edit", "model_schema", "model_store"),
+    ("solvers", "model", "gpu"),
+    ("rounds", "selection", "warm_start"),
+    ("train", "predict", "evaluate", "plot", "simulate", "cluster", "convert"),
     ("demo", "cli", "__main__", ""),
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # Only these may import them, and inside functions.
-GUARDED = {"gpu": {"train", "cluster"}, "cluster": {"train"}}
+GUARDED = {"gpu": {"rounds", "train", "cluster"}, "cluster": {"train"}}
 
 
 def layer_of(module):

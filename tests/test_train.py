@@ -22,7 +22,8 @@ from streamtrain.scaling import RunningMoments, standard_deviation
 from streamtrain.sources import open_source
 from tests import atlas, stores
 
-SMALL = {"batch_size": 100, "batch_number": 4, "epochs": 3, "progress": False}
+SGD = {"use_SGD": True, "mini_batch": True}
+SMALL = SGD | {"batch_size": 100, "batch_number": 4, "epochs": 3, "progress": False}
 
 
 def equal(a, b):
@@ -143,7 +144,7 @@ def test_train__same_model_for_any_block(tmp_path, monkeypatch):
     reference = streamtrain.train(path, "cell_type", **SMALL)
     module = sys.modules["streamtrain.train"]
     monkeypatch.setattr(module, "BLOCK", 2000)
-    monkeypatch.setattr(module, "_WINDOW", 60_000)
+    monkeypatch.setattr(sys.modules["streamtrain.rounds"], "_WINDOW", 60_000)
     equal(streamtrain.train(path, "cell_type", **SMALL), reference)
 
 
@@ -289,9 +290,9 @@ def spoil(**changes):
     return adata
 
 
-def relabel(values):
+def relabel(values, column="cell_type"):
     adata = atlas.make()
-    adata.obs["cell_type"] = values
+    adata.obs[column] = values
     return adata
 
 
@@ -339,7 +340,11 @@ def test_train__budgets_are_checked_at_the_first_block(monkeypatch):
 BAD = {
     "NaN": (lambda: spoil(value=np.nan), {}, r"gene 'GENE\d+' in cell 40 \('cell-40'\) is not fin"),
     "infinite": (lambda: spoil(value=np.inf), {}, r"cell 40 \('cell-40'\) is not finite \(inf\)"),
-    "negative": (lambda: spoil(value=-1), {}, "is negative .*layer='raw'"),
+    "negative": (
+        lambda: spoil(value=-1),
+        {},
+        r"gene 'GENE\d+' in cell 40 \('cell-40'\) is negative",
+    ),
     "one cell off": (
         lambda: spoil(value=9.0),
         {},
@@ -379,8 +384,19 @@ BAD = {
         {"memory": "115MB", "batch_size": 5500},
         "too small for batches of 5,500 cells",
     ),
-    "not implemented": (atlas.make, {"feature_selection": True}, "not available yet"),
-    "no logistic": (atlas.make, {"use_SGD": False}, "mini-batch SGD alone"),
+    "too few genes to select": (
+        atlas.make,
+        {"feature_selection": True},
+        "keeps the top_genes=300 of each cell type, and there are only 115 genes",
+    ),
+    "averaged optimum": (atlas.make, {"use_SGD": False, "average": True}, "average is for use_SGD"),
+    "unknown type weighs": (atlas.make, {"class_weight": {"b": 2}}, "names 'b', which is no cell"),
+    "one group": (
+        lambda: relabel("D0", column="donor"),
+        {"early_stopping": True, "validation_groups": "donor"},
+        "none of its 1 groups can be held out",
+    ),
+    "no model": (atlas.make, {"warm_start": 3}, "warm_start must be a Model or the path of one"),
     "no labels": (atlas.make, {"labels": None}, "needs both X and labels"),
     "scratch missing": (atlas.make, {"scratch": "/nonexistent"}, "scratch must be a folder"),
 }

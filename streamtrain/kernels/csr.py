@@ -84,3 +84,19 @@ def place(values, starts, stops, places, indptr, out):
         target = indptr[places[i]]
         for k in range(stops[i] - starts[i]):
             out[target + k] = values[starts[i] + k]
+
+
+@jit
+def select_genes(data, indices, indptr, position, out_data, out_indices):
+    """Keep the entries of the genes with a `position` of at least 0, there; returns the offsets."""
+    out_indptr = np.empty(len(indptr), np.int64)
+    out_indptr[0] = 0
+    n = 0
+    for i in range(len(indptr) - 1):
+        for p in range(indptr[i], indptr[i + 1]):
+            gene = position[indices[p]]
+            if gene >= 0:
+                out_data[n], out_indices[n] = data[p], gene
+                n += 1
+        out_indptr[i + 1] = n
+    return out_indptr

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
-from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from streamtrain.budget import BLOCK
 from streamtrain.errors import InputError
 from streamtrain.sources.base import Source
 
-__all__ = ["Source", "open_source"]
+if TYPE_CHECKING:
+    from streamtrain.sources.text import Parse
+
+__all__ = ["Source", "open_expression", "open_source"]
+
+logger = logging.getLogger(__name__)
+
+TEXT = (".csv", ".txt", ".tsv", ".tab", ".mtx")
+SUPPORTED = (
+    f".h5ad, zarr (a folder or .zip), {', '.join(TEXT)} (each also with .gz), and a 10x folder "
+    "(matrix.mtx, features.tsv or genes.tsv, barcodes.tsv)"
+)
+FIRST = 1000  # cells that tell whether X holds expression, as in CellTypist
 
 
 def open_source(
@@ -18,29 +33,39 @@ def open_source(
     *,
     layer: str | None = None,
     gene_key: str | None = None,
-    genes: Iterable[str] | None = None,
+    genes: Any = None,
+    transpose: bool = False,
     memory: int | None = None,
     scratch: str | Path | None = None,
+    progress: bool = True,
 ) -> Source:
     """Open cells x genes for reading by row, wherever they are.
 
     Parameters
     ----------
     X
-        Path of an .h5ad file or a zarr AnnData (folder or .zip); an AnnData, backed or not; a scipy
-        CSR or CSC matrix or array, a two-dimensional numpy array, a DataFrame with one column per
-        gene, or a dask array.
+        Path of an .h5ad file or a zarr AnnData (folder or .zip), of a text table (.csv, .txt,
+        .tsv, .tab) or a Matrix Market file (.mtx), each gzipped (.gz) or not, or of a 10x folder;
+        an AnnData, backed or not; a scipy CSR or CSC matrix or array, a two-dimensional numpy
+        array, a DataFrame with one column per gene, or a dask array. Text is parsed here, in
+        blocks, onto scratch.
     layer
         Which matrix of an AnnData: None for X, "raw" for raw/X with its own genes, else a layer's
         name.
     gene_key
-        Column of an AnnData's var with the gene names (default: var's index).
+        Column of an AnnData's var with the gene names (default: var's index); of a 10x folder
+        "gene_ids" or "gene_symbols" (default).
     genes
-        Gene names for a matrix or array, one for each column.
+        Gene names for a matrix, array or file without: a list-like, or the path of a text file
+        with one a line. Ignored where X names its genes, refused for an AnnData.
+    transpose
+        X is genes x cells. Ignored for an AnnData and a 10x folder, which say what they are.
     memory
-        Bytes that transposing a matrix stored by gene may hold (default 256 MB).
+        Bytes that parsing text, and transposing a matrix stored by gene, may hold (default 256 MB).
     scratch
-        Folder for that transposition's files (default: the system's temporary one).
+        Folder for the files of that (default: the system's temporary one).
+    progress
+        Show progress on standard error while text is parsed.
 
     Returns
     -------
@@ -55,19 +80,111 @@ def open_source(
         Where X is of another type, is damaged, or lacks what the other arguments name.
     """
     from streamtrain.sources import memory as in_memory
+    from streamtrain.sources.mtx import parse_10x
     from streamtrain.sources.store import StoreSource
+    from streamtrain.sources.text import TextSource
 
-    is_path = isinstance(X, str | os.PathLike)
-    is_anndata = in_memory.is_a(X, "anndata", "AnnData")
-    if is_path or is_anndata:
+    path = Path(X).expanduser() if isinstance(X, str | os.PathLike) else None
+    parse = None if path is None else _parser(path)
+    if parse is None and (path is not None or in_memory.is_a(X, "anndata", "AnnData")):
         if genes is not None:
             raise InputError(
                 "genes= is for a matrix without gene names: name a var column, gene_key="
             )
-        if is_path:
-            return StoreSource(Path(X).expanduser(), layer, gene_key, memory, scratch)
+        if transpose:
+            logger.warning("an AnnData is cells x genes as it stands: transpose is ignored")
+        if path is not None:
+            return StoreSource(path, layer, gene_key, memory, scratch)
         return in_memory.AnnDataSource(X, layer, gene_key, memory, scratch)
+    if parse is parse_10x:
+        parse, gene_key = partial(parse_10x, gene_key=gene_key), None
     for option, value in (("layer", layer), ("gene_key", gene_key)):
         if value is not None:
-            raise InputError(f"{option}={value!r} is for an AnnData, and X is a {type(X).__name__}")
-    return in_memory.array_source(X, genes, memory, scratch)
+            what = path or f"a {type(X).__name__}"
+            raise InputError(f"{option}={value!r} is for an AnnData, and X is {what}")
+    if path is not None and parse is not None:
+        return TextSource(path, parse, transpose, genes, memory, scratch, progress)
+    return in_memory.array_source(X, genes, memory, scratch, transpose)
+
+
+def _parser(path: Path) -> Parse | None:
+    """Choose how text is parsed, by the path's ending; None for an AnnData."""
+    import h5py
+
+    from streamtrain.sources.mtx import find_10x, parse_10x, parse_mtx
+    from streamtrain.sources.text import parse_table
+
+    if path.is_dir():
+        return parse_10x if find_10x(path) else None
+    ending = Path(path.name.lower().removesuffix(".gz")).suffix
+    if ending in TEXT:
+        if not path.exists():
+            raise FileNotFoundError(f"{path} does not exist")
+        return parse_mtx if ending == ".mtx" else parse_table
+    if path.is_file() and ending not in (".h5ad", ".zip") and not h5py.is_hdf5(path):
+        raise InputError(f"{path} is of no type that can be read: supported are {SUPPORTED}")
+    return None
+
+
+def open_expression(X: Any, *, above: float | None = None, **options: Any) -> Source:
+    """Open an AnnData's raw matrix where X does not hold expression, else X, as CellTypist does.
+
+    Judged by the first 1,000 cells. Where `layer` is given, and for anything but an AnnData, it is
+    `open_source`.
+
+    Parameters
+    ----------
+    above
+        Refuse values above this too, not only negative ones.
+    **options
+        As of `open_source`.
+
+    Returns
+    -------
+    Source
+        Close it when done.
+
+    Raises
+    ------
+    InputError
+        Where X does not hold expression and there is no raw; and as `open_source`.
+    """
+    from streamtrain.sources.memory import AnnDataSource
+    from streamtrain.sources.store import StoreSource
+
+    source = open_source(X, **options)
+    if options.get("layer") is not None or not isinstance(source, StoreSource | AnnDataSource):
+        return source
+    try:
+        found = _no_expression(source, math.inf if above is None else above, options.get("memory"))
+    except BaseException:
+        source.close()
+        raise
+    if found is None:
+        return source
+    source.close()
+    try:
+        raw = open_source(X, **options | {"layer": "raw"})
+    except InputError as error:
+        raise InputError(f"{found}; its raw/X cannot be read instead: {error}") from error
+    logger.warning("%s; its raw/X is read instead", found)
+    return raw
+
+
+def _no_expression(source: Source, above: float, memory: int | None) -> str | None:
+    """Word what in the first cells is no log1p expression; None for nothing."""
+    for start, stop in source.blocks(BLOCK if memory is None else min(BLOCK, memory // 4)):
+        if start >= FIRST:
+            break
+        rows = source.read(start, min(stop, FIRST))
+        bad = (rows.data < 0) | (rows.data > above)
+        if bad.any():
+            entry = int(bad.argmax())
+            cell = start + int(rows.indptr.searchsorted(entry, side="right")) - 1
+            rule = "negative" if rows.data[entry] < 0 else f"above {above:g}"
+            return (
+                f"X of {source.name} does not hold expression: gene "
+                f"{source.genes[rows.indices[entry]]!r} in cell {cell} "
+                f"({source.obs_names(cell, cell + 1)[0]!r}) is {rule} ({rows.data[entry]:g})"
+            )
+    return None

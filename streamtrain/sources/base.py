@@ -20,6 +20,7 @@ class Source(Protocol):
     """
 
     name: str  # what messages call it: a path, or the type of an object in memory
+    is_table: bool  # a text file, which CellTypist takes as raw counts and normalises
 
     @property
     def n_obs(self) -> int:

@@ -1,4 +1,4 @@
-"""Matrices stored by gene: compressed columns enter, and leave by cell after one transposition."""
+"""Matrices not stored by cell: their entries enter, and leave by cell after one external sort."""
 
 from __future__ import annotations
 
@@ -22,30 +22,31 @@ MEMORY = 256 << 20
 GROUPS = 1 << 20  # rows are counted in at most this many groups: 8 MB, whatever the atlas
 
 
-class CscMatrix:
-    """Compressed sparse columns, turned into rows through scratch files at the first read.
+class CooMatrix:
+    """Entries in any order, sorted by cell through scratch files at the first read.
 
     Parameters
     ----------
-    data, indices, indptr
-        numpy, h5py or zarr arrays.
+    data, rows, cols
+        Value, cell and gene of each entry: numpy, h5py or zarr arrays, or anything sliceable.
     shape
         Cells, genes.
     name
         What messages call the matrix.
     memory
-        Bytes that the transposition may hold (default 256 MB).
+        Bytes that the sort may hold (default 256 MB).
     scratch
-        Folder for the transposed matrix, gone after `close` (default: the system's).
+        Folder for the sorted matrix, gone after `close` (default: the system's).
     """
 
     is_sparse = True
+    _order = "not sorted by cell"
 
     def __init__(
         self,
         data: Any,
-        indices: Any,
-        indptr: Any,
+        rows: Any,
+        cols: Any,
         shape: Any,
         name: str,
         memory: int | None = None,
@@ -54,12 +55,11 @@ class CscMatrix:
         self.shape = (int(shape[0]), int(shape[1]))
         self.dtype = plain_dtype(data.dtype, name)
         self.name = name
-        self._data, self._indices, self._indptr = data, indices, indptr
+        self._data, self._indices, self._cols = data, rows, cols
         self._memory = MEMORY if memory is None else memory
         self._scratch = scratch
         self._files: list[ScratchArray] = []
         self._rows: CsrMatrix | None = None
-        check_compressed(data, indices, indptr, self.shape[1], name)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": [], "_rows": None}
@@ -68,12 +68,10 @@ class CscMatrix:
         if self._rows is None:
             entries = self._data.shape[0]
             need = entries * (8 + self.dtype.itemsize) + 8 * (self.shape[0] + 1)
-            require_free(
-                self._scratch, need, f"transposing {self.name}, which is stored by gene (CSC),"
-            )
+            require_free(self._scratch, need, f"transposing {self.name}, which is {self._order},")
             logger.warning(
-                "%s is stored by gene (CSC); transposing it through %s of scratch in %s",
-                self.name, format_bytes(need), place_of(self._scratch),
+                "%s is %s; transposing it through %s of scratch in %s",
+                self.name, self._order, format_bytes(need), place_of(self._scratch),
             )  # fmt: skip
             try:
                 self._rows = self._transpose()
@@ -145,10 +143,6 @@ class CscMatrix:
         start: NDArray[np.int64],
     ) -> None:
         """Append every entry to its bucket's stretch of the files."""
-        offsets = fetch(self._indptr, 0, self.shape[1] + 1, self.name).astype(np.int64)
-        if np.any(np.diff(offsets) < 0):
-            gene = int(np.argmax(np.diff(offsets) < 0))
-            raise damaged(self.name, f"the offsets (indptr) at gene {gene} do not ascend")
         at, ends = start.copy(), np.empty(len(start), np.int64)
         wide = 2 * self._indices.dtype.itemsize + self._data.dtype.itemsize
         for low, high in self._slices(wide + 2 * self.dtype.itemsize + 16):
@@ -157,7 +151,7 @@ class CscMatrix:
             rows = self._row_slice(low, high)
             values = fetch(self._data, low, high, self.name)
             values = np.ascontiguousarray(values, dtype=self.dtype)
-            cols = _columns(offsets, low, high)
+            cols = fetch(self._cols, low, high, self.name)
             transpose.part(rows, cols, values, width, bucket_of, first_row, ends, *out)
             begin = 0
             for b, end in enumerate(ends.tolist()):
@@ -186,13 +180,52 @@ class CscMatrix:
             self._files.pop().close()
 
 
-def _columns(offsets: NDArray[np.int64], low: int, high: int) -> NDArray[np.int32]:
-    """Gene of each of the entries low to high."""
-    first = int(np.searchsorted(offsets, low, side="right")) - 1
-    last = int(np.searchsorted(offsets, high, side="left"))
-    edges = np.clip(offsets[first : last + 1], low, high)
-    sizes = edges[1:] - edges[:-1]
-    return np.repeat(np.arange(first, last, dtype=np.int32), sizes)
+class CscMatrix(CooMatrix):
+    """Compressed sparse columns, turned into rows through scratch files at the first read.
+
+    Parameters
+    ----------
+    data, indices, indptr
+        numpy, h5py or zarr arrays.
+    shape, name, memory, scratch
+        As of `CooMatrix`.
+    """
+
+    _order = "stored by gene (CSC)"
+
+    def __init__(
+        self,
+        data: Any,
+        indices: Any,
+        indptr: Any,
+        shape: Any,
+        name: str,
+        memory: int | None = None,
+        scratch: Folder = None,
+    ) -> None:
+        cols = _Columns(indptr, int(shape[1]), name)
+        super().__init__(data, indices, cols, shape, name, memory, scratch)
+        check_compressed(data, indices, indptr, self.shape[1], name)
+
+
+class _Columns:
+    """The gene of each entry of compressed columns, sliceable."""
+
+    def __init__(self, indptr: Any, n_vars: int, name: str) -> None:
+        self._indptr, self._n_vars, self._name = indptr, n_vars, name
+        self._offsets: NDArray[np.int64] | None = None
+
+    def __getitem__(self, part: slice) -> NDArray[np.int32]:
+        if self._offsets is None:
+            offsets = fetch(self._indptr, 0, self._n_vars + 1, self._name).astype(np.int64)
+            if np.any(np.diff(offsets) < 0):
+                gene = int(np.argmax(np.diff(offsets) < 0))
+                raise damaged(self._name, f"the offsets (indptr) at gene {gene} do not ascend")
+            self._offsets = offsets
+        first = int(np.searchsorted(self._offsets, part.start, side="right")) - 1
+        last = int(np.searchsorted(self._offsets, part.stop, side="left"))
+        edges = np.clip(self._offsets[first : last + 1], part.start, part.stop)
+        return np.repeat(np.arange(first, last, dtype=np.int32), edges[1:] - edges[:-1])
 
 
 def _cut_groups(sizes: NDArray[np.int64], limit: int) -> NDArray[np.int64]:

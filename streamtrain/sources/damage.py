@@ -9,13 +9,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from isal import isal_zlib
 from numpy.typing import NDArray
 
 from streamtrain.errors import InputError
 
+ISAL_ERROR: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # its stub errs
 # What h5py, zarr and their codecs raise on bytes that they cannot decode: h5py OSError, KeyError
 # and RuntimeError; zarr KeyError, TypeError and ValueError (checksum, reshape, JSON, metadata);
-# blosc RuntimeError and SystemError, zstd RuntimeError; gzip EOFError and zlib.error.
+# blosc RuntimeError and SystemError, zstd RuntimeError; gzip EOFError, zlib.error and ISA-L's own.
 READ_ERRORS = (
     OSError,
     KeyError,
@@ -25,6 +27,7 @@ READ_ERRORS = (
     EOFError,
     SystemError,
     zlib.error,
+    ISAL_ERROR,
     zipfile.BadZipFile,
 )
 

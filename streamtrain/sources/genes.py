@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,8 +13,12 @@ from numpy.typing import NDArray
 
 from streamtrain.errors import InputError
 from streamtrain.sources.columns import Frame
+from streamtrain.sources.lines import read_lines
 
 logger = logging.getLogger(__name__)
+
+IGNORED = "%s names its genes itself: %s is ignored"
+Genes = str | os.PathLike[str] | Iterable[str]
 
 
 def gene_names(var: Frame, gene_key: str | None, name: str) -> NDArray[np.object_]:
@@ -57,7 +63,25 @@ def unique_names(names: NDArray[np.object_], name: str) -> NDArray[np.object_]:
     return np.array(make_index_unique(index), dtype=object)
 
 
-def given_names(genes: Iterable[str] | None, n_vars: int, name: str) -> NDArray[np.object_]:
+def name_list(genes: Genes) -> list[str]:
+    """Names as str, from a list-like or the path of a text file with one a line.
+
+    Raises
+    ------
+    InputError
+        Where the path is no text file in UTF-8.
+    """
+    if not isinstance(genes, str | os.PathLike):
+        return [str(gene) for gene in genes]
+    if not Path(genes).expanduser().is_file():
+        raise InputError(
+            f"genes={str(genes)!r} is one string, and there is no such file: pass a list of names, "
+            "or the path of a text file with one a line"
+        )
+    return list(read_lines(genes, "genes"))
+
+
+def given_names(genes: Genes | None, n_vars: int, name: str) -> NDArray[np.object_]:
     """Check the `genes` that a matrix without var must come with.
 
     Raises
@@ -66,12 +90,11 @@ def given_names(genes: Iterable[str] | None, n_vars: int, name: str) -> NDArray[
         Where they are missing or not as many as the columns.
     """
     if genes is None:
-        raise InputError(f"{name} has no gene names: pass genes=, one name for each column")
-    if isinstance(genes, str):
-        raise InputError(f"genes={genes!r} is one string: pass a list of names")
-    names = np.array([str(gene) for gene in genes], dtype=object)
+        raise InputError(f"{name} has no gene names: pass genes=, one name for each gene")
+    names = np.array(name_list(genes), dtype=object)
     if len(names) != n_vars:
         raise InputError(
-            f"genes has {len(names)} names, and {name} has {n_vars} columns: pass one name for each"
+            f"genes has {len(names)} names, and {name} has {n_vars} columns (genes): pass one name "
+            "for each"
         )
     return unique_names(names, name)

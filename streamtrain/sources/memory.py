@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from streamtrain.errors import InputError
 from streamtrain.sources.columns import MemoryFrame
 from streamtrain.sources.csc import CscMatrix
 from streamtrain.sources.derived import SlicedMatrix, SubsetMatrix
-from streamtrain.sources.genes import gene_names, given_names
+from streamtrain.sources.genes import IGNORED, Genes, gene_names, given_names
 from streamtrain.sources.matrix import CsrMatrix, DenseMatrix, Matrix
 from streamtrain.sources.opened import MatrixSource
 from streamtrain.sources.store import (
@@ -28,6 +28,8 @@ from streamtrain.sources.store import (
     stored_matrix,
 )
 
+logger = logging.getLogger(__name__)
+
 
 def is_a(value: object, package: str, name: str) -> bool:
     """Tell whether `value` is of a class of `package`, without importing it."""
@@ -38,34 +40,47 @@ def is_a(value: object, package: str, name: str) -> bool:
 
 
 class _FrameValues:
-    """A DataFrame's values, sliceable by rows."""
+    """A DataFrame's values, sliceable by rows, or by columns where these are the cells."""
 
-    def __init__(self, frame: pd.DataFrame, name: str) -> None:
+    def __init__(self, frame: pd.DataFrame, name: str, transpose: bool = False) -> None:
         types = {getattr(t, "numpy_dtype", getattr(t, "subtype", t)) for t in frame.dtypes}
         for column, kind in zip(frame.columns, frame.dtypes, strict=True):
             if not (pd.api.types.is_numeric_dtype(kind) or pd.api.types.is_bool_dtype(kind)):
                 raise InputError(
-                    f"column {column!r} of {name} has type {kind}, and every column must be a gene "
-                    "with numbers: drop it"
+                    f"column {column!r} of {name} has type {kind}, and every column must be a "
+                    f"{'cell' if transpose else 'gene'} with numbers: drop it"
                 )
-        self._frame = frame
-        self.shape = frame.shape
+        self._frame, self._transpose = frame, transpose
+        self.shape = frame.shape[::-1] if transpose else frame.shape
         self.dtype = np.result_type(*types) if types else np.dtype(np.float64)
 
     def __getitem__(self, part: slice) -> NDArray[Any]:
+        if self._transpose:
+            return self._frame.iloc[:, part].to_numpy(dtype=self.dtype).T
         return self._frame.iloc[part].to_numpy(dtype=self.dtype)
 
 
 def as_matrix(
-    X: Any, name: str, memory: int | None = None, scratch: str | Path | None = None
+    X: Any,
+    name: str,
+    memory: int | None = None,
+    scratch: str | Path | None = None,
+    transpose: bool = False,
 ) -> Matrix:
-    """Wrap any supported matrix.
+    """Wrap any supported matrix, transposed as a view.
 
     Raises
     ------
     InputError
         For any other type.
     """
+    if isinstance(X, pd.DataFrame):
+        return DenseMatrix(_FrameValues(X, name, transpose), name)
+    on_disk = isinstance(X, h5py.Dataset) or is_a(X, "zarr", "Array")
+    if transpose and on_disk:
+        raise InputError(f"transpose is for arrays in memory: pass dask.array.from_array({name})")
+    if transpose and hasattr(X, "T"):
+        X = X.T
     if bool(sp.issparse(X)) and X.format in ("csr", "csc"):
         # scipy allows spare room behind the last entry
         nnz = int(X.indptr[-1])
@@ -75,9 +90,7 @@ def as_matrix(
         return CscMatrix(*parts, X.shape, name, memory, scratch)
     if isinstance(X, np.ndarray) and not isinstance(X, np.ma.MaskedArray):
         return DenseMatrix(np.asarray(X), name)
-    if isinstance(X, pd.DataFrame):
-        return DenseMatrix(_FrameValues(X, name), name)
-    if isinstance(X, h5py.Dataset) or is_a(X, "zarr", "Array"):
+    if on_disk:
         return DenseMatrix(X, name)
     if is_a(X, "anndata", "BaseCompressedSparseDataset"):
         return node_matrix(X.group, name, memory, scratch)
@@ -91,21 +104,22 @@ def as_matrix(
 
 def array_source(
     X: Any,
-    genes: Iterable[str] | None = None,
+    genes: Genes | None = None,
     memory: int | None = None,
     scratch: str | Path | None = None,
+    transpose: bool = False,
 ) -> MatrixSource:
-    """Make a Source of a matrix without obs; a DataFrame's columns are its genes."""
+    """Make a Source of a matrix without obs; a DataFrame names its cells and genes itself."""
     name = type(X).__name__
-    matrix = as_matrix(X, name, memory, scratch)
-    index: Any = pd.RangeIndex(matrix.shape[0])
+    matrix = as_matrix(X, name, memory, scratch, transpose)
+    cells: Any = pd.RangeIndex(matrix.shape[0])
     if isinstance(X, pd.DataFrame):
-        index = X.index
-        genes = X.columns if genes is None else genes
+        if genes is not None:
+            logger.warning(IGNORED, name, "genes")
+        cells, genes = (X.columns, X.index) if transpose else (X.index, X.columns)
     names = given_names(genes, matrix.shape[1], name)
-    return MatrixSource(
-        name, matrix, MemoryFrame(pd.DataFrame(index=index), f"obs of {name}"), names
-    )
+    obs = MemoryFrame(pd.DataFrame(index=cells), f"obs of {name}")
+    return MatrixSource(name, matrix, obs, names)
 
 
 class AnnDataSource(MatrixSource):

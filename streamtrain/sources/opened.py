@@ -24,6 +24,8 @@ class MatrixSource:
         Where obs or var has another length than the matrix.
     """
 
+    is_table = False
+
     def __init__(self, name: str, matrix: Matrix, obs: Frame, genes: NDArray[np.object_]) -> None:
         self.name, self.genes = name, genes
         self.n_obs, self.n_vars = matrix.shape

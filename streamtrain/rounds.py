@@ -1,0 +1,405 @@
+"""One round of training: cells on scratch, a scaler and settings in, fitted weights out.
+
+The three ways to train stand here: logistic regression to its optimum, SGD over mini-batches, and
+SGD over whole epochs until the loss no longer falls.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamtrain.batches import Batch, batches
+from streamtrain.budget import format_bytes
+from streamtrain.cells import Cells
+from streamtrain.config import Settings
+from streamtrain.errors import InputError
+from streamtrain.progress import stage
+from streamtrain.rows import Rows
+from streamtrain.sampling import Plan
+from streamtrain.scaling import Scaler
+from streamtrain.solvers.class_weight import class_weights
+from streamtrain.solvers.fallback import Fallback, is_native
+from streamtrain.solvers.logistic import (
+    Logistic,
+    Penalty,
+    Sums,
+    TileSums,
+    column_classes,
+    problem_weights,
+)
+from streamtrain.solvers.sgd import SGD, SPARSE_INTERCEPT_RATE, Schedule, State
+from streamtrain.solvers.stopping import Stopping
+from streamtrain.spill import Spill
+from streamtrain.threads import Threads
+from streamtrain.tiles import Tiles
+
+logger = logging.getLogger(__name__)
+
+_WINDOW = 512 * 10**6  # bytes of cells gathered at a time; more only delays the first step
+_EPOCH_BATCH = 1000  # cells between two looks at the weights where epochs have no batches
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The cells of a run as the first pass left them.
+
+    Attributes
+    ----------
+    spill
+        Normalised expression of the cells that any round takes.
+    record
+        Gives their number on scratch by their position among the labelled cells.
+    cells
+        Codes and classes of the labelled cells.
+    held_out
+        Whether each labelled cell is held out to judge epochs by, shape (n,); None for none.
+    is_sparse
+        Whether scikit-learn would see a sparse matrix where cells are not centred.
+    """
+
+    spill: Spill
+    record: Callable[[NDArray[np.int64]], NDArray[np.int64]]
+    cells: Cells
+    held_out: NDArray[np.bool_] | None
+    is_sparse: bool
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Cells of each class, shape (n_classes,)."""
+        return np.bincount(self.cells.codes, minlength=len(self.cells.classes))
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """Weights, in the form training continues from, and what is known of them."""
+
+    state: State
+    certificate: dict[str, NDArray[Any]] | None = None
+
+    @property
+    def weights(self) -> NDArray[Any]:
+        """Coefficients that score cells: the average where there is one, shape (columns, genes)."""
+        average = self.state.average_coef
+        return self.state.coef if average is None else average
+
+
+def check(config: Settings) -> None:
+    """Refuse before anything is read what the solver of these settings cannot do."""
+    if config.use_GPU and not config.use_SGD:
+        from streamtrain.gpu.logistic import Arrays
+
+        Arrays.gpu()
+    if not config.trains_sgd or is_native(config.loss, config.learning_rate):
+        return
+    what = f"loss={config.loss!r} with learning_rate={config.learning_rate!r}"
+    judged = not config.mini_batch and config.stop_tol is not None
+    for refused, remedy in (
+        (judged, "pass mini_batch=True, or tol=None to train for max_iter epochs"),
+        (config.early_stopping, "leave out early_stopping"),
+        (config.average, "leave out average"),
+    ):
+        if refused:
+            raise InputError(
+                f"{what} is left to scikit-learn's partial_fit, which neither averages nor judges "
+                f"epochs here: {remedy}"
+            )
+
+
+def plan_epochs(config: Settings, cells: Cells, held_out: NDArray[np.bool_] | None) -> Plan:
+    """Which cells SGD takes, in which order: positions among the cells that are not held out."""
+    codes = cells.codes if held_out is None else cells.codes[~held_out]
+    n = len(codes)
+    whole = not config.mini_batch
+    size = _EPOCH_BATCH if whole else config.batch_size
+    return Plan(
+        codes,
+        len(cells.classes),
+        batch_size=min(size, n) if whole else size,
+        batch_number=-(-n // size) if whole else config.batch_number,
+        epochs=config.most_passes(cells.n_obs) if whole else config.epochs,
+        balance=config.balance_cell_type and not whole,
+        shuffle=config.shuffle and not whole,
+        as_stored=whole and not config.shuffle,
+        seed=config.random_state,
+    )
+
+
+def fit(
+    config: Settings,
+    stored: Stored,
+    scaler: Scaler,
+    start: State | None,
+    room: float,
+    threads: Threads,
+    *,
+    progress: bool,
+) -> Fitted:
+    """Train once.
+
+    Parameters
+    ----------
+    scaler
+        Of the genes to train on.
+    start
+        Weights of those genes to continue from.
+    room
+        Bytes for cells and for what the solver keeps.
+    """
+    if config.use_SGD:
+        return _fit_sgd(config, stored, scaler, start, room, threads, progress)
+    return _fit_logistic(config, stored, scaler, start, room, threads, progress)
+
+
+def fixed_bytes(config: Settings, n_genes: int, n_classes: int) -> int:
+    """Bytes that the solver takes whatever the number of cells."""
+    needs = []
+    if config.trains_sgd:
+        more = config.penalty, not config.mini_batch
+        needs.append(SGD.nbytes(n_genes, n_classes, config.dtype, config.average, *more))
+    if config.trains_sgd and not is_native(config.loss, config.learning_rate):
+        needs.append(Fallback.nbytes(n_genes, n_classes, config.dtype, config.batch_size))
+    if not config.use_SGD:  # the weights of all classes, and one class being solved
+        needs.append(2 * 8 * n_genes * n_classes + Logistic.nbytes(n_genes))
+    return max(needs)
+
+
+def window_bytes(room: float, cell_bytes: float, entry_bytes: int, batch: int, dtype: Any) -> int:
+    """Bytes of one window of gathered cells, each `cell_bytes` on scratch, in batches of `batch`.
+
+    Two windows are alive beside three scaled batches and what the gathering holds in between.
+    """
+    size = cell_bytes * batch
+    # Room for as many entries again: genes in most cells get one in every cell.
+    scaled = 2 * size * (np.dtype(dtype).itemsize + 4) / entry_bytes
+    besides = 3 * scaled + 16 * 10**6
+    window = (room - besides) / 2
+    if window < size:
+        raise InputError(
+            f"memory is too small for batches of {batch:,} cells of {format_bytes(size)}: "
+            f"{format_bytes(2 * size + besides - room)} more are needed; "
+            "raise memory or lower batch_size"
+        )
+    return int(min(window, _WINDOW))
+
+
+def _fit_sgd(
+    config: Settings,
+    stored: Stored,
+    scaler: Scaler,
+    start: State | None,
+    room: float,
+    threads: Threads,
+    progress: bool,
+) -> Fitted:
+    kept = None if stored.held_out is None else np.flatnonzero(~stored.held_out)
+    plan = plan_epochs(config, stored.cells, stored.held_out)
+    codes = stored.cells.codes if kept is None else stored.cells.codes[kept]
+    record = stored.record if kept is None else lambda at: stored.record(kept[at])
+    solver = _sgd(config, stored, scaler, start, threads)
+    spill = stored.spill
+    window = window_bytes(
+        room, spill.nbytes / spill.n_obs, spill.entry_bytes, plan.batch_size, config.dtype
+    )
+    served = batches(plan, spill, record, codes, scaler, window)
+    judged = not config.mini_batch or config.early_stopping
+    with stage("Training", plan.epochs * plan.epoch_size, show=progress) as bar:
+        if judged and isinstance(solver, SGD):
+            _until_stopped(config, solver, stored, scaler, plan, served, bar, window)
+        else:
+            for batch in served:
+                solver.partial_fit(batch.cells)
+                bar.update(batch.cells.rows.n_obs)
+    return Fitted(solver.state())
+
+
+def _sgd(
+    config: Settings, stored: Stored, scaler: Scaler, start: State | None, threads: Threads
+) -> SGD | Fallback:
+    n_classes = len(stored.cells.classes)
+    weights = class_weights(config.class_weight, stored.cells.classes, stored.counts)
+    sparse = stored.is_sparse and not config.with_mean
+    l1_ratio = 0.15 if config.l1_ratio is None else config.l1_ratio
+    if not is_native(config.loss, config.learning_rate):
+        names = ("loss", "penalty", "alpha", "fit_intercept", "epsilon", "learning_rate", "eta0",
+                 "power_t")  # fmt: skip
+        options = {name: getattr(config, name) for name in names} | {"l1_ratio": l1_ratio}
+        return Fallback(
+            n_classes, scaler.shift, options, class_weight=weights, sparse=sparse,
+            dtype=config.dtype, threads=threads, state=start,
+        )  # fmt: skip
+    schedule = Schedule(
+        config.learning_rate,  # type: ignore[arg-type] # is_native has checked it, and the loss
+        config.alpha,
+        config.eta0,
+        config.power_t,
+        config.penalty,
+        l1_ratio,
+    )
+    return SGD(
+        n_classes,
+        scaler.shift,
+        schedule,
+        average=config.average,
+        intercept_rate=(SPARSE_INTERCEPT_RATE if sparse else 1.0) * config.fit_intercept,
+        loss=config.loss,  # type: ignore[arg-type]
+        class_weight=weights,
+        sparse=sparse,
+        epochs=not config.mini_batch,
+        dtype=config.dtype,
+        threads=threads,
+        state=start,
+    )
+
+
+def _until_stopped(
+    config: Settings,
+    solver: SGD,
+    stored: Stored,
+    scaler: Scaler,
+    plan: Plan,
+    served: Iterator[Batch],
+    bar: Any,
+    window: int,
+) -> None:
+    """Train epoch by epoch; each class stops by scikit-learn's rule, on its own."""
+    stopping = Stopping(
+        solver.n_columns,
+        tol=config.stop_tol,
+        n_iter_no_change=config.n_iter_no_change,
+        eta0=config.eta0 if config.learning_rate == "adaptive" else None,
+    )
+    seen = 0
+    for batch in served:
+        solver.partial_fit(batch.cells)
+        seen += batch.cells.rows.n_obs
+        bar.update(batch.cells.rows.n_obs)
+        if seen % plan.epoch_size:
+            continue
+        if stored.held_out is not None:
+            gain = _accuracy(solver, stored, np.flatnonzero(stored.held_out), scaler, window)
+        else:
+            loss, penalty = solver.end_epoch()
+            gain = -(loss + penalty) / plan.epoch_size
+        slower, stopped = stopping.update(gain)
+        solver.slow(slower)
+        solver.freeze(stopped)
+        if config.verbose:
+            logger.info("epoch %d: %d cell types go on", batch.epoch + 1, stopping.active.sum())
+        if not stopping.active.any():
+            return
+    if config.stop_tol is not None:
+        _warn_not_converged(
+            _names(stored.cells.classes, stopping.active),
+            f"after {plan.epochs} epochs; raise max_iter, or tol",
+        )
+
+
+def _accuracy(
+    solver: SGD, stored: Stored, held_out: NDArray[np.int64], scaler: Scaler, window: int
+) -> NDArray[np.float64]:
+    """Share of the held-out cells on the right side of each column's boundary."""
+    right = np.zeros(solver.n_columns, np.int64)
+    for rows in _sweep(stored, held_out, window):
+        right += solver.n_correct(scaler(rows))
+    share: NDArray[np.float64] = right / len(held_out)
+    return share
+
+
+def _sweep(stored: Stored, positions: NDArray[np.int64], window: int) -> Iterator[Rows]:
+    """Cells from scratch with their codes, in order, about `window` bytes at a time."""
+    spill = stored.spill
+    step = max(1, int(window / (spill.nbytes / spill.n_obs + 8)))
+    for start in range(0, len(positions), step):
+        part = positions[start : start + step]
+        yield spill.gather(stored.record(part)).with_codes(stored.cells.codes[part])
+
+
+def _fit_logistic(
+    config: Settings,
+    stored: Stored,
+    scaler: Scaler,
+    start: State | None,
+    room: float,
+    threads: Threads,
+    progress: bool,
+) -> Fitted:
+    cells, n_genes = stored.cells, len(scaler.shift)
+    size = Logistic.nbytes(n_genes)
+    columns = 1 if len(cells.classes) == 2 else len(cells.classes)
+    # The solver's vectors come first; the cells that do not fit in the rest lie on scratch.
+    vectors = max(size, min(columns * size, 0.75 * room))
+    reading = min((room - vectors) / 2, _WINDOW)
+    weights = problem_weights(config.class_weight, cells.classes, stored.counts)
+    solver = Logistic(
+        scaler.shift,
+        weights,
+        stored.counts,
+        penalty=_penalty(config),
+        tol=config.stop_tol or 0.0,
+        max_iter=config.most_passes(cells.n_obs),
+        fit_intercept=config.fit_intercept,
+        threads=threads,
+        memory=vectors,
+        start=start,
+    )
+    with Tiles(n_genes, config.dtype, room - vectors - reading, config.scratch) as tiles:
+        # Alive at a time: a window as stored, scaled and by gene.
+        for rows in _sweep(stored, np.arange(cells.n_obs), int(reading / 6)):
+            tiles.append(scaler(rows).rows)
+        logger.info("solving on %s of scaled cells", format_bytes(tiles.nbytes))
+        with stage("Training", None, show=progress) as bar:
+
+            def report(n: int, ended: int) -> None:
+                bar.set_postfix_str(f"{ended} of {columns} cell types done", refresh=False)
+                bar.update(n)
+
+            solution = solver.fit(_sums(config, tiles, weights, threads), report)
+    certificate = solution.certificate
+    if not certificate["converged"].all():
+        _warn_not_converged(
+            _names(cells.classes, ~certificate["converged"]),
+            f"after {certificate['n_iter'].max()} iterations; raise max_iter, or tol",
+        )
+    logger.info("%d passes over the cells", certificate["n_passes"].max())
+    dtype = config.dtype
+    return Fitted(State(solution.coef.astype(dtype), solution.intercept), certificate)
+
+
+def _sums(config: Settings, tiles: Tiles, weights: NDArray[np.float64], threads: Threads) -> Sums:
+    if not config.use_GPU:
+        return TileSums(tiles, weights, threads)
+    from streamtrain.gpu.logistic import Arrays, DeviceSums
+
+    return DeviceSums(Arrays.gpu(), tiles, weights, column_classes(len(weights)))
+
+
+def _penalty(config: Settings) -> Penalty:
+    l1_ratio = {"l1": 1.0, "elasticnet": config.l1_ratio or 0.0}.get(config.penalty or "", 0.0)
+    return Penalty(
+        np.inf if config.penalty is None else config.C,
+        l1_ratio,
+        config.intercept_scaling if config.solver == "liblinear" else None,
+    )
+
+
+def _names(classes: NDArray[np.object_], which: NDArray[np.bool_]) -> list[str]:
+    """Names of the columns `which`; the one column of two classes stands for the second."""
+    return [str(name) for name in (classes[1:] if len(classes) == 2 else classes)[which]]
+
+
+def _warn_not_converged(names: list[str], words: str) -> None:
+    from sklearn.exceptions import ConvergenceWarning
+
+    some = ", ".join(map(repr, names[:10])) + (f" and {len(names) - 10} more" * (len(names) > 10))
+    warnings.warn(
+        f"{len(names)} cell types did not converge {words}: {some}",
+        ConvergenceWarning,
+        stacklevel=4,
+    )
