@@ -78,16 +78,17 @@ def read_lines(path: str | os.PathLike[str], what: str) -> Iterator[str]:
         Where the file is in another encoding, or cannot be read; `what` says what it should hold.
     """
     place = Path(path).expanduser()
-    with ExitStack() as files, reading(str(path)):
+    with ExitStack() as files:
         binary, _ = _binary(place, files)
         lines = io.TextIOWrapper(io.BufferedReader(binary), encoding="utf-8-sig")
-        try:
-            for line in lines:
-                yield line.rstrip("\n")
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{what} must be a text file in UTF-8; {str(path)!r}: {error}: convert it"
-            ) from error
+        with reading(str(path)):
+            try:
+                for line in lines:
+                    yield line.rstrip("\n")
+            except UnicodeDecodeError as error:
+                raise InputError(
+                    f"{what} must be a text file in UTF-8; {str(path)!r}: {error}: convert it"
+                ) from error
 
 
 class LineBlocks:
@@ -132,7 +133,7 @@ class LineBlocks:
             Where the file is damaged, or a line does not fit in the memory.
         """
         rest = self._filled - self.start
-        self.text[:rest] = self.text[self.start : self._filled].copy()
+        self.text[:rest] = self.text[self.start : self._filled]
         self.start, self.stop, self._filled = 0, self.stop - self.start, rest
         before = self.stop
         while self.stop == before and not self._ended:
@@ -156,8 +157,9 @@ class LineBlocks:
 
     def _grow(self) -> None:
         if len(self.text) >= self._most:
+            line = self.number + np.count_nonzero(self.text[: self.stop] == NEWLINE) + 1
             raise InputError(
-                f"{self.name}: line {self.number + 1:,} is longer than "
+                f"{self.name}: line {line:,} is longer than "
                 f"{format_bytes(len(self.text))}, the most that fits in memory="
                 f"{format_bytes(SHARE * self._most)}: raise memory"
             )
@@ -219,7 +221,7 @@ class StoredNames:
     room
         Where they are kept.
     name
-        What messages call the frame.
+        What messages call the file.
     """
 
     def __init__(self, room: Room, name: str) -> None:

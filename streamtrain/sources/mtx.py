@@ -99,7 +99,7 @@ def parse_10x(
         kept[:] = True
     if not kept.all():
         logger.info("%s: %d features other than genes are left out", folder, np.sum(~kept))
-    obs = StoredNames(room, f"obs of {folder}")
+    obs = StoredNames(room, str(barcodes))
     obs.extend(line.split("\t")[0] for line in read_lines(barcodes, barcodes.name))
     with LineBlocks(matrix_path, str(matrix_path), room.memory) as lines:
         header = _Header(lines, by_gene=True)
@@ -164,7 +164,7 @@ def _parse_entries(
     read, last, by_cell = 0, 0, True
     with stage("Parsing", lines.size, "B", show=room.progress) as bar:
         while lines.start < lines.stop or lines.fill():
-            if not out or len(out[0]) < len(lines.text) // 4:
+            if not out or len(out[0]) <= len(lines.text) // 4:
                 # An entry takes four bytes at least, as in "1 1".
                 out = [np.empty(len(lines.text) // 4 + 1, file.dtype) for file in files]
             n, n_read, n_lines = kernel.parse_entries(

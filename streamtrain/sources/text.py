@@ -129,7 +129,7 @@ def parse_table(path: Path, room: Room, transpose: bool, genes: list[str] | None
     name = str(path)
     with LineBlocks(path, name, room.memory) as lines:
         layout = _layout(lines, room)
-        rows = StoredNames(room, f"obs of {name}") if layout.named else None
+        rows = StoredNames(room, name) if layout.named else None
         carried, cells = (rows, layout.header) if transpose else (layout.header, rows)
         if carried is None and (genes is None or not transpose):
             given_names(genes, layout.n_cols, name)  # refuse before hours are spent
@@ -232,7 +232,7 @@ def _layout(lines: LineBlocks, room: Room) -> _Layout:
     header = None
     if is_header or (comment is not None and skipped in (0, named)):
         start = int(head.ends[0]) if skipped else 0
-        header = StoredNames(room, f"header of {name}")
+        header = StoredNames(room, name)
         header.append(head.text[start:], head.ends[skipped:] - start)
     return _Layout(delimiter, blanks, bool(named), n_cols, header)
 
@@ -251,7 +251,7 @@ def _parse_rows(
             text, start, stop = lines.text, lines.start, lines.stop
             if layout.blanks:
                 stop = kernel.squeeze(text, start, stop)
-            if not out or len(out[-1]) < len(text):
+            if not out or len(out[0]) <= len(text) // 2:
                 out = _buffers(len(text), layout)
             data, indices, indptr, ends, names = out
             count, n_lines = kernel.parse_rows(
