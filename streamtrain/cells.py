@@ -89,7 +89,7 @@ def labelled_cells(
     InputError
         If labels are absent, missing for some cells, too few or too many, or all the same.
     """
-    series = _labels(source, labels)
+    series = per_cell(source, labels, "labels")
     if len(series) != source.n_obs:
         raise InputError(
             f"there must be one label for each cell; got {len(series):,} labels for "
@@ -128,39 +128,54 @@ def labelled_cells(
     return Cells(rows, codes, classes)
 
 
-def _labels(source: Source, labels: Labels) -> pd.Series[Any]:
-    if isinstance(labels, (str, os.PathLike)):
-        if isinstance(labels, str) and labels in source.obs_columns():
-            return source.obs(labels)
-        if not Path(labels).expanduser().is_file():
+def per_cell(source: Source, values: Labels, what: str) -> pd.Series[Any]:
+    """One value a cell, of all cells: an obs column, the lines of a text file, or as given.
+
+    Parameters
+    ----------
+    values
+        Name of an obs column, path of a text file with one a line (an empty line is missing), or
+        a list-like.
+    what
+        The argument, for messages.
+
+    Raises
+    ------
+    InputError
+        If there is no such column or file, or a list-like names the cells in another order.
+    """
+    if isinstance(values, (str, os.PathLike)):
+        if isinstance(values, str) and values in source.obs_columns():
+            return source.obs(values)
+        if not Path(values).expanduser().is_file():
             raise InputError(
-                f"{source.name} has no obs column {str(labels)!r} and there is no such file: "
-                f"{near(str(labels), source.obs_columns())}"
+                f"{source.name} has no obs column {str(values)!r} and there is no such file: "
+                f"{near(str(values), source.obs_columns())}"
             )
-        # The whole line is the label: CellTypist reads a CSV and cuts it at a comma.
-        lines = read_lines(labels, "labels")
-        return pd.Series([line or None for line in lines], dtype=object).astype("category")
-    if isinstance(labels, pd.Series):
-        _check_order(source, labels)
-        return labels.reset_index(drop=True)
-    if isinstance(labels, pd.Index):
-        return pd.Series(labels)
-    shape = np.shape(labels)
+        # The whole line is the value: CellTypist reads labels as CSV and cuts them at a comma.
+        lines = [line or None for line in read_lines(values, what)]
+        return pd.Series(lines, dtype=object).astype("category")
+    if isinstance(values, pd.Series):
+        _check_order(source, values, what)
+        return values.reset_index(drop=True)
+    if isinstance(values, pd.Index):
+        return pd.Series(values)
+    shape = np.shape(values)
     if len(shape) != 1:
-        raise InputError(f"labels must be a list of one label a cell; got shape {shape}")
+        raise InputError(f"{what} must be a list of one label a cell; got shape {shape}")
     # NumPy would write the NaN of a list of text as 'nan', a label like any other.
-    return pd.Series(labels if isinstance(labels, np.ndarray) else list(labels))
+    return pd.Series(values if isinstance(values, np.ndarray) else list(values))
 
 
-def _check_order(source: Source, labels: pd.Series[Any]) -> None:
-    """Labels go by position; refuse a Series that names the same cells in another order."""
-    if labels.index.dtype.kind != "O" or len(labels) != source.n_obs:
+def _check_order(source: Source, values: pd.Series[Any], what: str) -> None:
+    """Values go by position; refuse a Series that names the same cells in another order."""
+    if values.index.dtype.kind != "O" or len(values) != source.n_obs:
         return
     names = pd.Index(source.obs_names(0, source.n_obs))
-    if not names.equals(labels.index) and names.isin(labels.index).all():
+    if not names.equals(values.index) and names.isin(values.index).all():
         raise InputError(
-            f"labels name the cells of {source.name} in another order: pass them in the order of "
-            "obs_names (labels.loc[adata.obs_names]), or their values alone"
+            f"{what} name the cells of {source.name} in another order: pass them in the order of "
+            f"obs_names ({what}.loc[adata.obs_names]), or their values alone"
         )
 
 

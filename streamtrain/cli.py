@@ -33,6 +33,7 @@ def train(
     labels: str,
     out: Path,
     celltypist: Path | None = None,
+    genes: str | None = None,
     overwrite: bool = False,
     quiet: bool = False,
     settings: Annotated[Settings, Parameter(name="*")] = Settings(),  # noqa: B008 - frozen
@@ -44,13 +45,17 @@ def train(
     Parameters
     ----------
     source
-        AnnData on disk: an .h5ad file or a zarr folder.
+        AnnData on disk, an .h5ad file or a zarr folder; or raw counts, which are normalised: a
+        text table (.csv, .txt, .tsv, .tab), a Matrix Market file (.mtx), gzipped or not, or a 10x
+        folder.
     labels
         Column of obs with the cell types, or a text file with one label a line.
     out
         Folder for the model, ending in .zarr by custom.
     celltypist
         Also write the model for CellTypist, to this .pkl file.
+    genes
+        Text file with one gene name a line, where SOURCE has none (.mtx).
     overwrite
         Replace outputs that exist.
     quiet
@@ -68,7 +73,7 @@ def train(
             raise InputError(f"--celltypist must end in .pkl; got {str(celltypist)!r}")
         if celltypist.resolve() == out.resolve():
             raise InputError(f"--out and --celltypist must differ; got {str(out)!r} for both")
-    model = run(source, labels, progress=not quiet, **settings.to_dict())
+    model = run(source, labels, genes, progress=not quiet, **settings.to_dict())
     model.save(out, overwrite=overwrite)
     if celltypist is not None:
         model.to_celltypist(celltypist, overwrite=overwrite)
@@ -83,14 +88,23 @@ def predict(
     source: str,
     /,
     *,
-    out: Path,
+    out: Path | None = None,
+    in_place: bool = False,
+    prefix: str = "",
     mode: Literal["best match", "prob match"] = "best match",
     p_thres: float = 0.5,
+    majority_voting: bool = False,
+    over_clustering: str | None = None,
+    min_prop: float = 0,
     probabilities: bool = False,
+    scores: bool = False,
     normalize: Literal["log1p"] | None = None,
     check_expression: bool = True,
     layer: str | None = None,
     gene_key: str | None = None,
+    genes: Path | None = None,
+    cells: Path | None = None,
+    transpose_input: bool = False,
     where: str | None = None,
     memory: str | None = None,
     scratch: str | None = None,
@@ -98,25 +112,42 @@ def predict(
     overwrite: bool = False,
     quiet: bool = False,
 ) -> None:
-    """Annotate the cells of SOURCE with MODEL and write one row a cell.
+    """Annotate the cells of SOURCE with MODEL, in a table or in columns of obs.
 
-    Example: streamtrain predict model.zarr new.h5ad --out predictions.parquet
+    Examples: streamtrain predict model.zarr new.h5ad --out predictions.parquet
+
+    streamtrain predict model.pkl new.h5ad --in-place --majority-voting --over-clustering leiden
 
     Parameters
     ----------
     model
-        Folder of a saved model.
+        A saved model, or one of CellTypist's (.pkl).
     source
         AnnData on disk: an .h5ad file or a zarr folder.
     out
-        File for the predictions, .parquet or .csv.
+        File for the predictions: .parquet, .csv or .csv.gz, one row a cell; or .h5ad or .zarr, as
+        SOURCE is: a copy of it whose obs has the predictions as well.
+    in_place
+        Add the predictions to obs of SOURCE itself, in place of --out. An .h5ad file is copied
+        beside itself first, so that it is never left half-written.
+    prefix
+        Of the names of the columns of obs.
     mode
         "best match" gives each cell the type of the highest score; "prob match" every type whose
         probability exceeds p-thres, joined by "|", or Unassigned.
     p_thres
         Probability that "prob match" asks for.
+    majority_voting
+        Also give each cell the label that most cells of its cluster have.
+    over_clustering
+        The clusters for majority voting: a column of obs, or a text file with one a line. The
+        default makes them by Leiden (needs scanpy and igraph).
+    min_prop
+        Clusters in which the most frequent label has a smaller share are Heterogeneous.
     probabilities
         Write the probability of every type as well.
+    scores
+        Write the decision score of every type as well.
     normalize
         "log1p" for raw counts.
     check_expression
@@ -125,6 +156,12 @@ def predict(
         Matrix to read: "raw" for raw/X, or the name of a layer. The default is X.
     gene_key
         Column of var that holds the gene names. The default is the index of var.
+    genes
+        Text file with the gene names, one a line, for a matrix without them.
+    cells
+        Text file with the names of the cells, one a line, for a matrix without them.
+    transpose_input
+        The text table is genes x cells.
     where
         Select cells by obs columns: "tissue == 'lung' and is_primary_data".
     memory
@@ -134,21 +171,25 @@ def predict(
     n_jobs
         Threads. The default takes all CPUs.
     overwrite
-        Replace the output if it exists.
+        Replace the output, or columns of obs, if they exist.
     quiet
         Print nothing but warnings and errors.
     """
     _log(quiet)
+    if out is None and not in_place:
+        raise InputError("say where the predictions go: --out FILE, or --in-place")
     from streamtrain.predict import predict as run
 
     run(
-        model, source, out=out, mode=mode, p_thres=p_thres, probabilities=probabilities,
+        model, source, genes, mode=mode, p_thres=p_thres, majority_voting=majority_voting,
+        over_clustering=over_clustering, min_prop=min_prop, probabilities=probabilities,
+        scores=scores, out=out, in_place=in_place, prefix=prefix, overwrite=overwrite,
         normalize=normalize, check_expression=check_expression, layer=layer, gene_key=gene_key,
-        where=where, memory=memory, scratch=scratch, n_jobs=n_jobs, overwrite=overwrite,
-        progress=not quiet,
+        cells=cells, transpose_input=transpose_input, where=where, memory=memory, scratch=scratch,
+        n_jobs=n_jobs, progress=not quiet,
     )  # fmt: skip
     if not quiet:
-        print(f"saved as {out}")
+        print(f"saved as {out}" if out is not None else f"added to obs of {source}")
 
 
 @app.command

@@ -50,6 +50,8 @@ def demo(folder: Path, *, overwrite: bool = False) -> Iterator[str]:
         "cell_type",
         where=f"donor_id not in [{names}]",
         normalize="log1p",
+        use_SGD=True,
+        mini_batch=True,
         balance_cell_type=True,
         average=True,
         batch_size=500,

@@ -4,36 +4,55 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from functools import partial
 from numbers import Real
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from streamtrain.atomic import check_output, replacing
+from streamtrain import overcluster
+from streamtrain.annotations import (
+    TABLES,
+    Calls,
+    Frame,
+    JoinedLabels,
+    Kept,
+    Layout,
+    ObsOutput,
+    Output,
+    TableFile,
+)
 from streamtrain.budget import BLOCK, READING_RESERVE, format_bytes, parse_bytes
-from streamtrain.cells import name_cell, select_rows
+from streamtrain.cells import Labels, name_cell, select_rows
 from streamtrain.errors import InputError
-from streamtrain.expression import Expression, Normalize
+from streamtrain.expression import MAX_LOG1P, Expression, Normalize
 from streamtrain.kernels import predict as kernel
 from streamtrain.model import Model
+from streamtrain.obs_columns import ObsFile
+from streamtrain.overcluster import over_cluster
 from streamtrain.progress import counted
 from streamtrain.rows import Rows
 from streamtrain.scaling import Scaler, places
-from streamtrain.sources import open_source
+from streamtrain.sources import open_expression, open_source
 from streamtrain.sources.base import Source
+from streamtrain.sources.lines import read_lines
 from streamtrain.streaming import sweep
 from streamtrain.threads import Threads
+from streamtrain.voting import given_clusters, majority
 
 logger = logging.getLogger(__name__)
 
 Mode = Literal["best match", "prob match"]
-UNASSIGNED = "Unassigned"
-COLUMNS = ("cell", "predicted_labels", "conf_score")
+Names = Sequence[str] | NDArray[Any] | str | os.PathLike[str] | None
+Detail = Literal["probabilities", "scores"] | None
+COPIES = (".h5ad", ".zarr")
+LABELLED = ("predicted_labels", "conf_score")
+VOTED = ("predicted_labels", "over_clustering", "majority_voting", "conf_score")
 
 
 class Scorer:
@@ -104,17 +123,25 @@ class Scorer:
 def predict(
     model: Model | str | os.PathLike[str],
     X: Any,
-    genes: Sequence[str] | NDArray[Any] | None = None,
+    genes: Names = None,
     *,
     mode: Mode = "best match",
     p_thres: float = 0.5,
+    majority_voting: bool = False,
+    over_clustering: Labels | None = None,
+    min_prop: float = 0,
     probabilities: bool = False,
+    scores: bool = False,
     out: str | os.PathLike[str] | None = None,
+    in_place: bool = False,
+    prefix: str = "",
     overwrite: bool = False,
     normalize: Normalize = None,
     check_expression: bool = True,
     layer: str | None = None,
     gene_key: str | None = None,
+    cells: Names = None,
+    transpose_input: bool = False,
     where: str | None = None,
     memory: int | str | None = None,
     scratch: str | None = None,
@@ -128,38 +155,62 @@ def predict(
     model
         A `Model`, or the path of a saved one.
     X, genes
-        Cells x genes, as in `train`.
+        Cells x genes, as in `train`; gene names also as the path of a text file with one a line.
     mode
         "best match" gives each cell the type of the highest score; "prob match" every type with a
         probability above `p_thres`, joined by "|", or "Unassigned".
     p_thres
         Probability that "prob match" asks for.
+    majority_voting
+        Also give each cell the label that most cells of its cluster have; of equally frequent
+        ones the first in the order of text. (CellTypist does not vote on 50 cells or fewer.)
+    over_clustering
+        The clusters, many and small, for `majority_voting`: name of an obs column, path of a text
+        file with one a line, or a list-like, of all cells of X. None makes them by Leiden, on the
+        graph in ``obsp["connectivities"]`` or of principal components, either of X or computed;
+        this needs scanpy and igraph, and about 3 kB a cell. They differ from those of
+        CellTypist, except on a stored graph.
+    min_prop
+        Clusters in which the most frequent label has a smaller share are "Heterogeneous".
     probabilities
         Add a column for each type with its probability (of the type against the rest).
+    scores
+        Add a column for each type with its decision score, instead.
     out
-        Write to this .parquet or .csv file, block by block, instead of returning a DataFrame.
+        Write to this file instead of returning a DataFrame: .parquet, .csv or .csv.gz, one row a
+        cell; or, where X is the path of such a file, .h5ad or .zarr: a copy of it whose obs has the
+        columns as well. Cells that `where` leaves out are missing there.
+    in_place
+        Add the columns to obs of X itself, an .h5ad file or a zarr folder. The file is never left
+        half-written: an .h5ad is copied beside itself first, which takes its size on disk.
+    prefix
+        Of the names of obs columns.
     overwrite
-        Replace `out` if it exists.
+        Replace `out`, or columns of obs, if they exist.
     normalize
-        "log1p" for raw counts.
+        "log1p" for raw counts. Text tables are taken as counts.
     check_expression
         Require values in the range of log1p expression normalised to 10,000, and warn of cells
         that are not.
     layer, gene_key, where, memory, scratch, n_jobs
         As in `train`.
+    cells
+        Names of the cells, where X has none: a list, or a text file with one a line.
+    transpose_input
+        Whether a text table is genes x cells.
     progress
         Show progress on standard error if it takes more than two seconds.
 
     Returns
     -------
     DataFrame or None
-        Indexed by cell name: `predicted_labels`, and `conf_score`, the highest probability.
-        None with `out`.
+        Indexed by cell name: `predicted_labels`; with `majority_voting` also `over_clustering` and
+        `majority_voting`; and `conf_score`, the highest probability. None with `out` or `in_place`.
 
     Raises
     ------
     InputError
-        If model or cells cannot be used, or `out` exists.
+        If model or cells cannot be used, or `out` or a column exists.
     FileNotFoundError
         If a path does not exist.
     """
@@ -167,23 +218,38 @@ def predict(
         raise InputError(f"mode must be 'best match' or 'prob match'; got {mode!r}")
     if not isinstance(p_thres, Real) or not 0 <= p_thres <= 1:
         raise InputError(f"p_thres must be a probability; got {p_thres!r}")
-    sink: AbstractContextManager[_Sink] = _open_sink(out, overwrite)
+    if not isinstance(min_prop, Real) or not 0 <= min_prop <= 1:
+        raise InputError(f"min_prop must be a share from 0 to 1; got {min_prop!r}")
+    if over_clustering is not None and not majority_voting:
+        raise InputError(
+            "over_clustering is for majority voting: pass majority_voting=True (--majority-voting)"
+        )
+    if probabilities and scores:
+        raise InputError(
+            "probabilities and scores both add a column for each cell type: choose one"
+        )
+    file = _file(X, out, in_place, prefix, overwrite)
     if not isinstance(model, Model):
         if not isinstance(model, (str, os.PathLike)):
             raise InputError(f"model must be a Model or the path of one; got {model!r}")
         model = Model.load(model)
-    taken = sorted(set(COLUMNS) & set(model.cell_types)) if probabilities else []
+    detail: Detail = "probabilities" if probabilities else "scores" if scores else None
+    details = [] if detail is None else list(model.cell_types)
+    columns = [*(VOTED if majority_voting else LABELLED), *details]
+    taken = sorted({"cell", *VOTED} & set(details))
     if taken:
         raise InputError(
-            f"probabilities=True adds a column for each cell type, and the cell type {taken[0]!r} "
-            "has the name of another column: leave probabilities out"
+            f"probabilities=True and scores=True add a column for each cell type, and the cell "
+            f"type {taken[0]!r} has the name of another column: leave them out"
         )
     budget = parse_bytes(memory)
+    # Raw counts are asked for by name; else X must hold expression, or its raw, as in CellTypist.
+    opener = open_source if normalize else partial(open_expression, above=MAX_LOG1P)
     with (
         closing(
-            open_source(
-                X, layer=layer, gene_key=gene_key, genes=genes,
-                memory=budget // 4, scratch=scratch,
+            opener(
+                X, layer=layer, gene_key=gene_key, genes=genes, transpose=transpose_input,
+                memory=budget // 4, scratch=scratch, progress=progress,
             )
         ) as source,
         Threads(n_jobs) as threads,
@@ -192,65 +258,141 @@ def predict(
         n_obs = source.n_obs if rows is None else len(rows)
         if n_obs == 0:
             raise InputError(f"{source.name} has no cells")
+        output: Output
+        if isinstance(file, ObsFile):
+            output = ObsOutput(file, prefix, source.n_obs, rows, scratch)
+        else:
+            output = file or Frame()
+        output.check(columns)
+        clusters = None
+        if majority_voting and over_clustering is not None:
+            clusters = given_clusters(source, over_clustering, rows)
+        elif majority_voting:
+            overcluster.check(n_obs, budget)
+        if source.is_table:
+            normalize = "log1p"
         scorer = Scorer(model, source.genes, source.name, threads)
-        expression = Expression(
-            source.name,
-            normalize=normalize,
-            check="range" if check_expression else None,
-            dtype=np.float64,
-            cell=lambda position: name_cell(source, rows, position),
-            gene=lambda position: str(source.genes[position]),
-            threads=threads,
+        nbytes, most = _block(budget, model, source, bool(details))
+
+        def expressed(check: Literal["range"] | None, stage: str) -> Iterator[tuple[int, Rows]]:
+            expression = Expression(
+                source.name,
+                normalize=normalize,
+                check=check,
+                dtype=np.float64,
+                cell=lambda position: name_cell(source, rows, position),
+                gene=lambda position: str(source.genes[position]),
+                threads=threads,
+            )
+            stored = sweep(source, rows, nbytes, most)
+            for position, block in counted(stored, stage, n_obs, show=progress):
+                yield position, expression(block, position)
+            if check is not None:
+                expression.finish()
+
+        joined = JoinedLabels(model.cell_types) if mode == "prob match" else None
+        layout = Layout(
+            labels=list(model.cell_types) if joined is None else joined.names,
+            fixed=joined is None,
+            details=details,
+            names=_names(source, rows, cells),
         )
-        block, most = _block(budget, model, source, probabilities)
-        with sink as table:
-            blocks = counted(sweep(source, rows, block, most), "Predicting", n_obs, show=progress)
-            for position, stored in blocks:
-                scores = scorer(expression(stored, position))
-                names = _names(source, rows, position, stored.n_obs)
-                table.add(annotate(scores, model.cell_types, names, mode, p_thres, probabilities))
-            expression.finish()
-        return table.result()
+        calls: Iterable[Calls] = (
+            annotate(scorer(block), position, joined, p_thres, detail)
+            for position, block in expressed("range" if check_expression else None, "Predicting")
+        )
+        if majority_voting:
+            calls = kept = Kept(calls, n_obs, 1 + len(details), scratch)
+            layout.clusters = clusters or over_cluster(
+                X, rows, source.n_vars, lambda: expressed(None, "Reading"),
+                threads=threads, scratch=scratch, show=progress,
+            )  # fmt: skip
+            layout.majority = majority(layout.clusters, kept.pieces(), layout.labels, min_prop)
+        return output.write(layout, calls)
 
 
 def annotate(
     scores: NDArray[np.float64],
-    cell_types: NDArray[np.object_],
-    names: NDArray[np.object_],
-    mode: Mode,
+    position: int,
+    joined: JoinedLabels | None,
     p_thres: float,
-    probabilities: bool,
-) -> pd.DataFrame:
-    """Turn scores, shape (n_obs, n_classes), into labels and confidences."""
+    detail: Detail,
+) -> Calls:
+    """Turn scores, shape (n_obs, n_types), into labels and confidences.
+
+    Parameters
+    ----------
+    position
+        Of the first cell.
+    joined
+        Labels for every type with a probability above `p_thres`; None for the best type alone.
+    detail
+        What to keep of each type as well.
+    """
     with np.errstate(over="ignore"):  # exp(-score) of a hopeless score is inf, its probability 0
         probability = 1 / (1 + np.exp(-scores))
-    if mode == "best match":
-        labels: Any = pd.Categorical.from_codes(
-            scores.argmax(axis=1), categories=pd.Index(cell_types)
-        )
+    if joined is None:
+        codes = scores.argmax(axis=1).astype(np.int32)
     else:
-        joined = [
-            "|".join(cell_types[row]) if row.any() else UNASSIGNED for row in probability > p_thres
-        ]
-        labels = np.array(joined, dtype=object)
-    table = pd.DataFrame(
-        {"predicted_labels": labels, "conf_score": probability.max(axis=1)},
-        index=pd.Index(names, name="cell"),
-    )
-    if probabilities:
-        more = pd.DataFrame(probability, columns=list(cell_types), index=table.index)
-        table = pd.concat([table, more], axis=1)
-    return table
+        codes = joined.codes(probability > p_thres)
+    values = probability.max(axis=1, keepdims=True)
+    if detail is not None:
+        more = probability if detail == "probabilities" else scores
+        values = np.concatenate([values, more], axis=1)
+    return Calls(position, codes, values)
+
+
+def _file(
+    X: Any, out: str | os.PathLike[str] | None, in_place: bool, prefix: str, overwrite: bool
+) -> TableFile | ObsFile | None:
+    """Open what is written to, checking first that it can be; None for a DataFrame."""
+    if in_place and out is not None:
+        raise InputError("choose either out (--out) or in_place (--in-place), not both")
+    table = out is not None and str(out).lower().endswith(TABLES)
+    copy = out is not None and Path(out).suffix.lower() in COPIES
+    if out is not None and not (table or copy):
+        raise InputError(f"out must end in {', '.join(TABLES)}, .h5ad or .zarr; got {str(out)!r}")
+    if prefix and not (copy or in_place):
+        raise InputError(
+            f"prefix={prefix!r} is for obs columns: pass in_place=True, or out=COPY.h5ad or .zarr"
+        )
+    if out is not None and table:
+        return TableFile(out, overwrite)
+    if not (copy or in_place):
+        return None
+    if not isinstance(X, (str, os.PathLike)):
+        raise InputError(
+            "obs columns are added to an .h5ad file or a zarr folder, and X is a "
+            f"{type(X).__name__}: assign the DataFrame that predict() returns"
+        )
+    return ObsFile(X, out, overwrite)
 
 
 def _names(
-    source: Source, rows: NDArray[np.int64] | None, position: int, n: int
-) -> NDArray[np.object_]:
-    if rows is None:
-        return source.obs_names(position, position + n)
-    wanted = rows[position : position + n]
-    first = int(wanted[0])
-    return source.obs_names(first, int(wanted[-1]) + 1)[wanted - first]
+    source: Source,
+    rows: NDArray[np.int64] | None,
+    given: Names,
+) -> Callable[[int, int], NDArray[np.object_]]:
+    """Give a function to the names of the selected cells start to stop."""
+    found = source.obs_names
+    if given is not None:
+        lines = read_lines(given, "cells") if isinstance(given, (str, os.PathLike)) else given
+        names: NDArray[np.object_] = np.array([str(name) for name in lines], dtype=object)
+        if len(names) != source.n_obs:
+            raise InputError(
+                f"cells must hold one name for each cell; got {len(names):,} for "
+                f"{source.n_obs:,} cells of {source.name}"
+            )
+        found = lambda start, stop: names[start:stop]  # noqa: E731
+
+    def selected(start: int, stop: int) -> NDArray[np.object_]:
+        if rows is None:
+            return found(start, stop)
+        wanted = rows[start:stop]
+        first = int(wanted[0])
+        return found(first, int(wanted[-1]) + 1)[wanted - first]
+
+    return selected
 
 
 def _some(names: NDArray[np.object_]) -> str:
@@ -276,82 +418,3 @@ def _block(budget: int, model: Model, source: Source, probabilities: bool) -> tu
     room = (budget - fixed) // 2
     per_cell = 8 * n_classes * (8 if probabilities else 4) + 500
     return min(room // 10, BLOCK), max(1, room // per_cell)
-
-
-class _Sink(Protocol):
-    """Where annotated blocks go."""
-
-    def add(self, block: pd.DataFrame) -> None:
-        """Take the next cells."""
-        ...
-
-    def result(self) -> pd.DataFrame | None:
-        """What predict() returns."""
-        ...
-
-
-class _Frame:
-    """Keep the blocks and return them as one DataFrame."""
-
-    def __init__(self) -> None:
-        self._blocks: list[pd.DataFrame] = []
-
-    def add(self, block: pd.DataFrame) -> None:
-        self._blocks.append(block)
-
-    def result(self) -> pd.DataFrame:
-        table = pd.concat(self._blocks)
-        labels = table["predicted_labels"]
-        if labels.dtype == object:  # "prob match": the combinations that occurred
-            table["predicted_labels"] = labels.astype("category")
-        return table
-
-
-class _File:
-    """Append the blocks to a parquet or CSV file."""
-
-    def __init__(self, path: Path, parquet: bool) -> None:
-        self._path, self._parquet = path, parquet
-        self._writer: Any = None
-
-    def add(self, block: pd.DataFrame) -> None:
-        if not self._parquet:
-            block.to_csv(self._path, mode="a", header=self._writer is None)
-            self._writer = True
-            return
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        table = pa.Table.from_pandas(block.reset_index(), preserve_index=False)
-        if self._writer is None:
-            self._writer = pq.ParquetWriter(self._path, table.schema)
-        self._writer.write_table(table)
-
-    def result(self) -> None:
-        return None
-
-    def close(self) -> None:
-        """End the file; nothing may be added after."""
-        if self._parquet and self._writer is not None:
-            self._writer.close()
-
-
-def _open_sink(
-    out: str | os.PathLike[str] | None, overwrite: bool
-) -> AbstractContextManager[_Sink]:
-    if out is None:
-        return nullcontext(_Frame())
-    path = Path(out)
-    if path.suffix.lower() not in (".parquet", ".csv"):
-        raise InputError(f"out must end in .parquet or .csv; got {str(out)!r}")
-    check_output(path, overwrite)
-    return _file(path, overwrite)
-
-
-@contextmanager
-def _file(path: Path, overwrite: bool) -> Iterator[_Sink]:
-    with (
-        replacing(path, overwrite) as partial,
-        closing(_File(partial, path.suffix.lower() == ".parquet")) as file,
-    ):
-        yield file

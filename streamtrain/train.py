@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from datetime import datetime
@@ -36,6 +36,7 @@ from streamtrain.scratch import require_free
 from streamtrain.selection import check_enough, top_genes
 from streamtrain.sources import open_expression, open_source
 from streamtrain.sources.base import Source
+from streamtrain.sources.genes import Genes
 from streamtrain.spill import Spill
 from streamtrain.streaming import sweep
 from streamtrain.threads import Threads
@@ -48,7 +49,7 @@ logger = logging.getLogger(__name__)
 def train(
     X: Any,
     labels: Labels | None = None,
-    genes: Sequence[str] | NDArray[Any] | None = None,
+    genes: Genes | None = None,
     *,
     progress: bool = True,
     **settings: Any,
@@ -58,13 +59,17 @@ def train(
     Parameters
     ----------
     X
-        Cells x genes: the path of an AnnData (.h5ad, or a zarr folder), or in memory an AnnData
-        (backed ones too), a SciPy sparse matrix or array, a NumPy or Dask array, a DataFrame.
+        Cells x genes. On disk: the path of an AnnData (.h5ad, or a zarr folder) with log1p
+        expression normalised to 10,000 counts; or of raw counts, normalised here: a text table
+        (.csv, .txt, .tsv, .tab), a Matrix Market file (.mtx), gzipped or not, or a 10x folder. In
+        memory: an AnnData (backed ones too), a SciPy sparse matrix or array, a NumPy or Dask array,
+        a DataFrame.
     labels
         Name of the obs column with the cell types, or one label a cell: a list-like, or the path
         of a text file with one a line.
     genes
-        Gene names, shape (n_vars,); needed only where X carries none.
+        Gene names, shape (n_vars,), or the path of a text file with one a line; needed only where X
+        carries none.
     progress
         Show progress on standard error in stages that take more than two seconds.
     **settings
@@ -84,6 +89,11 @@ def train(
         If X is a path that does not exist.
     TypeError
         For a keyword that is no setting.
+
+    Warns
+    -----
+    sklearn.exceptions.ConvergenceWarning
+        If cell types did not converge within `max_iter`; the message names them.
     """
     start = settings.pop("warm_start", None)
     before = as_model(start)

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+MINI = {"use_SGD": True, "mini_batch": True}  # SGD over mini-batches: quick to train
 TYPES = ("B", "NK", "T CD4", "T CD8", "Monocyte, classical")
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import streamtrain
+from tests import atlas
 from tests.stores import DATA
 
 celltypist = pytest.importorskip("celltypist", reason="the test extra brings celltypist")
@@ -54,16 +55,14 @@ def test_quality__at_least_celltypists_own(name, balance):
     One epoch instead of ten keeps CellTypist's own training short; README has five, on more sets.
     """
     train, query = held_out(normalised(load(name)), *SETS[name])
-    options = {"batch_size": 500, "epochs": 1, "balance_cell_type": balance}
+    options = atlas.MINI | {"batch_size": 500, "epochs": 1, "balance_cell_type": balance}
     ours, theirs = [], []
     for seed in range(5):
         model = streamtrain.train(train, "cell_type", random_state=seed, progress=False, **options)
         labels = streamtrain.predict(model, query, progress=False)["predicted_labels"]
         ours.append(streamtrain.evaluate(query.obs["cell_type"], labels).macro_f1)
         np.random.seed(seed)  # noqa: NPY002 - CellTypist draws from NumPy's global generator
-        other = celltypist.train(
-            train.copy(), "cell_type", use_SGD=True, mini_batch=True, random_state=seed, **options
-        )
+        other = celltypist.train(train.copy(), "cell_type", random_state=seed, **options)
         found = celltypist.annotate(query.copy(), model=other).predicted_labels
         labels = found["predicted_labels"].astype(str)
         theirs.append(streamtrain.evaluate(query.obs["cell_type"], labels).macro_f1)
@@ -77,7 +76,7 @@ def test_annotate__celltypist_agrees_on_every_cell(tmp_path, name, dtype):
     """CellTypist annotates with the exported pickle as predict() does: labels and probabilities."""
     counts = load(name)
     model = streamtrain.train(
-        counts, "cell_type", normalize="log1p", epochs=1, dtype=dtype, progress=False
+        counts, "cell_type", normalize="log1p", **atlas.MINI, epochs=1, dtype=dtype, progress=False
     )
     model.to_celltypist(tmp_path / "model.pkl")
     query = normalised(counts)
@@ -137,7 +136,7 @@ def test_train__each_real_set_in_counts_and_log1p(tmp_path, name):
     path = DATA / f"{name}.h5ad"
     if not path.exists():
         pytest.skip(f"needs {DATA}")
-    options = {"batch_size": 200, "batch_number": 10, "epochs": 1, "progress": False}
+    options = atlas.MINI | {"batch_size": 200, "batch_number": 10, "epochs": 1, "progress": False}
     raw = streamtrain.train(path, "cell_type", normalize="log1p", **options)
     truth = streamtrain.open_source(path).obs("cell_type")
     table = streamtrain.predict(raw, path, normalize="log1p", progress=False)

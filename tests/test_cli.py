@@ -2,12 +2,14 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
@@ -46,7 +48,7 @@ def folder(tmp_path_factory):
     return path
 
 
-TRAIN = ("--batch-size", 100, "--batch-number", 4, "--epochs", 2)
+TRAIN = ("--use-sgd", "--mini-batch", "--batch-size", 100, "--batch-number", 4, "--epochs", 2)
 
 
 def test_cli__train_then_predict(folder):
@@ -57,8 +59,8 @@ def test_cli__train_then_predict(folder):
     assert "saved as m.zarr and for CellTypist as m.pkl" in done.stdout
     assert "5 cell types" in done.stderr
     same = streamtrain.train(
-        folder / "atlas.h5ad", "cell_type", where="donor != 'D3'", random_state=7, batch_size=100,
-        batch_number=4, epochs=2, progress=False,
+        folder / "atlas.h5ad", "cell_type", where="donor != 'D3'", random_state=7, use_SGD=True,
+        mini_batch=True, batch_size=100, batch_number=4, epochs=2, progress=False,
     )  # fmt: skip
     np.testing.assert_array_equal(Model.load(folder / "m.zarr").coef_, same.coef_)
     run("predict", "m.zarr", "atlas.h5ad", "--out", "p.parquet", "--quiet", cwd=folder)
@@ -67,9 +69,33 @@ def test_cli__train_then_predict(folder):
     assert len(table) == 600
 
 
+def test_cli__predict_in_place(folder, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    streamtrain.train(folder / "atlas.h5ad", "cell_type", tol=0.1, progress=False).save("m.zarr")
+    shutil.copy(folder / "atlas.h5ad", "new.h5ad")
+    call(
+        capsys, "predict", "m.zarr", "new.h5ad", "--in-place", "--prefix", "ct_",
+        "--majority-voting", "--over-clustering", "donor", "--min-prop", 0.9, "--quiet",
+    )  # fmt: skip
+    obs = ad.read_h5ad("new.h5ad").obs
+    assert obs.columns[-3:].tolist() == [
+        "ct_over_clustering",
+        "ct_majority_voting",
+        "ct_conf_score",
+    ]
+    assert set(obs["ct_majority_voting"]) == {"Heterogeneous"}
+    for outputs, message in (((), "--out FILE, or --in-place"), (IN_PLACE_TOO, "not both")):
+        code, _, err = call(capsys, "predict", "m.zarr", "new.h5ad", *outputs)
+        assert code == 2
+        assert message in err
+
+
+IN_PLACE_TOO = ("--out", "p.csv", "--in-place")
+
+
 def test_cli__quiet_says_nothing(folder):
     done = run(
-        "train", "atlas.h5ad", "--labels", "cell_type", "--out", "q.zarr", "--quiet", *TRAIN,
+        "train", "atlas.h5ad", "--labels", "cell_type", "--out", "q.zarr", "--quiet",
         cwd=folder,
     )  # fmt: skip
     assert done.stdout == ""
@@ -87,7 +113,10 @@ MISTAKES = {
     "no such file": (["train", "none.h5ad", "--labels", "a"], "none.h5ad"),
     "no such column": (["train", "atlas.h5ad", "--labels", "celltype"], "did you mean 'cell_type'"),
     "bad value": (["train", "atlas.h5ad", "--labels", "cell_type", "--alpha", "-1"], "alpha must"),
-    "batch": (["train", "atlas.h5ad", "--labels", "cell_type"], "lower batch_size (--batch-size)"),
+    "batch": (
+        ["train", "atlas.h5ad", "--labels", "cell_type", "--use-sgd", "--mini-batch"],
+        "lower batch_size (--batch-size)",
+    ),
     "not an anndata": (["train", "text.h5ad", "--labels", "a"], "text.h5ad"),
 }
 
@@ -135,9 +164,9 @@ def test_cli__outputs_are_checked_before_reading(folder, capsys, monkeypatch, tm
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_cli__stopped_by_a_signal_leaves_nothing(folder, tmp_path, number):
     """While a block of predictions is being written."""
-    streamtrain.train(
-        folder / "atlas.h5ad", "cell_type", batch_size=100, epochs=1, progress=False
-    ).save(tmp_path / "m.zarr")
+    streamtrain.train(folder / "atlas.h5ad", "cell_type", tol=0.1, progress=False).save(
+        tmp_path / "m.zarr"
+    )
     big = atlas.make(n_obs=30_000, n_vars=120)
     big.write_h5ad(tmp_path / "big.h5ad")
     with subprocess.Popen(  # noqa: S603 - our own command
@@ -217,10 +246,8 @@ def test_readme__its_examples_run(folder, tmp_path, monkeypatch):
         if line.startswith("streamtrain ")
     ]  # fmt: skip
     assert [c.split()[1] for c in commands[:2]] == ["train", "predict"]
-    small = " --batch-size 100 --epochs 1"
     for command in commands[:2]:
-        words = (command + small * (command.split()[1] == "train")).split()[1:]
-        run(*words, cwd=tmp_path)
+        run(*command.split()[1:], cwd=tmp_path)
     monkeypatch.chdir(tmp_path)
     (code,) = (text for kind, text in blocks if kind == "python")
     adata.X = adata.layers["counts"]

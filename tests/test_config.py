@@ -11,16 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression, SGDClassifier
 
 import streamtrain
-from streamtrain import config
 from streamtrain.config import Settings, takes_settings
 from streamtrain.errors import InputError
 
 NAMES = [f.name for f in fields(Settings)]
-
-# Where the defaults differ from celltypist.train's: only mini-batch SGD is here so far.
-DIFFERS = {"use_SGD": (False, True), "mini_batch": (False, True)}
 
 
 def celltypists_arguments():
@@ -39,15 +36,19 @@ def test_settings__defaults_as_celltypist():
     theirs = celltypists_arguments()
     ours = {f.name: f.default for f in fields(Settings)}
     shared = set(theirs) & set(ours)
-    assert len(shared) >= 14
-    for name in shared:
-        assert (theirs[name], ours[name]) == DIFFERS.get(name, (theirs[name], theirs[name])), name
+    assert len(shared) >= 22
+    assert {name: ours[name] for name in shared} == {name: theirs[name] for name in shared}
 
 
-def test_settings__take_or_refuse_each_argument_of_celltypist():
-    own = set(inspect.signature(streamtrain.train).parameters)
-    for name in celltypists_arguments():
-        assert (name in own) != (name in config._NOT_YET), name
+def test_train__takes_every_argument_of_celltypist():
+    assert set(celltypists_arguments()) <= set(inspect.signature(streamtrain.train).parameters)
+
+
+@pytest.mark.parametrize("estimator", [SGDClassifier, LogisticRegression])
+def test_train__takes_every_argument_of_the_estimators(estimator):
+    """What celltypist.train hands on, but for the names of one class against the rest."""
+    theirs = set(inspect.signature(estimator).parameters) - {"multi_class"}
+    assert theirs <= set(inspect.signature(streamtrain.train).parameters)
 
 
 def test_settings__defaults_are_valid_and_plain():
@@ -81,14 +82,50 @@ def test_settings__unknown_keyword(name, near):
         streamtrain.train(None, "cell_type", **{name: 1})
 
 
-@pytest.mark.parametrize("name", sorted(config._NOT_YET))
-def test_settings__not_yet(name):
-    default, lacking = config._NOT_YET[name]
-    words = f"{name} is not available yet: this version has no {lacking}"
-    assert name not in NAMES
-    with pytest.raises(InputError, match=re.escape(words)):
-        Settings.from_keywords({name: "another"})
-    assert Settings.from_keywords({name: default}) == Settings()
+def test_settings__any_seed():
+    seeds = {Settings.from_keywords({"random_state": None}).random_state for _ in range(3)}
+    assert len(seeds) > 1
+
+
+IGNORED = [
+    ({"use_SGD": True, "C": 2.0}, "C is ignored: it is for use_SGD=False"),
+    ({"use_SGD": True, "solver": "saga"}, "solver is ignored"),
+    ({"use_SGD": True, "use_GPU": True}, "use_GPU is ignored"),
+    ({"alpha": 0.1}, "alpha is ignored: it is for use_SGD=True"),
+    ({"mini_batch": True}, "mini_batch is ignored: it is for use_SGD=True"),
+    ({"use_SGD": True, "batch_size": 9}, "is ignored: it is for use_SGD=True with mini_batch=True"),
+    ({"balance_cell_type": True}, "is ignored: it is for use_SGD=True with mini_batch=True"),
+    ({"top_genes": 9}, "top_genes is ignored: it is for feature_selection=True"),
+    ({"use_SGD": True, "mini_batch": True, "max_iter": 9}, "not for mini-batches"),
+    ({"use_SGD": True, "max_iter": 9}, None),
+    ({"feature_selection": True, "alpha": 0.1, "mini_batch": True, "batch_size": 9}, None),
+    ({"feature_selection": True, "C": 2.0, "top_genes": 5}, None),
+]
+
+
+@pytest.mark.parametrize(("keywords", "words"), IGNORED, ids=[str(k) for k, _ in IGNORED])
+def test_settings__warn_of_what_celltypist_ignores(keywords, words, caplog):
+    Settings(**keywords).warn_of_ignored()
+    assert (words or "") in caplog.text
+    assert bool(caplog.records) == bool(words)
+
+
+def test_first_round__is_sgd_with_the_other_settings():
+    config = Settings(
+        feature_selection=True, C=2.0, alpha=0.3, tol=1e-7, solver="liblinear", dual=True
+    )
+    first = config.first_round()
+    assert first.use_SGD
+    assert not first.feature_selection
+    assert (first.alpha, first.stop_tol) == (0.3, 1e-3)
+    assert Settings(feature_selection=True, use_SGD=True, tol=1e-7).first_round().stop_tol == 1e-7
+
+
+def test_most_passes__as_celltypist():
+    assert [Settings().most_passes(n) for n in (49_999, 50_000, 499_999, 500_000)] == [
+        1000, 500, 500, 200,
+    ]  # fmt: skip
+    assert Settings(max_iter=7).most_passes(10**6) == 7
 
 
 @pytest.mark.parametrize("name", ["with_mean", "balance_cell_type", "shuffle"])
@@ -100,8 +137,41 @@ def test_settings__switches_are_booleans(name, value):
 
 WHOLE = "must be a whole number of at least"
 REFUSED = [
-    ({"use_SGD": False}, "this version trains by mini-batch SGD alone: leave use_SGD and mini"),
-    ({"mini_batch": False}, "this version trains by mini-batch SGD alone"),
+    *[
+        ({name: value}, f"{name} must be a number above 0; got {value!r}")
+        for name in ("C", "intercept_scaling")
+        for value in (0, -1, "1", None)
+    ],
+    *[({"max_iter": value}, f"max_iter {WHOLE} 1; got {value!r}") for value in (0, 0.5, True)],
+    ({"tol": -1}, "tol must be a number of at least 0; got -1"),
+    ({"tol": "none"}, "tol must be a number of at least 0; got 'none'"),
+    ({"tol": None}, "tol=None never stops, which SGD alone can do"),
+    (
+        {"solver": "newton-cholesky"},
+        "solver must be one of 'lbfgs', 'liblinear', 'newton-cg', 'sag'",
+    ),
+    ({"loss": "log"}, "loss must be one of 'log_loss', 'hinge'"),
+    ({"penalty": "none"}, "penalty must be one of 'l2', 'l1', 'elasticnet', None; got 'none'"),
+    ({"penalty": "elasticnet"}, "penalty='elasticnet' needs l1_ratio"),
+    ({"l1_ratio": 1.5}, "l1_ratio must be a number of at least 0 and at most 1; got 1.5"),
+    ({"validation_fraction": 0}, "validation_fraction must be a number above 0 and at most 0.999"),
+    ({"class_weight": "balance"}, "class_weight must be one of 'balanced', None; got 'balance'"),
+    ({"class_weight": {"B": -1}}, "class_weight['B'] must be a number above 0; got -1"),
+    ({"use_SGD": True, "dual": True}, "dual is for use_SGD=False: leave it out"),
+    *[
+        ({name: value}, f"{name} is for use_SGD=True: leave it out, or pass that")
+        for name, value in {
+            "average": True,
+            "learning_rate": "constant",
+            "eta0": 1.0,
+            "power_t": 1.0,
+            "loss": "hinge",
+            "epsilon": 1.0,
+            "shuffle": False,
+            "early_stopping": True,
+            "n_iter_no_change": 3,
+        }.items()
+    ],
     *[
         ({name: value}, f"{name} {WHOLE} 1; got {value!r}")
         for name in ("batch_number", "batch_size", "epochs")
@@ -109,7 +179,7 @@ REFUSED = [
     ],
     *[
         ({"random_state": value}, f"random_state {WHOLE} 0; got {value!r}")
-        for value in (-1, 0.5, None, False)
+        for value in (-1, 0.5, False)
     ],
     *[({"average": value}, f"average {WHOLE} 0; got {value!r}") for value in (-1, 0.5, "yes")],
     *[
@@ -117,7 +187,10 @@ REFUSED = [
         for name in ("alpha", "eta0", "power_t")
         for value in (-1e-4, float("nan"), float("inf"), "0.1", None, True)
     ],
-    ({"alpha": 0}, "alpha must be above 0, as learning_rate='optimal' divides by it"),
+    (
+        {"use_SGD": True, "alpha": 0},
+        "alpha must be above 0, as learning_rate='optimal' divides by it",
+    ),
     (
         {"eta0": 0, "learning_rate": "constant"},
         "eta0 must be above 0 with learning_rate='constant'",
@@ -126,8 +199,12 @@ REFUSED = [
     ({"normalize": "log2"}, "normalize must be one of 'log1p', None; got 'log2'"),
     ({"normalize": True}, "normalize must be one of 'log1p', None; got True"),
     (
-        {"learning_rate": "adaptive"},
-        "learning_rate must be one of 'optimal', 'constant', 'invscaling'; got 'adaptive'",
+        {"learning_rate": "adapt"},
+        "learning_rate must be one of 'optimal', 'constant', 'invscaling'",
+    ),
+    (
+        {"use_SGD": True, "mini_batch": True, "learning_rate": "adaptive"},
+        "learning_rate='adaptive' follows the loss of whole epochs: leave out mini_batch",
     ),
     ({"dtype": "float16"}, "dtype must be one of 'float32', 'float64'; got 'float16'"),
 ]
@@ -159,7 +236,7 @@ def test_settings__refuse(keywords, words):
     ids=str,
 )
 def test_settings__accept(keywords):
-    kept = Settings(**keywords)
+    kept = Settings(use_SGD=True, **keywords)
     assert {name: getattr(kept, name) for name in keywords} == keywords
 
 

@@ -8,15 +8,20 @@ import pytest
 from streamtrain.simulate import simulate
 
 RUN = """
-import re, sys
+import re, sys, warnings
 from pathlib import Path
 import streamtrain
 what, source, model, memory, *rest = sys.argv[1:]
 if what == "train":
     streamtrain.train(
-        source, "cell_type", normalize="log1p", memory=memory, batch_size=500, epochs=3,
-        progress=False,
+        source, "cell_type", normalize="log1p", memory=memory, use_SGD=True, mini_batch=True,
+        batch_size=500, epochs=3, progress=False,
     ).save(model, overwrite=True)
+elif what == "solve":
+    warnings.simplefilter("ignore")  # that three steps do not reach the optimum
+    streamtrain.train(
+        source, "cell_type", normalize="log1p", memory=memory, max_iter=3, progress=False
+    )
 else:
     streamtrain.predict(
         model, source, normalize="log1p", memory=memory, out=rest[0], overwrite=True,
@@ -52,4 +57,5 @@ def test_memory__stays_in_the_budget(tmp_path):
     peak("train", tiny, model, "150MB")  # kernels compile, should they have to
     base = peak("train", tiny, model, "150MB")
     assert peak("train", large, model, "150MB") - base < 150e6
+    assert peak("solve", large, model, "150MB") - base < 150e6
     assert peak("predict", large, model, "150MB", tmp_path / "p.parquet") - base < 150e6

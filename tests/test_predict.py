@@ -3,9 +3,11 @@
 import logging
 import re
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
 from scipy.special import expit
 
 import streamtrain
@@ -13,14 +15,13 @@ from streamtrain import InputError, Model
 from tests import atlas, stores
 
 QUIET = {"progress": False}
+SMALL = atlas.MINI | QUIET | {"batch_size": 100, "epochs": 2}
+VOTED = ["predicted_labels", "over_clustering", "majority_voting", "conf_score"]
 
 
 @pytest.fixture(scope="module")
 def model():
-    return streamtrain.train(
-        atlas.make(), "cell_type", batch_size=100, batch_number=4, epochs=2, dtype="float64",
-        **QUIET,
-    )  # fmt: skip
+    return streamtrain.train(atlas.make(), "cell_type", batch_number=4, dtype="float64", **SMALL)
 
 
 def by_hand(model, adata):
@@ -53,7 +54,9 @@ def test_predict__equals_the_rules(model):
 
 
 def test_predict__two_types(tmp_path):
-    model = streamtrain.train(atlas.make(n_types=2), "cell_type", batch_size=100, **QUIET)
+    model = streamtrain.train(
+        atlas.make(n_types=2), "cell_type", **atlas.MINI, batch_size=100, **QUIET
+    )
     adata = query(n_types=2)
     table = streamtrain.predict(model, adata, **QUIET)
     assert (
@@ -63,9 +66,7 @@ def test_predict__two_types(tmp_path):
 
 
 def test_predict__without_centring():
-    model = streamtrain.train(
-        atlas.make(), "cell_type", batch_size=100, with_mean=False, epochs=2, **QUIET
-    )
+    model = streamtrain.train(atlas.make(), "cell_type", with_mean=False, **SMALL)
     table = streamtrain.predict(model, query(), **QUIET)
     scores = by_hand(model, query())
     assert table["predicted_labels"].tolist() == model.cell_types[scores.argmax(1)].tolist()
@@ -108,7 +109,7 @@ def test_predict__cells_of_a_block_are_bounded(model, monkeypatch):
 def test_predict__a_type_named_like_a_column():
     adata = atlas.make(n_types=2)
     adata.obs["cell_type"] = adata.obs["cell_type"].cat.rename_categories({"B": "cell"})
-    model = streamtrain.train(adata, "cell_type", batch_size=100, epochs=1, **QUIET)
+    model = streamtrain.train(adata, "cell_type", **SMALL)
     with pytest.raises(InputError, match="cell type 'cell' has the name of another column"):
         streamtrain.predict(model, adata, probabilities=True, **QUIET)
     assert len(streamtrain.predict(model, adata, **QUIET)) == 600
@@ -123,7 +124,8 @@ def test_predict__files_agree_with_the_frame(tmp_path, model, kind, monkeypatch)
     frame = streamtrain.predict(model, adata, probabilities=True, **QUIET)
     adata.X = stores.of_kind(adata.X.toarray(), kind)
     path = stores.write(adata, tmp_path, "h5ad")
-    for name, read in (("p.parquet", pd.read_parquet), ("p.csv", pd.read_csv)):
+    readers = {"p.parquet": pd.read_parquet, "p.csv": pd.read_csv, "p.csv.gz": pd.read_csv}
+    for name, read in readers.items():
         out = tmp_path / name
         assert streamtrain.predict(model, path, probabilities=True, out=out, **QUIET) is None
         table = read(out).set_index("cell")
@@ -131,6 +133,161 @@ def test_predict__files_agree_with_the_frame(tmp_path, model, kind, monkeypatch)
         assert table["predicted_labels"].tolist() == frame["predicted_labels"].tolist()
         # CSV writes 17 digits; scores do not depend on the block.
         np.testing.assert_allclose(table.iloc[:, 1:], frame.iloc[:, 1:], rtol=1e-12)
+
+
+def test_predict__scores(model):
+    adata = query()
+    table = streamtrain.predict(model, adata, scores=True, **QUIET)
+    # 1e-9: float64 in both, another order of sums.
+    np.testing.assert_allclose(table[list(model.cell_types)], by_hand(model, adata), rtol=1e-9)
+    np.testing.assert_allclose(table["conf_score"], expit(table[model.cell_types]).max(axis=1))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, model):
+    celltypist = pytest.importorskip("celltypist", reason="the test extra brings celltypist")
+    path = tmp_path_factory.mktemp("celltypist") / "m.pkl"
+    model.to_celltypist(path)
+    return lambda adata, **options: celltypist.annotate(adata.copy(), model=str(path), **options)
+
+
+def clusters(n=600, seed=3):
+    """Small clusters that mix types, with ties; the first is nearly all of the cells."""
+    return np.random.default_rng(seed).integers(0, 80, n) * (np.arange(n) > 200)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")  # scanpy's, of igraph
+@pytest.mark.parametrize("min_prop", [0, 0.6])
+@pytest.mark.parametrize("mode", ["best match", "prob match"])
+def test_predict__as_celltypist(model, exported, mode, min_prop):
+    adata = query()
+    adata.obs["leiden"] = pd.Categorical(clusters().astype(str))
+    options = {
+        "mode": mode, "p_thres": 0.3, "majority_voting": True, "over_clustering": "leiden",
+        "min_prop": min_prop,
+    }  # fmt: skip
+    theirs = exported(adata, **options)
+    ours = streamtrain.predict(model, adata, **options, **QUIET)
+    assert ours.columns.tolist() == VOTED
+    assert ours.index.tolist() == theirs.predicted_labels.index.tolist()
+    for name in VOTED[:3]:
+        found, expected = ours[name].astype(str), theirs.predicted_labels[name].astype(str)
+        assert found.tolist() == expected.tolist(), name
+    # 1e-9: both in float64, another order of sums.
+    theirs.adata.obs = theirs.adata.obs.drop(columns="leiden")
+    expected = theirs.to_adata().obs["conf_score"]
+    np.testing.assert_allclose(ours["conf_score"], expected, rtol=0, atol=1e-9)
+    assert ("Heterogeneous" in ours["majority_voting"].tolist()) == (min_prop > 0)
+    assert ours["majority_voting"].dtype == theirs.predicted_labels["majority_voting"].dtype
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_predict__as_celltypist_on_real_cells(tmp_path):
+    celltypist = pytest.importorskip("celltypist", reason="the test extra brings celltypist")
+    path = stores.DATA / "pbmc3k.h5ad"
+    if not path.exists():
+        pytest.skip(f"needs {path}")
+    adata = ad.read_h5ad(path)[:600]
+    adata = adata[:, np.asarray((adata.X > 0).sum(axis=0)).ravel() >= 10].copy()
+    adata.X = sp.csr_matrix(atlas.log1p_10k(adata.X.toarray().astype(np.float64)))
+    model = streamtrain.train(
+        adata,
+        "cell_type",
+        **atlas.MINI,
+        batch_size=100,
+        batch_number=5,
+        epochs=2,
+        dtype="float64",
+        **QUIET,
+    )
+    model.to_celltypist(tmp_path / "m.pkl")
+    options = {
+        "mode": "prob match", "majority_voting": True, "over_clustering": clusters().tolist(),
+        "min_prop": 0.3,
+    }  # fmt: skip
+    theirs = celltypist.annotate(adata.copy(), model=str(tmp_path / "m.pkl"), **options)
+    ours = streamtrain.predict(model, adata, probabilities=True, **options, **QUIET)
+    for name in VOTED[:3]:
+        expected = theirs.predicted_labels[name].astype(str).tolist()
+        assert ours[name].astype(str).tolist() == expected
+    # 1e-9: both in float64, another order of sums.
+    np.testing.assert_allclose(
+        ours[list(model.cell_types)], theirs.probability_matrix, rtol=0, atol=1e-9
+    )
+
+
+@pytest.mark.parametrize("form", ["column", "list", "file"])
+def test_predict__clusters_in_any_form(tmp_path, model, form):
+    adata = query()
+    given = clusters()
+    adata.obs["leiden"] = given
+    (tmp_path / "clusters.txt").write_text("\n".join(map(str, given)) + "\n")
+    chosen = {"column": "leiden", "list": given.tolist(), "file": tmp_path / "clusters.txt"}[form]
+    table = streamtrain.predict(
+        model, adata, majority_voting=True, over_clustering=chosen, **QUIET
+    )  # fmt: skip
+    assert table["over_clustering"].astype(int).tolist() == given.tolist()
+    top = table.groupby(given)["predicted_labels"].agg(lambda g: g.value_counts().max())
+    same = table["predicted_labels"].astype(str) == table["majority_voting"].astype(str)
+    assert same.groupby(given).sum().tolist() == top.tolist()
+
+
+@pytest.mark.parametrize("mode", ["best match", "prob match"])
+def test_predict__voted_files_agree_with_the_frame(tmp_path, model, mode, monkeypatch):
+    import sys
+
+    monkeypatch.setattr(sys.modules["streamtrain.predict"], "_block", lambda *_: (3000, 37))
+    adata = query()
+    adata.obs["leiden"] = clusters()
+    options = {
+        "majority_voting": True, "over_clustering": "leiden", "probabilities": True, "mode": mode,
+        "where": "donor != 'D2'", "min_prop": 0.4,
+    }  # fmt: skip
+    frame = streamtrain.predict(model, adata, **options, **QUIET)
+    assert frame.columns.tolist() == [*VOTED, *model.cell_types]
+    for name, read in (("p.parquet", pd.read_parquet), ("p.csv", pd.read_csv)):
+        streamtrain.predict(model, adata, out=tmp_path / name, **options, **QUIET)
+        table = read(tmp_path / name).set_index("cell")
+        assert table.columns.tolist() == frame.columns.tolist()
+        assert table.index.tolist() == frame.index.tolist()
+        for column in VOTED[:3]:
+            assert table[column].tolist() == frame[column].tolist()
+        # CSV writes 17 digits.
+        np.testing.assert_allclose(table.iloc[:, 3:], frame.iloc[:, 3:], rtol=1e-12)
+
+
+def test_predict__names_of_genes_and_cells_from_files(tmp_path, model):
+    adata = query()
+    (tmp_path / "genes.txt").write_text("\n".join(adata.var_names))
+    (tmp_path / "cells.txt").write_text("\n".join(f"c{i}" for i in range(600)))
+    table = streamtrain.predict(
+        model, adata.X, tmp_path / "genes.txt", cells=tmp_path / "cells.txt", **QUIET
+    )
+    expected = streamtrain.predict(model, adata, **QUIET)
+    assert table.index.tolist() == [f"c{i}" for i in range(600)]
+    pd.testing.assert_frame_equal(table.reset_index(drop=True), expected.reset_index(drop=True))
+
+
+def test_predict__text_tables_are_counts(tmp_path, model):
+    adata = atlas.make(seed=4)
+    counts = adata.layers["counts"].toarray().astype(int)
+    table = pd.DataFrame(counts, index=adata.obs_names, columns=adata.var_names)
+    table.to_csv(tmp_path / "cells.csv")
+    table.T.to_csv(tmp_path / "genes.tsv.gz", sep="\t")
+    expected = streamtrain.predict(model, adata, layer="counts", normalize="log1p", **QUIET)
+    for name, transposed in (("cells.csv", False), ("genes.tsv.gz", True)):
+        found = streamtrain.predict(model, tmp_path / name, transpose_input=transposed, **QUIET)
+        pd.testing.assert_frame_equal(found, expected)
+
+
+def test_predict__takes_raw_where_x_is_scaled(model):
+    adata = query()
+    expected = streamtrain.predict(model, adata, **QUIET)
+    adata.raw = adata.copy()
+    adata.X = adata.X.toarray() - 1
+    pd.testing.assert_frame_equal(streamtrain.predict(model, adata, **QUIET), expected)
 
 
 def test_predict__where(model):
@@ -179,7 +336,20 @@ BAD = {
     "NaN": (nan, {}, "is not finite"),
     "mode": (atlas.make, {"mode": "best"}, "mode must be 'best match' or 'prob match'"),
     "threshold": (atlas.make, {"p_thres": 2}, "p_thres must be a probability"),
-    "suffix": (atlas.make, {"out": "p.txt"}, "must end in .parquet or .csv"),
+    "suffix": (atlas.make, {"out": "p.txt"}, "must end in .parquet, .csv, .csv.gz, .h5ad or .zarr"),
+    "two outputs": (atlas.make, {"out": "p.csv", "in_place": True}, "either out .* or in_place"),
+    "in place": (atlas.make, {"in_place": True}, "X is a AnnData: assign the DataFrame"),
+    "copy": (atlas.make, {"out": "p.h5ad"}, "X is a AnnData: assign the DataFrame"),
+    "prefix": (atlas.make, {"prefix": "x_"}, "prefix='x_' is for obs columns"),
+    "share": (atlas.make, {"min_prop": 1.5}, "min_prop must be a share"),
+    "no voting": (atlas.make, {"over_clustering": "donor"}, "pass majority_voting=True"),
+    "two details": (atlas.make, {"probabilities": True, "scores": True}, "choose one"),
+    "cell names": (atlas.make, {"cells": ["a", "b"]}, "one name for each cell; got 2 for 600"),
+    "no clusters": (
+        atlas.make,
+        {"majority_voting": True, "over_clustering": "donors"},
+        "no obs column 'donors' and there is no such file: did you mean 'donor'",
+    ),
     "folder": (atlas.make, {"out": "/nonexistent/p.csv"}, "/nonexistent"),
     "memory": (atlas.make, {"memory": "1MB"}, "too small"),
 }

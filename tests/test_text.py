@@ -571,8 +571,8 @@ def test_raw__above():
     del adata.raw
     with pytest.raises(
         InputError,
-        match=r"gene 'g2' in cell 3 .* is above 9.22 \(9.5\); its raw/X cannot be read instead: "
-        r"AnnData has no raw/X: choose layer=None \(X\)|layer='counts'",
+        match=r"gene 'g2' in cell 3 .* is above 9.22 \(9.5\), and there is no raw/X to read "
+        r"instead: name a layer that holds log1p expression \(layer, --layer\)",
     ):
         open_expression(adata, above=9.22)
 

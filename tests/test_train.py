@@ -22,8 +22,7 @@ from streamtrain.scaling import RunningMoments, standard_deviation
 from streamtrain.sources import open_source
 from tests import atlas, stores
 
-SGD = {"use_SGD": True, "mini_batch": True}
-SMALL = SGD | {"batch_size": 100, "batch_number": 4, "epochs": 3, "progress": False}
+SMALL = atlas.MINI | {"batch_size": 100, "batch_number": 4, "epochs": 3, "progress": False}
 
 
 def equal(a, b):

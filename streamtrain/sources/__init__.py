@@ -166,7 +166,11 @@ def open_expression(X: Any, *, above: float | None = None, **options: Any) -> So
     try:
         raw = open_source(X, **options | {"layer": "raw"})
     except InputError as error:
-        raise InputError(f"{found}; its raw/X cannot be read instead: {error}") from error
+        raise InputError(
+            f"{found}, and there is no raw/X to read instead: name a layer that holds log1p "
+            "expression (layer, --layer), or for raw counts pass normalize='log1p' (--normalize "
+            "log1p)"
+        ) from error
     logger.warning("%s; its raw/X is read instead", found)
     return raw
 

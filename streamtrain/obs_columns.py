@@ -1,0 +1,219 @@
+"""Columns of one value a cell enter; an AnnData on disk whose obs has them leaves, or none."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import warnings
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+import zarr
+from numpy.typing import NDArray
+
+from streamtrain.atomic import check_output, replacing
+from streamtrain.budget import format_bytes
+from streamtrain.errors import InputError
+from streamtrain.sources.columns import StoredFrame
+from streamtrain.sources.store import close_root, open_root
+
+Column = pd.Categorical | NDArray[np.float64]
+
+_ANNDATA = {".h5ad": "an .h5ad file", ".zarr": "a zarr folder"}
+_NEWEST = "0.2.0"  # anndata's encoding of a table since 0.8
+
+
+class ObsFile:
+    """An AnnData on disk that gets columns of obs: a copy of a file, or the file itself.
+
+    A file in HDF5 has no transactions: a copy beside it gets the columns and takes its place. A
+    zarr folder gets the arrays of the columns first and the list that names them last, by renaming
+    one file. So a process killed half-way leaves the file as it was, or (in a zarr folder, where
+    columns are replaced) without the columns that were to be replaced.
+
+    Parameters
+    ----------
+    source
+        The .h5ad file or zarr folder that is read.
+    out
+        The copy, or None for the source itself.
+    overwrite
+        Whether a copy that exists, or columns that exist, may be replaced.
+
+    Raises
+    ------
+    InputError
+        If the source is no such file, or the output cannot be written.
+    """
+
+    def __init__(
+        self, source: str | os.PathLike[str], out: str | os.PathLike[str] | None, overwrite: bool
+    ) -> None:
+        self._source = Path(source).expanduser().resolve()
+        self._overwrite = overwrite
+        self._folder = self._source.is_dir()
+        if not self._folder and not h5py.is_hdf5(self._source):
+            raise InputError(
+                f"columns can be added to an .h5ad file or a zarr folder, and {str(source)!r} is "
+                "neither: write to .parquet or .csv instead"
+            )
+        kind = ".zarr" if self._folder else ".h5ad"
+        self._in_place = out is None
+        self._target = self._source if out is None else Path(out)
+        if out is None:
+            check_output(self._source, overwrite=True, folder=self._folder)
+        elif Path(out).suffix.lower() != kind:
+            raise InputError(
+                f"{str(source)!r} is {_ANNDATA[kind]} and its copy another: out must end in "
+                f"{kind}, .parquet or .csv; got {str(out)!r}"
+            )
+        elif check_output(out, overwrite, folder=self._folder) == self._source:
+            raise InputError(
+                f"out={str(out)!r} is the input itself: to add columns to it pass in_place=True "
+                "(--in-place)"
+            )
+        if not (self._folder and self._in_place):
+            self._require_space()
+
+    def _require_space(self) -> None:
+        size = sum(f.stat().st_size for f in _files(self._source))
+        free = shutil.disk_usage(self._target.expanduser().resolve().parent).free
+        if free < size:
+            raise InputError(
+                f"a copy of {self._source} needs {format_bytes(size)}, and the disk has "
+                f"{format_bytes(free)} free"
+            )
+
+    def check(self, names: list[str]) -> None:
+        """Refuse columns that obs has (unless they may be replaced) or cannot have.
+
+        Raises
+        ------
+        InputError
+            With the first such name.
+        """
+        for name in names:
+            if "/" in name or not name.strip("."):
+                raise InputError(
+                    f"{name!r} cannot be the name of an obs column, as it would be another place "
+                    "in the file: leave probabilities and scores out, or choose another prefix"
+                )
+        root = open_root(self._source, str(self._source))
+        try:
+            obs = root["obs"]
+            version = obs.attrs.get("encoding-version")
+            if not hasattr(obs, "keys") or version != _NEWEST:
+                raise InputError(
+                    f"obs of {self._source} is written in an older form of anndata, to which no "
+                    "columns can be added: read and write it anew with a current anndata"
+                )
+            frame = StoredFrame(obs, f"obs of {self._source}")
+            there = set(names) & set(frame.columns())
+            index = obs.attrs["_index"]
+        finally:
+            close_root(root)
+        if index in names:
+            raise InputError(
+                f"{index!r} is the index of obs in {self._source}: choose another prefix"
+            )
+        if there and not self._overwrite:
+            raise InputError(
+                f"obs of {self._source} has a column {min(there)!r}: pass overwrite=True "
+                "(--overwrite) to replace it, or a prefix"
+            )
+
+    def write(self, columns: Iterable[tuple[str, Column]]) -> None:
+        """Add columns, one after the other, and put the result in its place."""
+        if self._folder and self._in_place:
+            _add_to_zarr(self._source, columns)
+            return
+        overwrite = self._overwrite or self._in_place
+        with replacing(self._target, overwrite, folder=self._folder) as partial:
+            _copy(self._source, partial)
+            (_add_to_zarr if self._folder else _add_to_hdf5)(partial, columns)
+            if self._in_place:
+                shutil.copymode(self._source, partial)
+
+
+def _files(path: Path) -> Iterable[Path]:
+    return (f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file, or a folder of files, without permissions: an atlas may be read-only."""
+    if not source.is_dir():
+        shutil.copyfile(source, target)
+        return
+    for folder, _, names in os.walk(source):
+        to = target / Path(folder).relative_to(source)
+        to.mkdir()
+        for name in names:
+            shutil.copyfile(Path(folder, name), to / name)
+
+
+def _write(group: Any, name: str, values: Column, **kwargs: Any) -> None:
+    from anndata.io import write_elem
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of zarr, about forms of text that anndata chose
+        write_elem(group, name, values, dataset_kwargs=kwargs)
+
+
+def _add_to_hdf5(path: Path, columns: Iterable[tuple[str, Column]]) -> None:
+    with h5py.File(path, "r+") as file:
+        obs = file["obs"]
+        order = StoredFrame(obs, "obs").columns()
+        for name, values in columns:
+            if name in obs:
+                del obs[name]
+            _write(obs, name, values)
+            order += [] if name in order else [name]
+        obs.attrs["column-order"] = order
+
+
+def _add_to_zarr(path: Path, columns: Iterable[tuple[str, Column]]) -> None:
+    """Add columns in an order that leaves the store readable wherever it ends.
+
+    A column that is not in obs' `column-order` is not read. So all are written aside first; then
+    those that will be replaced leave that list, all are renamed, and enter it last.
+    """
+    obs: Any = zarr.open_group(path, path="obs", mode="r+", use_consolidated=False)
+    order = StoredFrame(obs, "obs").columns()
+    added: list[str] = []
+    with ExitStack() as renamed:
+        for name, values in columns:
+            partial = renamed.enter_context(replacing(path / "obs" / name, overwrite=True))
+            _write(obs, partial.name, values, shards=None)
+            added.append(name)
+        kept = [name for name in order if name not in added]
+        if len(kept) < len(order):
+            _set_columns(path, kept)
+    _set_columns(path, kept + added)
+
+
+def _set_columns(path: Path, order: list[str]) -> None:
+    """Name the columns of obs: in its own attributes, then in the store's consolidated metadata."""
+    store = _ReplacingStore(path)
+    obs = zarr.open_group(store, path="obs", mode="r+", use_consolidated=False)
+    obs.attrs["column-order"] = order
+    if zarr.open_group(store, mode="r").metadata.consolidated_metadata is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the standard does not know it yet
+            zarr.consolidate_metadata(store)
+
+
+class _ReplacingStore(zarr.storage.LocalStore):
+    """A folder whose files change over in one step, and are on disk once they have."""
+
+    async def set(self, key: str, value: Any) -> None:
+        path = self.root / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path, overwrite=True, folder=False) as partial:
+            partial.write_bytes(value.to_bytes())
+            if path.exists():
+                shutil.copymode(path, partial)
