@@ -38,7 +38,7 @@ def run(
     Parameters
     ----------
     suites
-        Of read, sample, step, train, scale and quality; or all.
+        Of read, sample, step, train, scale, solve and quality; or all.
     set
         A setting of conf/bench/SUITE.toml: size=smoke, repeats=5, cells=200000, ...
     out

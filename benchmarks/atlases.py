@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 import streamtrain
 from benchmarks.contenders.delivery import fingerprints
 from benchmarks.environments import alone, cache_folder
-from benchmarks.measuring import Contender, run
+from benchmarks.measuring import ROOT, Contender, run
+from streamtrain.errors import InputError
 from streamtrain.sources import open_source
 
 logger = logging.getLogger("benchmarks")
@@ -62,6 +63,25 @@ def atlas(
                     took["peak_rss"] / 1e9)  # fmt: skip
         partial.rename(path)
     return path
+
+
+def real(name: str, data: str) -> str:
+    """Find real cells: `name`.h5ad in the folder `data`, relative to the repository.
+
+    Raises
+    ------
+    InputError
+        There is no such file.
+    """
+    folder = (ROOT / data).resolve()
+    path = folder / f"{name}.h5ad"
+    if not path.exists():
+        raise InputError(
+            f"the suite needs {path.name} in {folder}: an AnnData with raw counts in X and "
+            "cell types, donors or batches in obs; pass --set data=FOLDER for another folder, or "
+            "--set size=smoke for simulated cells"
+        )
+    return str(path)
 
 
 def truth(path: Path) -> dict[str, NDArray[Any]]:

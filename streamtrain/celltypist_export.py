@@ -33,7 +33,7 @@ def classifier(model: Model) -> Any:
         if "n_iter" in rows:
             made.n_iter_ = rows["n_iter"].astype(np.int32)
         return made
-    made.t_, made.n_iter_ = data.attrs["t"], 1
+    made.t_, made.n_iter_ = data.attrs["t"], int(rows["n_iter"].max()) if "n_iter" in rows else 1
     if "coef_last" in rows:  # scikit-learn's names for the running average and what it averages
         made.average = int(settings.get("average") or True)  # or from step n
         made._average_coef, made._average_intercept = rows["coef"], rows["intercept"]

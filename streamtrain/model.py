@@ -95,8 +95,9 @@ class Model:
         coef, intercept, coef_last, intercept_last
             As in `Model`, or for two cell types scikit-learn's single row: (1, genes) and (1,).
         certificate
-            Any of `gradient_norm`, `suboptimality`, `n_iter` and `converged`; for two cell types
-            one value each, which stands for both.
+            What is known of each type's solution, any of `objective`, `gradient_norm`,
+            `suboptimality`, `n_iter`, `n_passes` and `converged`; for two cell types one value
+            each, which stands for both.
         cell_types, genes
             Names, in the order of the rows and columns of `coef`.
         mean, var, scale, with_mean, t, n_cells, settings, provenance, description

@@ -78,7 +78,7 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """Weights, in the form training continues from, and what is known of them."""
+    """Weights, in the form training continues from, and what is known of each column's."""
 
     state: State
     certificate: dict[str, NDArray[Any]] | None = None
@@ -209,14 +209,16 @@ def _fit_sgd(
     )
     served = batches(plan, spill, record, codes, scaler, window)
     judged = not config.mini_batch or config.early_stopping
+    certificate = None
     with stage("Training", plan.epochs * plan.epoch_size, show=progress) as bar:
         if judged and isinstance(solver, SGD):
-            _until_stopped(config, solver, stored, scaler, plan, served, bar, window)
+            stopping = _until_stopped(config, solver, stored, scaler, plan, served, bar, window)
+            certificate = {"n_iter": stopping.n_iter_, "converged": ~stopping.active}
         else:
             for batch in served:
                 solver.partial_fit(batch.cells)
                 bar.update(batch.cells.rows.n_obs)
-    return Fitted(solver.state())
+    return Fitted(solver.state(), certificate)
 
 
 def _sgd(
@@ -267,7 +269,7 @@ def _until_stopped(
     served: Iterator[Batch],
     bar: Any,
     window: int,
-) -> None:
+) -> Stopping:
     """Train epoch by epoch; each class stops by scikit-learn's rule, on its own."""
     stopping = Stopping(
         solver.n_columns,
@@ -293,12 +295,14 @@ def _until_stopped(
         if config.verbose:
             logger.info("epoch %d: %d cell types go on", batch.epoch + 1, stopping.active.sum())
         if not stopping.active.any():
-            return
+            return stopping
     if config.stop_tol is not None:
         _warn_not_converged(
             _names(stored.cells.classes, stopping.active),
-            f"after {plan.epochs} epochs; raise max_iter, or tol",
+            f"after {plan.epochs} epochs; raise {'epochs' if config.mini_batch else 'max_iter'}, "
+            "or tol",
         )
+    return stopping
 
 
 def _accuracy(
@@ -355,10 +359,16 @@ def _fit_logistic(
             tiles.append(scaler(rows).rows)
         logger.info("solving on %s of scaled cells", format_bytes(tiles.nbytes))
         with stage("Training", None, show=progress) as bar:
+            seen = 0
 
             def report(n: int, ended: int) -> None:
+                nonlocal seen
+                seen += n
                 bar.set_postfix_str(f"{ended} of {columns} cell types done", refresh=False)
                 bar.update(n)
+                if config.verbose and seen % cells.n_obs == 0:
+                    passes = seen // cells.n_obs
+                    logger.info("pass %d: %d of %d cell types done", passes, ended, columns)
 
             solution = solver.fit(_sums(config, tiles, weights, threads), report)
     certificate = solution.certificate

@@ -196,7 +196,8 @@ def test_contender__ours_does_the_work(tmp_path):
     cells.write_h5ad(tmp_path / "a.h5ad")
     job = {
         "files": [str(tmp_path / "a.h5ad")], "label": "cell_type", "group": "donor", "held_out": [],
-        "drop": [], "epochs": 2, "batch_size": 100, "repeat": 3, "train": {},
+        "drop": [], "epochs": 2, "batch_size": 100, "repeat": 3,
+        "train": {"use_SGD": True, "mini_batch": True},
     }  # fmt: skip
     halves = split(job)
     _, counts, evidence = training.quality(job)
@@ -207,6 +208,10 @@ def test_contender__ours_does_the_work(tmp_path):
     with pytest.raises(WrongWorkError, match="ours took 899 steps, not 900"):
         quality.check(case, {"ours": [evidence]}, {"ours": [counts | {"steps": 899}]})
     assert counts["n_train"] + counts["n_query"] == 600
+    assert counts["accuracy"] > 0.9
+    _, counts, evidence = training.quality(job | {"train": {}})
+    assert "steps" not in counts
+    quality.check(case, {"logistic": [evidence]}, {"logistic": [counts]})
     assert counts["accuracy"] > 0.9
 
 

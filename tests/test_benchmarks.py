@@ -358,7 +358,7 @@ def test_train_predict__as_streamtrain_itself(trained):
     path, job, _, evidence = trained
     model = streamtrain.train(
         path, "cell_type", normalize="log1p", memory="500MB", progress=False,
-        where="donor_id != 'donor_3'", **job["settings"],
+        where="donor_id != 'donor_3'", use_SGD=True, mini_batch=True, **job["settings"],
     )  # fmt: skip
     # The scores as they are, to which a wrong clip or a gene out of place would show.
     expected = streamtrain.predict(model, path, normalize="log1p", progress=False)

@@ -12,7 +12,8 @@ import celltypist
 import numpy as np
 import scanpy as sc
 
-from benchmarks.contenders.split import TYPE, split
+from benchmarks.contenders.sklearn import weights
+from benchmarks.contenders.split import TYPE, everything, split
 
 warnings.filterwarnings("ignore")
 celltypist.logger.set_level(logging.ERROR)
@@ -53,11 +54,13 @@ def train(job: dict[str, Any]) -> Iterator[Any]:
         **job["settings"],
     )  # fmt: skip
     yield {"cells": len(kept), "steps": int(model.classifier.t_) - 1}
-    yield {
-        "coef": model.classifier.coef_,
-        "intercept": model.classifier.intercept_,
-        "mean": model.scaler.mean_,
-        "scale": model.scaler.scale_,
-        "genes": np.asarray(model.classifier.features, str),
-        "classes": np.asarray(model.classifier.classes_, str),
-    }
+    yield weights(model.classifier, model.scaler, model.classifier.features)
+
+
+def solve(job: dict[str, Any]) -> Iterator[Any]:
+    """Train on cells in memory by logistic regression."""
+    cells = everything(job)
+    yield
+    model = celltypist.train(cells.train, TYPE, solver="lbfgs", with_mean=True, n_jobs=-1)
+    yield {"digest": cells.digest, "iterations": int(model.classifier.n_iter_.max())}
+    yield weights(model.classifier, model.scaler, model.classifier.features)

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
-from benchmarks.atlases import DONOR, LABEL, atlas
+from benchmarks.atlases import DONOR, LABEL, atlas, real
 from benchmarks.contenders.split import STUDY, split
-from benchmarks.measuring import ROOT, Case, Contender, Evidence, WrongWorkError
+from benchmarks.measuring import Case, Contender, Evidence, WrongWorkError
 from benchmarks.report import SECONDS, Column, View, bars
 from streamtrain.errors import InputError, near
 
@@ -24,15 +24,20 @@ _OURS, _THEIRS = (f"benchmarks.contenders.{m}:quality" for m in ("training", "ce
 _SGD = {"use_SGD": True, "mini_batch": True}
 _BALANCED = {"balance_cell_type": True}
 SEEDED = (
-    Contender("streamtrain", _OURS, options={"train": {}}),
-    Contender("streamtrain, balanced", _OURS, options={"train": _BALANCED}),
+    Contender("streamtrain", _OURS, options={"train": _SGD}),
+    Contender("streamtrain, balanced", _OURS, options={"train": _SGD | _BALANCED}),
     Contender(
-        "streamtrain, balanced, averaged", _OURS, options={"train": _BALANCED | {"average": True}}
+        "streamtrain, balanced, averaged",
+        _OURS,
+        options={"train": _SGD | _BALANCED | {"average": True}},
     ),
     Contender("CellTypist SGD", _THEIRS, "celltypist", {"train": _SGD}),
     Contender("CellTypist SGD, balanced", _THEIRS, "celltypist", {"train": _SGD | _BALANCED}),
 )
-LOGISTIC = Contender("CellTypist logistic", _THEIRS, "celltypist", {"train": {}})
+LOGISTIC = (
+    Contender("streamtrain logistic", _OURS, options={"train": {}}),
+    Contender("CellTypist logistic", _THEIRS, "celltypist", {"train": {}}),
+)
 SIMULATED = "simulated"
 _BINS = 15
 _SCORES = (
@@ -140,7 +145,7 @@ def cases(settings: dict[str, Any]) -> list[Case]:
                 about=about,
                 reference=answer,
             )
-            for who, repeats in ((SEEDED, None), ((LOGISTIC,), 1))
+            for who, repeats in ((SEEDED, None), (LOGISTIC, 1))
         ]
     return found
 
@@ -148,15 +153,7 @@ def cases(settings: dict[str, Any]) -> list[Case]:
 def _file(name: str, settings: dict[str, Any], shape: dict[str, int]) -> str:
     if name == SIMULATED:
         return str(atlas("h5ad", cells=settings["cells"], **shape))
-    folder = (ROOT / settings["data"]).resolve()
-    path = folder / f"{name}.h5ad"
-    if not path.exists():
-        raise InputError(
-            f"the quality suite needs {path.name} in {folder}: an AnnData with raw counts in X and "
-            "cell types, donors or batches in obs; pass --set data=FOLDER for another folder, or "
-            "--set size=smoke for simulated cells"
-        )
-    return str(path)
+    return real(name, settings["data"])
 
 
 def check(
