@@ -38,7 +38,7 @@ from streamtrain.solvers.sgd import SGD, SPARSE_INTERCEPT_RATE, Schedule, State
 from streamtrain.solvers.stopping import Stopping
 from streamtrain.spill import Spill
 from streamtrain.threads import Threads
-from streamtrain.tiles import Tiles
+from streamtrain.tiles import MOST, Tiles
 
 logger = logging.getLogger(__name__)
 
@@ -165,8 +165,8 @@ def fixed_bytes(config: Settings, n_genes: int, n_classes: int) -> int:
         needs.append(SGD.nbytes(n_genes, n_classes, config.dtype, config.average, *more))
     if config.trains_sgd and not is_native(config.loss, config.learning_rate):
         needs.append(Fallback.nbytes(n_genes, n_classes, config.dtype, config.batch_size))
-    if not config.use_SGD:  # the weights of all classes, and one class being solved
-        needs.append(2 * 8 * n_genes * n_classes + Logistic.nbytes(n_genes))
+    if not config.use_SGD:  # weights and scores of all classes, and one class being solved
+        needs.append(16 * (n_genes + MOST) * n_classes + Logistic.nbytes(n_genes))
     return max(needs)
 
 

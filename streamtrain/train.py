@@ -123,7 +123,8 @@ def train(
         with ExitStack() as scratch:
             spill = scratch.enter_context(Spill(source.n_vars, config.dtype, config.scratch))
             moments = _first_pass(source, cells, taken, spill, config, room, threads, progress)
-            release_freed()
+            if spill.nbytes > BLOCK:  # collecting takes 0.1 s, which a small job would notice
+                release_freed()
             features = np.flatnonzero(moments.nonzero)
             if len(features) < source.n_vars:
                 logger.info("%d non-expressed genes are left out", source.n_vars - len(features))

@@ -23,8 +23,8 @@ from streamtrain.kernels.lbfgs import dot
 from streamtrain.solvers.class_weight import class_weights
 from streamtrain.solvers.lbfgs import LBFGS, MEMORY
 from streamtrain.solvers.sgd import State
-from streamtrain.threads import Threads, spans
-from streamtrain.tiles import Tiles
+from streamtrain.threads import Threads
+from streamtrain.tiles import Block, Tiles
 
 logger = logging.getLogger(__name__)
 
@@ -354,7 +354,10 @@ class Sums(Protocol):
 
 
 class TileSums:
-    """`Sums` on the CPU: threads share the columns, so that their number changes nothing.
+    """`Sums` on the CPU. Threads share the cells for the scores and the genes for the slope.
+
+    A cell's scores and a gene's sum are each made by one thread in a fixed order, so neither the
+    number of threads nor the cut into tiles changes the result.
 
     Parameters
     ----------
@@ -378,29 +381,34 @@ class TileSums:
         report: Callable[[int], None],
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
         """Sum over all cells; see `Sums`."""
-        stripes = [
-            (
-                self._classes[columns[lo:hi]],
-                np.ascontiguousarray(self._weights[:, columns[lo:hi]]),
-                np.ascontiguousarray(W[:, lo:hi]),
-                constant[lo:hi],
-                np.zeros(hi - lo),
-                np.zeros((len(W), hi - lo)),
-                np.zeros(hi - lo),
-            )
-            for lo, hi in spans(len(columns), self._threads.n)
-        ]
+        of, weights = self._classes[columns], np.ascontiguousarray(self._weights[:, columns])
+        loss, total, slope = np.zeros(len(columns)), np.zeros(len(columns)), np.zeros(W.shape)
         for block in self._tiles:
-            cells = block.arrays()
-            self._threads.each(partial(_add, cells), stripes)
+            parts = np.empty((2, len(block.codes), len(columns)))
+            self._threads.share(
+                len(block.tile_cells),
+                partial(_residuals, block, of, weights, W, constant, *parts),
+            )
+            self._threads.share(len(W), partial(_slopes, block, parts[1], slope))
+            kernel.add_rows(parts[0], loss)
+            kernel.add_rows(parts[1], total)
             report(len(block.codes))
-        *_, loss, slope, total = zip(*stripes, strict=True)
-        return np.concatenate(loss), np.hstack(slope), np.concatenate(total)
+        return loss, slope, total
+
+
+def _residuals(block: Block, *rest: Any) -> None:
+    *given, first, stop = rest
+    kernel.residuals(first, stop, *block.arrays(), *given)
+
+
+def _slopes(
+    block: Block, residual: NDArray[np.float64], slope: NDArray[np.float64], first: int, stop: int
+) -> None:
+    kernel.slopes(
+        first, stop, block.tile_cells, block.tile_genes, block.counts, block.genes, block.cells,
+        block.values, residual, slope,
+    )  # fmt: skip
 
 
 def _told(report: Callable[[int, int], None], ended: int, n: int) -> None:
     report(n, ended)
-
-
-def _add(cells: tuple[NDArray[Any], ...], stripe: tuple[NDArray[Any], ...]) -> None:
-    kernel.logistic(*cells, *stripe)
