@@ -340,7 +340,8 @@ def _fit_logistic(
     # The solver's vectors come first; the cells that do not fit in the rest lie on scratch.
     vectors = max(size, min(columns * size, 0.75 * room))
     reading = min((room - vectors) / 2, _WINDOW)
-    weights = problem_weights(config.class_weight, cells.classes, stored.counts)
+    liblinear = config.solver == "liblinear"
+    weights = problem_weights(config.class_weight, cells.classes, stored.counts, liblinear)
     solver = Logistic(
         scaler.shift,
         weights,

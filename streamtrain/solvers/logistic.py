@@ -79,14 +79,18 @@ def problem_weights(
     spec: Mapping[str, float] | Literal["balanced"] | None,
     classes: NDArray[np.object_],
     counts: NDArray[np.int64],
+    liblinear: bool = False,
 ) -> NDArray[np.float64]:
     """Weight of a cell by its class in each column's problem, shape (n_classes, columns).
 
     As scikit-learn weights one class against the rest: a dict gives a cell its own class's weight
     in every problem; "balanced" gives n / (2 n_class) to a problem's class and n / (2 n_rest) to
-    the rest.
+    the rest. Of more than two classes liblinear weighs a problem's class alone, by the dict or by
+    n / (classes n_class).
     """
     columns = column_classes(len(classes))
+    if liblinear and len(columns) > 1:
+        return np.where(np.eye(len(classes)), class_weights(spec, classes, counts), 1.0)
     if spec != "balanced":
         return np.repeat(class_weights(spec, classes, counts)[:, None], len(columns), axis=1)
     n = counts.sum()
