@@ -313,6 +313,11 @@ class Settings:
         return self.use_SGD or self.feature_selection
 
     @property
+    def sgd_l1_ratio(self) -> float:
+        """`l1_ratio` as SGDClassifier defaults it."""
+        return 0.15 if self.l1_ratio is None else self.l1_ratio
+
+    @property
     def stop_tol(self) -> float | None:
         """`tol` as scikit-learn's estimators default it."""
         if self.tol == "auto":

@@ -24,6 +24,7 @@ from streamtrain.progress import stage
 from streamtrain.rows import Rows
 from streamtrain.sampling import Plan
 from streamtrain.scaling import Scaler
+from streamtrain.solvers import fallback
 from streamtrain.solvers.class_weight import class_weights
 from streamtrain.solvers.fallback import Fallback, is_native
 from streamtrain.solvers.logistic import (
@@ -98,6 +99,7 @@ def check(config: Settings) -> None:
         Arrays.gpu()
     if not config.trains_sgd or is_native(config.loss, config.learning_rate):
         return
+    fallback.check(_fallback_options(config))
     what = f"loss={config.loss!r} with learning_rate={config.learning_rate!r}"
     judged = not config.mini_batch and config.stop_tol is not None
     for refused, remedy in (
@@ -227,13 +229,9 @@ def _sgd(
     n_classes = len(stored.cells.classes)
     weights = class_weights(config.class_weight, stored.cells.classes, stored.counts)
     sparse = stored.is_sparse and not config.with_mean
-    l1_ratio = 0.15 if config.l1_ratio is None else config.l1_ratio
     if not is_native(config.loss, config.learning_rate):
-        names = ("loss", "penalty", "alpha", "fit_intercept", "epsilon", "learning_rate", "eta0",
-                 "power_t")  # fmt: skip
-        options = {name: getattr(config, name) for name in names} | {"l1_ratio": l1_ratio}
         return Fallback(
-            n_classes, scaler.shift, options, class_weight=weights, sparse=sparse,
+            n_classes, scaler.shift, _fallback_options(config), class_weight=weights, sparse=sparse,
             dtype=config.dtype, threads=threads, state=start,
         )  # fmt: skip
     schedule = Schedule(
@@ -242,7 +240,7 @@ def _sgd(
         config.eta0,
         config.power_t,
         config.penalty,
-        l1_ratio,
+        config.sgd_l1_ratio,
     )
     return SGD(
         n_classes,
@@ -258,6 +256,11 @@ def _sgd(
         threads=threads,
         state=start,
     )
+
+
+def _fallback_options(config: Settings) -> dict[str, Any]:
+    given = {name: getattr(config, name) for name in fallback.OPTIONS}
+    return given | {"l1_ratio": config.sgd_l1_ratio}
 
 
 def _until_stopped(
