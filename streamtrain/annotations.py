@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from streamtrain.atomic import check_output, replacing
-from streamtrain.obs_columns import Column, ObsFile
+from streamtrain.obs_columns import Column, ObsFile, warn_of_leftovers
 from streamtrain.scratch import Folder, ScratchArray, require_free
 from streamtrain.voting import Clusters
 
@@ -208,7 +208,8 @@ class TableFile:
 
     def __init__(self, out: str | os.PathLike[str], overwrite: bool) -> None:
         self._path, self._overwrite = Path(out), overwrite
-        check_output(self._path, overwrite, folder=False)
+        target = check_output(self._path, overwrite, folder=False)
+        warn_of_leftovers(target.parent, target.name)
 
     def check(self, columns: list[str]) -> None:
         """Refuse nothing."""
@@ -250,6 +251,9 @@ class ObsOutput:
         Number of cells of the input, and those that are annotated (None: all).
     scratch
         Folder that keeps the calls until all are there.
+    given
+        Column of obs that is read, and so left as it is where a result has its name: with `rows`
+        the result would hold less.
     """
 
     def __init__(
@@ -259,13 +263,15 @@ class ObsOutput:
         n_obs: int,
         rows: NDArray[np.int64] | None,
         scratch: Folder,
+        given: str | None = None,
     ) -> None:
         self._file, self._prefix = file, prefix
+        self._given = given
         self._n_obs, self._rows, self._scratch = n_obs, rows, scratch
 
     def check(self, columns: list[str]) -> None:
         """Refuse columns that the file has, or cannot have."""
-        self._file.check([self._prefix + name for name in columns])
+        self._file.check([self._prefix + name for name in columns if not self._is_given(name)])
 
     def write(self, layout: Layout, calls: Iterable[Calls]) -> None:
         """Add the columns, one at a time."""
@@ -274,8 +280,13 @@ class ObsOutput:
             calls = Kept(calls, n, 1 + len(layout.details), self._scratch)
         self._file.write(self._columns(layout, calls))
 
+    def _is_given(self, name: str) -> bool:
+        return name == "over_clustering" and self._prefix + name == self._given
+
     def _columns(self, layout: Layout, kept: Kept) -> Iterator[tuple[str, Column]]:
         for name, labels in layout.label_columns(0, kept.codes(), complete=True).items():
+            if self._is_given(name):
+                continue
             column = labels.remove_unused_categories()
             if self._rows is not None:
                 codes = np.full(self._n_obs, -1, column.codes.dtype)

@@ -167,16 +167,42 @@ def per_cell(source: Source, values: Labels, what: str) -> pd.Series[Any]:
     return pd.Series(values if isinstance(values, np.ndarray) else list(values))
 
 
+def require_file(values: Any, what: str) -> None:
+    """Refuse a path where no file is, before something large is read.
+
+    Raises
+    ------
+    InputError
+        With `what`, the argument. Anything but a path passes.
+    """
+    if not isinstance(values, (str, os.PathLike)):
+        return
+    path = Path(values).expanduser()
+    if not path.exists() or path.is_dir():
+        raise InputError(
+            f"{what} must be a list or a text file with one a line; there is no file "
+            f"{str(values)!r}"
+        )
+
+
 def _check_order(source: Source, values: pd.Series[Any], what: str) -> None:
-    """Values go by position; refuse a Series that names the same cells in another order."""
+    """Values go by position; refuse a Series that names cells in another order."""
     if values.index.dtype.kind != "O" or len(values) != source.n_obs:
         return
     names = pd.Index(source.obs_names(0, source.n_obs))
-    if not names.equals(values.index) and names.isin(values.index).all():
+    differ = np.flatnonzero(names != values.index)
+    if len(differ) == 0:
+        return
+    if names[differ].isin(values.index).any():
         raise InputError(
             f"{what} name the cells of {source.name} in another order: pass them in the order of "
             f"obs_names ({what}.loc[adata.obs_names]), or their values alone"
         )
+    if not names.equals(pd.RangeIndex(len(names)).astype(str)):  # cells without names have these
+        logger.warning(
+            "%s are taken by position, but name other cells than %s: cell %d is %r there and %r "
+            "here", what, source.name, differ[0], names[differ[0]], values.index[differ[0]],
+        )  # fmt: skip
 
 
 def _word(labels: Labels) -> str:

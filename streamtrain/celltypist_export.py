@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from streamtrain.config import LOSSES
 from streamtrain.model_schema import MIRRORED, sklearn_rows
 
 if TYPE_CHECKING:
     from streamtrain.model import Model
 
-_LOSSES = (
-    *("log_loss", "hinge", "modified_huber", "squared_hinge", "perceptron", "squared_error"),
-    *("huber", "epsilon_insensitive", "squared_epsilon_insensitive"),
-)
 _SOLVERS = ("lbfgs", "liblinear", "newton-cg", "newton-cholesky", "sag", "saga")
 
 
@@ -62,7 +59,7 @@ def _sgd_classifier(settings: Mapping[str, Any]) -> Any:
     from sklearn.linear_model import SGDClassifier
 
     accepted = {  # what `partial_fit` reads
-        "loss": _LOSSES.__contains__,
+        "loss": LOSSES.__contains__,
         "penalty": ("l2", "l1", "elasticnet").__contains__,
         "learning_rate": ("optimal", "constant", "invscaling", "adaptive").__contains__,
         "alpha": _positive,

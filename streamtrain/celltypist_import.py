@@ -84,7 +84,10 @@ _SETTINGS = {
     ),
     "LogisticRegression": ("C", "solver", *_SHARED),
 }
-_DTYPE = re.compile(r"f[248]|[iu][1248]|b1|U[1-9]\d{0,5}|O8?")
+_NUMBER = re.compile(r"f[248]|[iu][1248]|b1")
+_DTYPE = re.compile(rf"{_NUMBER.pattern}|U[1-9]\d{{0,5}}|O8?")
+_LARGEST = 16 * 2**30  # bytes; coefficients of 5000 types and 60,000 genes take 2.4e9
+_LONGEST = 10**6  # characters of a description: a file may refer to one long text many times
 
 
 def arguments(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -115,7 +118,7 @@ def arguments(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise FileNotFoundError(f"no model at {str(path)!r}")
     if not file.is_file():
         raise InputError("it is not a file, as CellTypist's models are")
-    held = parse(file.read_bytes(), _ADMITTED)
+    held = parse(_content(file), _ADMITTED)
     if not (isinstance(held, dict) and {"Model", "Scaler_", "description"} <= held.keys()):
         raise InputError("it has no Model, Scaler_ and description, as CellTypist's models have")
     classifier = _attributes(held["Model"], tuple(_SETTINGS))
@@ -139,6 +142,22 @@ def arguments(path: str | os.PathLike[str]) -> dict[str, Any]:
         },
         "description": _description(held["description"]),
     }
+
+
+def _content(file: Path) -> bytes:
+    """Bytes of the file, unless it cannot be a model: then it may be too large to read."""
+    with file.open("rb") as opened:
+        first = opened.read(8)
+        if first == b"\x89HDF\r\n\x1a\n":
+            raise InputError("it is an HDF5 file, as atlases are: give the model first, then X")
+        if first[:1] != b"\x80" or first[1:2] not in (b"\3", b"\4", b"\5"):
+            raise InputError(
+                f"not a pickle, or damaged: it begins with {first!r}, not as one of protocol 3 to 5"
+            )
+        size = file.stat().st_size
+        if size > _LARGEST:
+            raise InputError(f"it has {size} bytes: a model has at most {_LARGEST}")
+        return first + opened.read()
 
 
 def _attributes(node: Any, words: tuple[str, ...]) -> dict[str, Any]:
@@ -207,12 +226,17 @@ def _description(held: Any) -> dict[str, Any]:
     for key, value in held.items():
         if not (isinstance(key, str) and _is_plain(value)):
             raise InputError("its description must hold texts and numbers alone")
+    if sum(len(v) for v in held.values() if isinstance(v, str)) > _LONGEST:
+        raise InputError(f"its description has more than {_LONGEST} characters")
     return {k: _plain(v) for k, v in held.items()}
 
 
 def _is_plain(value: Any) -> bool:
-    if isinstance(value, Node):
-        return value.word == "scalar"
+    if isinstance(
+        value, Node
+    ):  # NumPy's numbers alone: each reference to a text would make it anew
+        number = value.word == "scalar" and len(value.args) == 2
+        return number and _NUMBER.fullmatch(_code(value.args[0])) is not None
     if isinstance(value, int):
         return abs(value) < 2**63
     return isinstance(value, str | float | None)
@@ -224,9 +248,8 @@ def _plain(value: Any) -> Any:
         raise InputError(f"it holds a {_kind(value)} where a text or number belongs")
     if not isinstance(value, Node):
         return value
-    if len(value.args) != 2:
-        raise InputError("its scalar has no type and value")
-    return _filled(*value.args, (), "C", "scalar").item()
+    dtype, stored = value.args
+    return _filled(dtype, stored, (), "C", "scalar").item()
 
 
 def _kind(value: Any) -> str:
@@ -239,7 +262,7 @@ def _names(values: NDArray[Any], what: str) -> list[Any]:
         listed: list[Any] = values.tolist()
         for name in listed:
             str(name).encode()  # fixed-width texts too may hold lone surrogates
-    except ValueError as error:
+    except (ValueError, SystemError) as error:  # the latter for what is no code point
         raise InputError(f"its {what} holds what is no text ({error})") from error
     return [str(v) for v in listed] if values.dtype.kind in "iu" else listed
 
@@ -294,11 +317,17 @@ def _filled(dtype: Any, values: Any, shape: Any, order: str, what: str) -> NDArr
 
 
 def _dtype(node: Any, what: str) -> np.dtype[Any]:
-    code = node.args[0] if isinstance(node, Node) and node.word == "dtype" and node.args else None
-    if not (isinstance(code, str) and _DTYPE.fullmatch(code)):
+    code = _code(node)
+    if not _DTYPE.fullmatch(code):
         raise InputError(f"its {what} has a type other than numbers or texts")
     big = isinstance(node.state, tuple) and node.state[1:2] == (">",)
     return np.dtype(code).newbyteorder(">" if big else "<")
+
+
+def _code(node: Any) -> str:
+    """NumPy's code of the type that `node` describes, or no text."""
+    code = node.args[0] if isinstance(node, Node) and node.word == "dtype" and node.args else ""
+    return code if isinstance(code, str) else ""
 
 
 def _arrow(
@@ -308,9 +337,10 @@ def _arrow(
     ends, text = (
         b.args[0].args[0] if isinstance(b.args[0], Node) else b.args[0] for b in buffers[1:]
     )
-    width = {"string": "<i4", "large_string": "<i8"}[kind.args[0]]
+    width = ("<i4", "<i8")[("string", "large_string").index(kind.args[0])]
     at = np.frombuffer(ends, width)[first : first + n + 1]
-    if n_null or len(at) != n + 1 or (np.diff(at) < 0).any():  # texts that overlap could explode
+    # Texts that overlap could explode. A difference of two ends could overflow.
+    if n_null or len(at) != n + 1 or at[0] < 0 or (at[1:] < at[:-1]).any():
         raise ValueError("missing or overlapping texts")
     places = at.tolist()
     return np.array([bytes(text[a:b]).decode() for a, b in pairwise(places)], dtype=object)

@@ -123,10 +123,12 @@ def predict(
     model
         A saved model, or one of CellTypist's (.pkl).
     source
-        AnnData on disk: an .h5ad file or a zarr folder.
+        AnnData on disk, an .h5ad file or a zarr folder; or raw counts, which are normalised: a
+        text table (.csv, .txt, .tsv, .tab), a Matrix Market file (.mtx), gzipped or not, or a 10x
+        folder.
     out
-        File for the predictions: .parquet, .csv or .csv.gz, one row a cell; or .h5ad or .zarr, as
-        SOURCE is: a copy of it whose obs has the predictions as well.
+        File for the predictions: .parquet, .csv or .csv.gz, one row a cell; or .h5ad or .zarr, if
+        SOURCE is such a file: a copy of it whose obs has the predictions as well.
     in_place
         Add the predictions to obs of SOURCE itself, in place of --out. An .h5ad file is copied
         beside itself first, so that it is never left half-written.
@@ -149,7 +151,7 @@ def predict(
     scores
         Write the decision score of every type as well.
     normalize
-        "log1p" for raw counts.
+        "log1p" for raw counts. Text, .mtx and 10x are taken as counts.
     check_expression
         Require values in the range of log1p expression normalised to 10,000.
     layer

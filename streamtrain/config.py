@@ -26,18 +26,25 @@ LOSSES = (
 )  # fmt: skip
 _RATES = ("optimal", "constant", "invscaling", "adaptive", "pa1", "pa2")
 _SGD, _LOGISTIC = "use_SGD=True", "use_SGD=False"
-_MINI, _PASSES = "use_SGD=True with mini_batch=True", "max_iter, so not for mini-batches"
+_MINI = "use_SGD=True with mini_batch=True"
+_PASSES = "logistic regression and whole epochs, not mini-batches"
+_JUDGED = "SGD over whole epochs, or early_stopping=True"
+_STOPS = f"logistic regression, {_JUDGED}"
+_LIBLINEAR = "solver='liblinear'"
 # Settings that one way of training alone has. CellTypist documents the first as ignored elsewhere,
 # and so they are, with a warning; the second it hands to the estimator, which has no such argument.
 _IGNORED = {
     "C": _LOGISTIC, "solver": _LOGISTIC, "use_GPU": _LOGISTIC, "alpha": _SGD, "mini_batch": _SGD,
     "batch_number": _MINI, "batch_size": _MINI, "epochs": _MINI, "balance_cell_type": _MINI,
-    "max_iter": _PASSES, "top_genes": "feature_selection=True",
+    "max_iter": _PASSES, "top_genes": "feature_selection=True", "n_iter_no_change": _JUDGED,
+    "tol": _STOPS, "intercept_scaling": _LIBLINEAR,
 }  # fmt: skip
 _REFUSED = {
     "average": _SGD, "learning_rate": _SGD, "eta0": _SGD, "power_t": _SGD, "loss": _SGD,
     "epsilon": _SGD, "shuffle": _SGD, "early_stopping": _SGD, "n_iter_no_change": _SGD,
     "dual": _LOGISTIC, "intercept_scaling": _LOGISTIC,
+    "validation_fraction": "early_stopping=True", "validation_groups": "early_stopping=True",
+    "l1_ratio": "penalty='elasticnet'",
 }  # fmt: skip
 
 
@@ -53,10 +60,11 @@ class Settings:
         Subtract each gene's mean when scaling. Costs nothing here: the matrix stays sparse.
     check_expression
         Require log1p expression normalised to 10,000 counts in every cell (or, with normalize,
-        raw counts). Switch off to train on the values as they are.
+        raw counts). Switch off to train on the values as they are; where X of an AnnData holds
+        negative ones, its raw is taken all the same, as by CellTypist.
     C
         Inverse of the regularization strength of logistic regression. A smaller value can
-        generalise better and fit worse.
+        generalise better and fit worse; infinity is no penalty.
     solver
         Name of a solver of logistic regression: lbfgs, newton-cg, sag, saga and liblinear. The
         optimum is the same and one solver finds it, but for liblinear's, which penalises the
@@ -103,15 +111,16 @@ class Settings:
         Bytes to stay within, the interpreter itself aside: "2GB", "512MiB" or a number. The
         default is a quarter of the free memory.
     scratch
-        Folder on a local disk for the drawn cells. The default is the system's temporary folder
-        (TMPDIR), or /var/tmp where that lies in memory.
+        Folder on a local disk for the cells that training takes: once, twice where they do not fit
+        in memory by gene, and the selected genes once more. The default is the system's temporary
+        folder (TMPDIR), or /var/tmp where that lies in memory.
     random_state
         Seed of all draws. Same seed, same model.
     shuffle
         Shuffle the cells within each mini-batch; without mini-batches, in each epoch.
     tol
         When to stop. Logistic regression: the largest slope of a cell type's mean loss and penalty
-        is below tol, and the objective is proven to within tol / 100 of its minimum, relatively;
+        is below tol, and the objective is within tol / 100 of its minimum, relatively;
         the default is 1e-4. SGD without mini-batches, and early stopping: an epoch improves by less
         than tol; the default is 1e-3, and None never stops.
     n_iter_no_change
@@ -134,13 +143,13 @@ class Settings:
         "squared_hinge", "perceptron", "squared_error", "huber", "epsilon_insensitive",
         "squared_epsilon_insensitive". CellTypist's probabilities suit "log_loss" alone.
     epsilon
-        Of the last three losses but one, and "huber".
+        Of the losses "huber", "epsilon_insensitive" and "squared_epsilon_insensitive".
     average
         Average the weights over the steps: True, or the step from which to average.
     learning_rate
         Step size: "optimal" is 1 / (alpha (t0 + t)) by Bottou's heuristic, as CellTypist's;
         "constant" is eta0; "invscaling" is eta0 / t ** power_t; "adaptive" is eta0, and a fifth
-        each time a cell type stops improving.
+        each time a cell type stops improving; "pa1" and "pa2" are scikit-learn's, for "hinge".
     eta0
         Step size of "constant" and "adaptive", and the first of "invscaling".
     power_t
@@ -242,8 +251,11 @@ class Settings:
             _require(name, getattr(self, name), 0, whole=True)
         for name in ("alpha", "power_t", "eta0", "epsilon"):
             _require(name, getattr(self, name), 0)
-        for name in ("C", "intercept_scaling"):
-            _require(name, getattr(self, name), 0, above=True)
+        _require("intercept_scaling", self.intercept_scaling, 0, above=True)
+        if not (
+            isinstance(self.C, float) and math.isinf(self.C) and self.C > 0
+        ):  # scikit-learn's word for no penalty
+            _require("C", self.C, 0, above=True)
         _choose("solver", self.solver, (*SOLVERS, None))
         _choose("penalty", self.penalty, ("l2", "l1", "elasticnet", None))
         _choose("loss", self.loss, LOSSES)
@@ -283,12 +295,18 @@ class Settings:
 
     def _elsewhere(self, table: dict[str, str]) -> dict[str, str]:
         """Those settings of `table` that are given although they belong to another way."""
+        judged = self.trains_sgd and (not self.mini_batch or self.early_stopping)
         ways = {
             _LOGISTIC: not self.use_SGD,
             _SGD: self.trains_sgd,
             _MINI: self.trains_sgd and self.mini_batch,
             _PASSES: not (self.use_SGD and self.mini_batch),
+            _JUDGED: judged,
+            _STOPS: judged or not self.use_SGD,
+            _LIBLINEAR: not self.use_SGD and self.solver == "liblinear",
             "feature_selection=True": self.feature_selection,
+            "early_stopping=True": self.early_stopping,
+            "penalty='elasticnet'": self.penalty == "elasticnet",
         }
         fields = _fields()
         given = (name for name in table if getattr(self, name) != fields[name].default)
@@ -395,7 +413,7 @@ def _require(
     whole: bool = False,
 ) -> None:
     number = isinstance(value, Integral if whole else Real)  # NumPy's too
-    if isinstance(value, bool) and name != "average":
+    if isinstance(value, bool) and name not in ("average", "verbose"):
         number = False
     if (
         not number

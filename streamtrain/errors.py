@@ -16,7 +16,11 @@ def near(name: str, names: Iterable[str], limit: int = 12) -> str:
     close = get_close_matches(name, known, n=3, cutoff=0.6)
     if close:
         return "did you mean " + " or ".join(repr(n) for n in close) + "?"
-    if not known:
-        return "there are none"
+    return f"there are {some(known, limit)}"
+
+
+def some(names: Iterable[str], limit: int = 3) -> str:
+    """Word the first few of `names`, and how many there are."""
+    known = [str(n) for n in names]
     more = f", ... ({len(known)} in all)" if len(known) > limit else ""
-    return "there are " + ", ".join(repr(n) for n in known[:limit]) + more
+    return ", ".join(repr(n) for n in known[:limit]) + more or "none"

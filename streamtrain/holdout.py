@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from streamtrain.cells import Cells
 from streamtrain.errors import InputError
 from streamtrain.sampling import HOLD_OUT, uniforms
 from streamtrain.sources.base import Source
+
+logger = logging.getLogger(__name__)
 
 
 def hold_out(
@@ -23,7 +28,8 @@ def hold_out(
         Share of the cells, of each class or, with `groups`, of all.
     groups
         Column of obs: its groups (donors, studies) are held out whole, in random order until
-        `fraction` is reached, but for those whose loss would leave a class without cells.
+        `fraction` is reached, but for those that exceed it by half or whose loss would leave a
+        class without cells; if nothing is left, the smallest that leaves all, with a warning.
     seed
         Of the choice.
 
@@ -43,23 +49,40 @@ def hold_out(
     if cells.rows is not None:
         column = column.iloc[cells.rows]
     codes, names = pd.factorize(column, use_na_sentinel=False)
-    table = np.zeros((len(names), len(cells.classes)), np.int64)
-    np.add.at(table, (codes, cells.codes), 1)
-    left = table.sum(axis=0)
+    if 2 * len(names) > cells.n_obs:
+        raise InputError(
+            f"validation_groups={groups!r} has {len(names):,} groups for {cells.n_obs:,} cells: "
+            "name a column of donors, samples or studies"
+        )
+    ones = np.ones(cells.n_obs, np.int64)
+    table = sp.csr_matrix((ones, (codes, cells.codes)), (len(names), len(cells.classes)))
+    sizes, left = np.bincount(codes), np.bincount(cells.codes, minlength=len(cells.classes))
+    held, wanted = 0, fraction * cells.n_obs
     chosen: list[int] = []
-    for g in np.argsort(uniforms(seed, HOLD_OUT, 0, len(names)), kind="stable").tolist():
-        if table[chosen].sum() >= fraction * cells.n_obs:
-            break
-        if (left - table[g] > 0).all():
-            left -= table[g]
+
+    def take(g: int, most: float) -> None:
+        nonlocal held, left
+        rest = left - table[g].toarray()[0]
+        if held < wanted and held + sizes[g] <= most and (rest > 0).all():
             chosen.append(g)
+            held, left = held + int(sizes[g]), rest
+
+    for g in np.argsort(uniforms(seed, HOLD_OUT, 0, len(names)), kind="stable").tolist():
+        take(g, 1.5 * wanted)
+    if not chosen:
+        for g in np.argsort(sizes, kind="stable").tolist():
+            take(g, cells.n_obs if not chosen else 0)
+        logger.warning(
+            "validation_groups=%r: the smallest group that can be held out has %d of %d cells",
+            groups, held, cells.n_obs,
+        )  # fmt: skip
     if not chosen:
         raise InputError(
             f"validation_groups={groups!r}: none of its {len(names):,} groups can be held out and "
             "leave cells of every type to train on: name a column with more groups, or leave it out"
         )
-    held: NDArray[np.bool_] = np.isin(codes, chosen)
-    return held
+    marks: NDArray[np.bool_] = np.isin(codes, chosen)
+    return marks
 
 
 def _of_each_class(cells: Cells, fraction: float, seed: int) -> NDArray[np.bool_]:

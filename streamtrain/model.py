@@ -6,6 +6,7 @@ import os
 import pickle
 import textwrap
 from collections.abc import Iterable, Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from streamtrain import atomic, celltypist_import, model_edit, model_store
 from streamtrain.celltypist_export import classifier, standard_scaler
-from streamtrain.errors import InputError, near
+from streamtrain.errors import InputError, near, some
 from streamtrain.model_edit import Collapse, GeneMap
 from streamtrain.model_schema import (
     CERTIFICATE,
@@ -187,7 +188,7 @@ class Model:
         lines = [f"streamtrain model with {len(types)} cell types and {len(genes)} features"]
         notes = {k: self.description[k] for k in ("date", "details", "source", "version")}
         settings = ", ".join(f"{k}={v}" for k, v in self.settings.items())
-        notes |= {"cell types": _some(types), "features": _some(genes)}
+        notes |= {"cell types": some(types), "features": some(genes)}
         notes["settings"] = textwrap.shorten(settings, 300, placeholder=" ...")
         return "\n    ".join(lines + [f"{k}: {v}" for k, v in notes.items() if v != ""])
 
@@ -216,13 +217,13 @@ class Model:
         Raises
         ------
         InputError
-            `cell_type` is unknown, or `top_n` is below 1.
+            `cell_type` is unknown, or `top_n` is no whole number of at least 1.
         """
         types = self.cell_types
         if cell_type not in types:
             raise InputError(f"no cell type {cell_type!r} in the model: {near(cell_type, types)}")
-        if top_n < 1:
-            raise InputError(f"top_n must be at least 1, not {top_n}")
+        if isinstance(top_n, bool) or not isinstance(top_n, Integral) or top_n < 1:
+            raise InputError(f"top_n must be a whole number of at least 1; got {top_n!r}")
         row = self.dataset["coef"].to_numpy()[types == cell_type][0]
         order = np.argsort(-(row if only_positive else np.abs(row)), kind="stable")
         return self.features[order[:top_n]]
@@ -361,7 +362,8 @@ class Model:
         ----------
         map_file
             Pairs of names: a text file of two columns, a DataFrame of two, or a dict. A header
-            does no harm. CellTypist's own are in `celltypist/data/samples` of its package.
+            does no harm, nor does a pair that lacks a name. CellTypist's own are in
+            `celltypist/data/samples` of its package.
         sep
             What separates the columns of a file.
         convert_from, convert_to
@@ -419,11 +421,6 @@ class Model:
             A name is unknown, is both kept and excluded, or fewer than two types remain.
         """
         return Model(model_edit.subset(self.dataset, keep_cell_types, exclude_cell_types))
-
-
-def _some(names: NDArray[np.object_]) -> str:
-    shown = list(names) if len(names) <= 3 else [*names[:2], "...", names[-1]]
-    return ", ".join(shown)
 
 
 def _certificate(given: Mapping[str, ArrayLike], intercept: ArrayLike) -> dict[str, NDArray[Any]]:

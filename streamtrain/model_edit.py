@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from datetime import datetime
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
-from streamtrain.errors import InputError, near
+from streamtrain.errors import InputError, near, some
 from streamtrain.model_schema import CERTIFICATE, DIMS, MIRRORED, sklearn_rows, two_rows
 
 Collapse = Literal["average", "random"]
@@ -35,6 +36,10 @@ def convert(
     """Do what `Model.convert` documents."""
     if collapse not in ("average", "random"):
         raise InputError(f"collapse must be 'average' or 'random'; got {collapse!r}")
+    if not _is_whole(random_state, 2**32 - 1):
+        raise InputError(
+            f"random_state must be a whole number from 0 to 2**32 - 1; got {random_state!r}"
+        )
     genes = pd.Index(dataset["gene"].to_numpy())
     pairs = _pairs(map_file, sep)
     start = _column_from(pairs, genes, convert_from, convert_to)
@@ -42,7 +47,7 @@ def convert(
     if known.empty:
         raise InputError(
             f"column {start} of the gene map names no gene of the model: it has names such as "
-            f"{_some(pairs[start])}, the model {_some(genes)}"
+            f"{some(pairs[start])}, the model {some(genes)}"
         )
     if unique_only:
         known = known.drop_duplicates(0, keep=False).drop_duplicates(1, keep=False)
@@ -84,7 +89,7 @@ def _pairs(table: GeneMap | None, sep: str) -> pd.DataFrame:
     if isinstance(table, pd.DataFrame):
         pairs = table.copy()
     elif isinstance(table, Mapping | pd.Series):
-        pairs = pd.DataFrame(list(table.items()))
+        pairs = pd.DataFrame(list(table.items()), columns=[0, 1])
     elif isinstance(table, str | os.PathLike):
         try:
             pairs = pd.read_csv(Path(table).expanduser(), sep=sep, header=None, dtype=str)
@@ -93,11 +98,14 @@ def _pairs(table: GeneMap | None, sep: str) -> pd.DataFrame:
     else:
         raise InputError(f"map_file must be a path, a DataFrame or a dict; got {table!r:.80}")
     if pairs.shape[1] != 2:
-        raise InputError(
-            f"a gene map has two columns, this one {pairs.shape[1]}: check sep, which is {sep!r}"
-        )
+        check = f": check sep, which is {sep!r}" if isinstance(table, str | os.PathLike) else ""
+        raise InputError(f"a gene map has two columns, this one {pairs.shape[1]}{check}")
     pairs.columns = pd.Index([0, 1])
-    return pairs.dropna().astype(str).drop_duplicates()
+    pairs = pairs.dropna().astype(str).drop_duplicates()
+    pairs = pairs[(pairs != "").all(axis=1)]  # missing too, as in a file
+    if pairs.empty:
+        raise InputError("the gene map is empty: it has no pair of names")
+    return pairs
 
 
 def _column_from(
@@ -105,13 +113,17 @@ def _column_from(
 ) -> int:
     """Column that holds the model's names: as told, else that with more of them."""
     for name, column in (("convert_from", convert_from), ("convert_to", convert_to)):
-        if column not in (0, 1, None):
+        if column is not None and not _is_whole(column, 1):
             raise InputError(f"{name} must be 0 or 1, a column of the gene map; got {column!r}")
     if convert_from is None and convert_to is None:
         return 0 if pairs[0].isin(genes).sum() > pairs[1].isin(genes).sum() else 1
     if convert_from == convert_to:
         raise InputError(f"convert_from and convert_to must differ; both are {convert_from}")
     return 1 - convert_to if convert_from is None else convert_from  # type: ignore[operator]
+
+
+def _is_whole(value: Any, most: int) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and 0 <= int(value) <= most
 
 
 def _drawn(groups: list[NDArray[np.intp]], random_state: int) -> list[NDArray[np.intp]]:
@@ -174,7 +186,3 @@ def _mirrored(dataset: xr.Dataset) -> xr.Dataset:
 def _dated(dataset: xr.Dataset) -> xr.Dataset:
     description = dataset.attrs["description"] | {"date": str(datetime.now())}
     return dataset.assign_attrs(description=description)
-
-
-def _some(names: Iterable[str]) -> str:
-    return ", ".join(repr(name) for name in list(names)[:3]) or "none"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import glob
+import logging
 import os
+import re
 import shutil
 import warnings
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +25,15 @@ from streamtrain.errors import InputError
 from streamtrain.sources.columns import StoredFrame
 from streamtrain.sources.store import close_root, open_root
 
+logger = logging.getLogger(__name__)
+
 Column = pd.Categorical | NDArray[np.float64]
 
 _ANNDATA = {".h5ad": "an .h5ad file", ".zarr": "a zarr folder"}
 _NEWEST = "0.2.0"  # anndata's encoding of a table since 0.8
+# What `replacing` writes beside its place, and leaves there if it is killed.
+_ASIDE = re.compile(r"\..+\.[0-9a-f]{8}\.(partial|old)")
+_LONGEST = 255 - len("..01234567.partial")  # bytes of a file name that has such a sibling
 
 
 class ObsFile:
@@ -67,6 +75,7 @@ class ObsFile:
         self._target = self._source if out is None else Path(out)
         if out is None:
             check_output(self._source, overwrite=True, folder=self._folder)
+            self._require_own()
         elif Path(out).suffix.lower() != kind:
             raise InputError(
                 f"{str(source)!r} is {_ANNDATA[kind]} and its copy another: out must end in "
@@ -79,6 +88,24 @@ class ObsFile:
             )
         if not (self._folder and self._in_place):
             self._require_space()
+        target = self._target.expanduser().resolve()
+        warn_of_leftovers(target.parent, target.name)
+        if self._folder and self._in_place:
+            warn_of_leftovers(self._source / "obs")
+
+    def _require_own(self) -> None:
+        """Refuse to change a file that is read-only, or to part one that has two names."""
+        if not os.access(self._source, os.W_OK):
+            raise InputError(
+                f"{str(self._source)!r} is read-only, so no columns are added to it: write a copy "
+                "(out, --out), or make it writable"
+            )
+        links = self._source.stat().st_nlink
+        if not self._folder and links > 1:
+            raise InputError(
+                f"{str(self._source)!r} has {links} names (hard links), of which only this one "
+                "would get the columns: write a copy (out, --out)"
+            )
 
     def _require_space(self) -> None:
         size = sum(f.stat().st_size for f in _files(self._source))
@@ -98,10 +125,15 @@ class ObsFile:
             With the first such name.
         """
         for name in names:
-            if "/" in name or not name.strip("."):
+            if "/" in name or "\0" in name or not name.strip("."):
                 raise InputError(
                     f"{name!r} cannot be the name of an obs column, as it would be another place "
                     "in the file: leave probabilities and scores out, or choose another prefix"
+                )
+            if self._folder and len(name.encode()) > _LONGEST:
+                raise InputError(
+                    f"{name!r} is too long for a column in a zarr folder, of {_LONGEST} bytes at "
+                    "most: leave probabilities and scores out, or write to .parquet or .csv"
                 )
         root = open_root(self._source, str(self._source))
         try:
@@ -137,11 +169,36 @@ class ObsFile:
             _copy(self._source, partial)
             (_add_to_zarr if self._folder else _add_to_hdf5)(partial, columns)
             if self._in_place:
+                found = self._source.stat()
+                with suppress(PermissionError):  # a file of another user becomes ours
+                    os.chown(partial, found.st_uid, found.st_gid)
                 shutil.copymode(self._source, partial)
 
 
+def warn_of_leftovers(folder: Path, name: str | None = None) -> None:
+    """Warn of what killed processes left in a folder, beside the file `name` or beside any."""
+    for path in sorted(folder.glob(f".{'*' if name is None else glob.escape(name)}.*")):
+        if _ASIDE.fullmatch(path.name):
+            logger.warning(
+                "%s was left by a run that was killed, or belongs to one that still works: if none "
+                "does, delete it", path,
+            )  # fmt: skip
+
+
+def _tree(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, list[Path]]]:
+    """Each folder of a store with the files in it, parents first; links are followed."""
+    real = folder.resolve()
+    if real in above:
+        raise InputError(f"{str(folder)!r} is a link to a folder that it lies in: remove the link")
+    inside = [path for path in folder.iterdir() if not _ASIDE.fullmatch(path.name)]
+    yield folder, [path for path in inside if path.is_file()]
+    for path in inside:
+        if path.is_dir():
+            yield from _tree(path, (*above, real))
+
+
 def _files(path: Path) -> Iterable[Path]:
-    return (f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
+    return (f for _, files in _tree(path) for f in files) if path.is_dir() else [path]
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -149,11 +206,11 @@ def _copy(source: Path, target: Path) -> None:
     if not source.is_dir():
         shutil.copyfile(source, target)
         return
-    for folder, _, names in os.walk(source):
-        to = target / Path(folder).relative_to(source)
+    for folder, files in _tree(source):
+        to = target / folder.relative_to(source)
         to.mkdir()
-        for name in names:
-            shutil.copyfile(Path(folder, name), to / name)
+        for file in files:
+            shutil.copyfile(file, to / file.name)
 
 
 def _write(group: Any, name: str, values: Column, **kwargs: Any) -> None:
@@ -208,7 +265,15 @@ def _set_columns(path: Path, order: list[str]) -> None:
 
 
 class _ReplacingStore(zarr.storage.LocalStore):
-    """A folder whose files change over in one step, and are on disk once they have."""
+    """A folder whose files change over in one step, and are on disk once they have.
+
+    What is written aside, or was left there by a killed process, is no part of the store.
+    """
+
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        async for name in super().list_dir(prefix):
+            if not _ASIDE.fullmatch(name):
+                yield name
 
     async def set(self, key: str, value: Any) -> None:
         path = self.root / key

@@ -93,7 +93,7 @@ def over_cluster(
     Parameters
     ----------
     X
-        What predict() was given.
+        What predict() was given; None for text, which keeps no graph.
     rows
         The cells, None for all.
     n_vars

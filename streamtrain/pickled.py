@@ -18,6 +18,9 @@ _VALUES = (
 )
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+# An opcode of one byte can make an object of 70. A gene's name takes two opcodes: models have
+# thousands, and almost a million names would still fit.
+_MOST_OPCODES = 2 * 10**6
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,8 @@ def parse(data: bytes, admitted: Mapping[tuple[str, str], str]) -> Any:
 
     A stack machine over the opcodes that Python's own pickler writes for plain values and for
     calls: a name becomes a `Name`, a call a `Node`. So no class, reducer or `__setstate__` can run,
-    and no claim of the file (a length, a memo index) can allocate more than the file is long.
+    and no claim of the file (a length, a memo index) allocates more than the file is long. To its
+    length come some 70 bytes for each opcode, of which at most two million are read.
 
     Parameters
     ----------
@@ -58,7 +62,7 @@ def parse(data: bytes, admitted: Mapping[tuple[str, str], str]) -> Any:
     Raises
     ------
     InputError
-        The file names something else, has another opcode, or is no complete pickle.
+        The file names something else, has another opcode or too many, or is no complete pickle.
     """
     try:
         return _Machine(admitted).run(data)
@@ -79,7 +83,9 @@ class _Machine:
         self._memo: dict[int, Any] = {}
 
     def run(self, data: bytes) -> Any:
-        for opcode, argument, _ in pickletools.genops(data):
+        for n, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+            if n == _MOST_OPCODES:
+                raise InputError(f"refused: it has over {n} opcodes, which no such file needs")
             name = opcode.name
             if name == "STOP":
                 return self._stack.pop()
@@ -163,8 +169,10 @@ class _Machine:
         if not isinstance(self._stack[-1], dict):
             raise ValueError(f"items for a {type(self._stack[-1]).__name__}")
         keys, values = items[::2], items[1::2]
-        for key in keys:  # hashing a tuple of tuples can run out of C stack
-            if not isinstance(key, str | int | float | Node | None):
+        # Texts, small numbers (as classes have) and nodes (by identity) have hashes that no file
+        # can make equal; and hashing a tuple of tuples can run out of C stack.
+        for key in keys:
+            if not (isinstance(key, str | Node) or (isinstance(key, int) and abs(key) < 2**31)):
                 raise ValueError(f"a {type(key).__name__} as key")
         self._stack[-1].update(zip(keys, values, strict=True))
 

@@ -28,7 +28,7 @@ from streamtrain.annotations import (
     TableFile,
 )
 from streamtrain.budget import BLOCK, READING_RESERVE, format_bytes, parse_bytes
-from streamtrain.cells import Labels, name_cell, select_rows
+from streamtrain.cells import Labels, name_cell, require_file, select_rows
 from streamtrain.errors import InputError
 from streamtrain.expression import MAX_LOG1P, Expression, Normalize
 from streamtrain.kernels import predict as kernel
@@ -38,9 +38,10 @@ from streamtrain.overcluster import over_cluster
 from streamtrain.progress import counted
 from streamtrain.rows import Rows
 from streamtrain.scaling import Scaler, places
-from streamtrain.sources import open_expression, open_source
+from streamtrain.sources import TEXT, open_expression, open_source
 from streamtrain.sources.base import Source
 from streamtrain.sources.lines import read_lines
+from streamtrain.sources.mtx import find_10x
 from streamtrain.streaming import sweep
 from streamtrain.threads import Threads
 from streamtrain.voting import given_clusters, majority
@@ -186,12 +187,13 @@ def predict(
     prefix
         Of the names of obs columns.
     overwrite
-        Replace `out`, or columns of obs, if they exist.
+        Replace `out`, or columns of obs, if they exist; but never the column that
+        `over_clustering` names.
     normalize
         "log1p" for raw counts. Text tables are taken as counts.
     check_expression
         Require values in the range of log1p expression normalised to 10,000, and warn of cells
-        that are not.
+        that are not. Of text tables fractions are warned of, and no more, as in `train`.
     layer, gene_key, where, memory, scratch, n_jobs
         As in `train`.
     cells
@@ -212,7 +214,7 @@ def predict(
     InputError
         If model or cells cannot be used, or `out` or a column exists.
     FileNotFoundError
-        If a path does not exist.
+        If X or the model does not exist.
     """
     if mode not in ("best match", "prob match"):
         raise InputError(f"mode must be 'best match' or 'prob match'; got {mode!r}")
@@ -229,6 +231,13 @@ def predict(
             "probabilities and scores both add a column for each cell type: choose one"
         )
     file = _file(X, out, in_place, prefix, overwrite)
+    inputs = {
+        "X": X, "model": model, "genes": genes, "cells": cells, "over_clustering": over_clustering,
+    }  # fmt: skip
+    if out is not None:
+        _keep_inputs(out, inputs)
+    for what in ("genes", "cells", *(["over_clustering"] if _is_text(X) else [])):
+        require_file(inputs[what], what)
     if not isinstance(model, Model):
         if not isinstance(model, (str, os.PathLike)):
             raise InputError(f"model must be a Model or the path of one; got {model!r}")
@@ -244,7 +253,8 @@ def predict(
         )
     budget = parse_bytes(memory)
     # Raw counts are asked for by name; else X must hold expression, or its raw, as in CellTypist.
-    opener = open_source if normalize else partial(open_expression, above=MAX_LOG1P)
+    above = MAX_LOG1P if check_expression else None
+    opener = open_source if normalize else partial(open_expression, above=above)
     with (
         closing(
             opener(
@@ -260,7 +270,9 @@ def predict(
             raise InputError(f"{source.name} has no cells")
         output: Output
         if isinstance(file, ObsFile):
-            output = ObsOutput(file, prefix, source.n_obs, rows, scratch)
+            named = isinstance(over_clustering, str) and over_clustering in source.obs_columns()
+            kept_column = str(over_clustering) if named else None
+            output = ObsOutput(file, prefix, source.n_obs, rows, scratch, kept_column)
         else:
             output = file or Frame()
         output.check(columns)
@@ -269,16 +281,17 @@ def predict(
             clusters = given_clusters(source, over_clustering, rows)
         elif majority_voting:
             overcluster.check(n_obs, budget)
-        if source.is_table:
+        table = source.is_table and normalize is None
+        if table:
             normalize = "log1p"
         scorer = Scorer(model, source.genes, source.name, threads)
         nbytes, most = _block(budget, model, source, bool(details))
 
-        def expressed(check: Literal["range"] | None, stage: str) -> Iterator[tuple[int, Rows]]:
+        def expressed(stage: str, first: bool) -> Iterator[tuple[int, Rows]]:
             expression = Expression(
                 source.name,
                 normalize=normalize,
-                check=check,
+                check="range" if first and check_expression and not table else None,
                 dtype=np.float64,
                 cell=lambda position: name_cell(source, rows, position),
                 gene=lambda position: str(source.genes[position]),
@@ -287,7 +300,7 @@ def predict(
             stored = sweep(source, rows, nbytes, most)
             for position, block in counted(stored, stage, n_obs, show=progress):
                 yield position, expression(block, position)
-            if check is not None:
+            if first:
                 expression.finish()
 
         joined = JoinedLabels(model.cell_types) if mode == "prob match" else None
@@ -299,12 +312,13 @@ def predict(
         )
         calls: Iterable[Calls] = (
             annotate(scorer(block), position, joined, p_thres, detail)
-            for position, block in expressed("range" if check_expression else None, "Predicting")
+            for position, block in expressed("Predicting", first=True)
         )
         if majority_voting:
             calls = kept = Kept(calls, n_obs, 1 + len(details), scratch)
             layout.clusters = clusters or over_cluster(
-                X, rows, source.n_vars, lambda: expressed(None, "Reading"),
+                None if source.is_table else X, rows, source.n_vars,
+                lambda: expressed("Reading", first=False),
                 threads=threads, scratch=scratch, show=progress,
             )  # fmt: skip
             layout.majority = majority(layout.clusters, kept.pieces(), layout.labels, min_prop)
@@ -366,6 +380,26 @@ def _file(
             f"{type(X).__name__}: assign the DataFrame that predict() returns"
         )
     return ObsFile(X, out, overwrite)
+
+
+def _keep_inputs(out: str | os.PathLike[str], inputs: dict[str, Any]) -> None:
+    """Refuse an output that would take the place of something that is read."""
+    target = Path(out).expanduser().resolve()
+    for what, path in inputs.items():
+        if isinstance(path, (str, os.PathLike)) and Path(path).expanduser().resolve() == target:
+            raise InputError(
+                f"out={str(out)!r} is what {what} names, and would replace it: choose another path"
+            )
+
+
+def _is_text(X: Any) -> bool:
+    """Whether X is parsed whole before anything of it is known, and has no obs columns."""
+    if not isinstance(X, (str, os.PathLike)):
+        return False
+    path = Path(X).expanduser()
+    if path.is_dir():
+        return bool(find_10x(path))
+    return path.name.lower().removesuffix(".gz").endswith(TEXT)
 
 
 def _names(

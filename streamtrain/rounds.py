@@ -7,7 +7,6 @@ SGD over whole epochs until the loss no longer falls.
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -38,13 +37,14 @@ from streamtrain.solvers.logistic import (
 from streamtrain.solvers.sgd import SGD, SPARSE_INTERCEPT_RATE, Schedule, State
 from streamtrain.solvers.stopping import Stopping
 from streamtrain.spill import Spill
-from streamtrain.threads import Threads
+from streamtrain.threads import Threads, n_threads
 from streamtrain.tiles import MOST, Tiles
 
 logger = logging.getLogger(__name__)
 
 _WINDOW = 512 * 10**6  # bytes of cells gathered at a time; more only delays the first step
-_EPOCH_BATCH = 1000  # cells between two looks at the weights where epochs have no batches
+_EPOCH_BATCH = 256  # cells that SGD takes at a time where epochs have no mini-batches
+_SWEEP = 32 * 10**6  # bytes of held-out cells, and of their scores, at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +79,14 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """Weights, in the form training continues from, and what is known of each column's."""
+    """Weights, in the form training continues from, and what is known of each column's.
+
+    `unconverged` words which cell types did not converge, and what to do; empty for none.
+    """
 
     state: State
     certificate: dict[str, NDArray[Any]] | None = None
+    unconverged: str = ""
 
     @property
     def weights(self) -> NDArray[Any]:
@@ -93,6 +97,7 @@ class Fitted:
 
 def check(config: Settings) -> None:
     """Refuse before anything is read what the solver of these settings cannot do."""
+    n_threads(config.n_jobs)
     if config.use_GPU and not config.use_SGD:
         from streamtrain.gpu.logistic import Arrays
 
@@ -101,9 +106,11 @@ def check(config: Settings) -> None:
         return
     fallback.check(_fallback_options(config))
     what = f"loss={config.loss!r} with learning_rate={config.learning_rate!r}"
-    judged = not config.mini_batch and config.stop_tol is not None
+    sgd = config if config.use_SGD else config.first_round()
+    judged = not sgd.mini_batch and sgd.stop_tol is not None
+    whole = "pass mini_batch=True" + ", or tol=None to train for max_iter epochs" * config.use_SGD
     for refused, remedy in (
-        (judged, "pass mini_batch=True, or tol=None to train for max_iter epochs"),
+        (judged, whole),
         (config.early_stopping, "leave out early_stopping"),
         (config.average, "leave out average"),
     ):
@@ -119,7 +126,7 @@ def plan_epochs(config: Settings, cells: Cells, held_out: NDArray[np.bool_] | No
     codes = cells.codes if held_out is None else cells.codes[~held_out]
     n = len(codes)
     whole = not config.mini_batch
-    size = _EPOCH_BATCH if whole else config.batch_size
+    size = batch_size(config)
     return Plan(
         codes,
         len(cells.classes),
@@ -160,33 +167,41 @@ def fit(
 
 
 def fixed_bytes(config: Settings, n_genes: int, n_classes: int) -> int:
-    """Bytes that the solver takes whatever the number of cells."""
+    """Bytes that the solver takes whatever the number of cells, weights to start from included."""
     needs = []
     if config.trains_sgd:
         more = config.penalty, not config.mini_batch
         needs.append(SGD.nbytes(n_genes, n_classes, config.dtype, config.average, *more))
     if config.trains_sgd and not is_native(config.loss, config.learning_rate):
-        needs.append(Fallback.nbytes(n_genes, n_classes, config.dtype, config.batch_size))
+        needs.append(Fallback.nbytes(n_genes, n_classes, config.dtype, batch_size(config)))
     if not config.use_SGD:  # weights and scores of all classes, and one class being solved
-        needs.append(16 * (n_genes + MOST) * n_classes + Logistic.nbytes(n_genes))
-    return max(needs)
+        needs.append((16 * n_genes + 24 * MOST) * n_classes + Logistic.nbytes(n_genes))
+    start = n_genes * n_classes * np.dtype(config.dtype).itemsize * 2
+    return max(needs) + start * (config.warm_start is not None)
 
 
-def window_bytes(room: float, cell_bytes: float, entry_bytes: int, batch: int, dtype: Any) -> int:
-    """Bytes of one window of gathered cells, each `cell_bytes` on scratch, in batches of `batch`.
+def batch_size(config: Settings) -> int:
+    """Cells that SGD takes at a time."""
+    return config.batch_size if config.mini_batch else _EPOCH_BATCH
 
-    Two windows are alive beside three scaled batches and what the gathering holds in between.
+
+def window_bytes(config: Settings, room: float, cell_bytes: float, entry_bytes: int) -> int:
+    """Bytes of one window of gathered cells, each `cell_bytes` on scratch.
+
+    Two windows are alive beside three scaled batches, what the gathering holds in between, and with
+    early stopping the held-out cells of a sweep as stored, scaled and scored.
     """
-    size = cell_bytes * batch
+    size = cell_bytes * batch_size(config)
     # Room for as many entries again: genes in most cells get one in every cell.
-    scaled = 2 * size * (np.dtype(dtype).itemsize + 4) / entry_bytes
-    besides = 3 * scaled + 16 * 10**6
+    scaled = 2 * size * (np.dtype(config.dtype).itemsize + 4) / entry_bytes
+    besides = 3 * scaled + 16 * 10**6 + 5 * _SWEEP * config.early_stopping
     window = (room - besides) / 2
     if window < size:
+        remedy = "raise memory or lower batch_size" if config.mini_batch else "raise memory"
         raise InputError(
-            f"memory is too small for batches of {batch:,} cells of {format_bytes(size)}: "
-            f"{format_bytes(2 * size + besides - room)} more are needed; "
-            "raise memory or lower batch_size"
+            f"memory is too small for batches of {batch_size(config):,} cells of "
+            f"{format_bytes(size)}: {format_bytes(2 * size + besides - room)} more are needed; "
+            f"{remedy}"
         )
     return int(min(window, _WINDOW))
 
@@ -206,21 +221,24 @@ def _fit_sgd(
     record = stored.record if kept is None else lambda at: stored.record(kept[at])
     solver = _sgd(config, stored, scaler, start, threads)
     spill = stored.spill
-    window = window_bytes(
-        room, spill.nbytes / spill.n_obs, spill.entry_bytes, plan.batch_size, config.dtype
-    )
+    window = window_bytes(config, room, spill.nbytes / spill.n_obs, spill.entry_bytes)
     served = batches(plan, spill, record, codes, scaler, window)
     judged = not config.mini_batch or config.early_stopping
-    certificate = None
+    certificate, unconverged = None, ""
     with stage("Training", plan.epochs * plan.epoch_size, show=progress) as bar:
         if judged and isinstance(solver, SGD):
-            stopping = _until_stopped(config, solver, stored, scaler, plan, served, bar, window)
+            stopping = _until_stopped(config, solver, stored, scaler, plan, served, bar)
             certificate = {"n_iter": stopping.n_iter_, "converged": ~stopping.active}
+            if config.stop_tol is not None:
+                raised = "epochs" if config.mini_batch else "max_iter"
+                unconverged = _words(
+                    stored, stopping.active, f"after {plan.epochs} epochs: raise {raised}, or tol"
+                )
         else:
             for batch in served:
                 solver.partial_fit(batch.cells)
                 bar.update(batch.cells.rows.n_obs)
-    return Fitted(solver.state(), certificate)
+    return Fitted(solver.state(), certificate, unconverged)
 
 
 def _sgd(
@@ -271,7 +289,6 @@ def _until_stopped(
     plan: Plan,
     served: Iterator[Batch],
     bar: Any,
-    window: int,
 ) -> Stopping:
     """Train epoch by epoch; each class stops by scikit-learn's rule, on its own."""
     stopping = Stopping(
@@ -288,7 +305,7 @@ def _until_stopped(
         if seen % plan.epoch_size:
             continue
         if stored.held_out is not None:
-            gain = _accuracy(solver, stored, np.flatnonzero(stored.held_out), scaler, window)
+            gain = _accuracy(solver, stored, np.flatnonzero(stored.held_out), scaler)
         else:
             loss, penalty = solver.end_epoch()
             gain = -(loss + penalty) / plan.epoch_size
@@ -299,30 +316,24 @@ def _until_stopped(
             logger.info("epoch %d: %d cell types go on", batch.epoch + 1, stopping.active.sum())
         if not stopping.active.any():
             return stopping
-    if config.stop_tol is not None:
-        _warn_not_converged(
-            _names(stored.cells.classes, stopping.active),
-            f"after {plan.epochs} epochs; raise {'epochs' if config.mini_batch else 'max_iter'}, "
-            "or tol",
-        )
     return stopping
 
 
 def _accuracy(
-    solver: SGD, stored: Stored, held_out: NDArray[np.int64], scaler: Scaler, window: int
+    solver: SGD, stored: Stored, held_out: NDArray[np.int64], scaler: Scaler
 ) -> NDArray[np.float64]:
     """Share of the held-out cells on the right side of each column's boundary."""
     right = np.zeros(solver.n_columns, np.int64)
-    for rows in _sweep(stored, held_out, window):
+    for rows in _sweep(stored, held_out, _SWEEP, _SWEEP // (24 * solver.n_columns)):
         right += solver.n_correct(scaler(rows))
     share: NDArray[np.float64] = right / len(held_out)
     return share
 
 
-def _sweep(stored: Stored, positions: NDArray[np.int64], window: int) -> Iterator[Rows]:
-    """Cells from scratch with their codes, in order, about `window` bytes at a time."""
+def _sweep(stored: Stored, positions: NDArray[np.int64], nbytes: int, most: int) -> Iterator[Rows]:
+    """Cells from scratch with their codes, in order; about `nbytes` and `most` at a time."""
     spill = stored.spill
-    step = max(1, int(window / (spill.nbytes / spill.n_obs + 8)))
+    step = max(1, min(most, int(nbytes / (spill.nbytes / spill.n_obs + 8))))
     for start in range(0, len(positions), step):
         part = positions[start : start + step]
         yield spill.gather(stored.record(part)).with_codes(stored.cells.codes[part])
@@ -359,7 +370,7 @@ def _fit_logistic(
     )
     with Tiles(n_genes, config.dtype, room - vectors - reading, config.scratch) as tiles:
         # Alive at a time: a window as stored, scaled and by gene.
-        for rows in _sweep(stored, np.arange(cells.n_obs), int(reading / 6)):
+        for rows in _sweep(stored, np.arange(cells.n_obs), int(reading / 6), cells.n_obs):
             tiles.append(scaler(rows).rows)
         logger.info("solving on %s of scaled cells", format_bytes(tiles.nbytes))
         with stage("Training", None, show=progress) as bar:
@@ -376,14 +387,18 @@ def _fit_logistic(
 
             solution = solver.fit(_sums(config, tiles, weights, threads), report)
     certificate = solution.certificate
-    if not certificate["converged"].all():
-        _warn_not_converged(
-            _names(cells.classes, ~certificate["converged"]),
-            f"after {certificate['n_iter'].max()} iterations; raise max_iter, or tol",
-        )
     logger.info("%d passes over the cells", certificate["n_passes"].max())
     dtype = config.dtype
-    return Fitted(State(solution.coef.astype(dtype), solution.intercept), certificate)
+    ended = certificate["n_iter"]
+    most = config.most_passes(cells.n_obs)
+    unconverged = _words(
+        stored, ~certificate["converged"] & (ended >= most),
+        f"after {most} iterations: raise max_iter, or tol",
+    ) or _words(
+        stored, ~certificate["converged"], "within the precision of the numbers: raise tol"
+    )  # fmt: skip
+    state = State(solution.coef.astype(dtype), solution.intercept)
+    return Fitted(state, certificate, unconverged)
 
 
 def _sums(config: Settings, tiles: Tiles, weights: NDArray[np.float64], threads: Threads) -> Sums:
@@ -403,17 +418,11 @@ def _penalty(config: Settings) -> Penalty:
     )
 
 
-def _names(classes: NDArray[np.object_], which: NDArray[np.bool_]) -> list[str]:
-    """Names of the columns `which`; the one column of two classes stands for the second."""
-    return [str(name) for name in (classes[1:] if len(classes) == 2 else classes)[which]]
-
-
-def _warn_not_converged(names: list[str], words: str) -> None:
-    from sklearn.exceptions import ConvergenceWarning
-
+def _words(stored: Stored, which: NDArray[np.bool_], remedy: str) -> str:
+    """Name the columns `which`, that did not converge; the one of two classes is the second."""
+    classes = stored.cells.classes
+    names = (classes[1:] if len(classes) == 2 else classes)[which]
+    if len(names) == 0:
+        return ""
     some = ", ".join(map(repr, names[:10])) + (f" and {len(names) - 10} more" * (len(names) > 10))
-    warnings.warn(
-        f"{len(names)} cell types did not converge {words}: {some}",
-        ConvergenceWarning,
-        stacklevel=4,
-    )
+    return f"{len(names)} cell types did not converge {remedy}; {some}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -34,13 +35,14 @@ from streamtrain.rounds import Fitted, Stored, check, fit, fixed_bytes, plan_epo
 from streamtrain.scaling import MomentsPass, RunningMoments, Scaler, places, standard_deviation
 from streamtrain.scratch import require_free
 from streamtrain.selection import check_enough, top_genes
+from streamtrain.solvers.class_weight import class_weights
 from streamtrain.sources import open_expression, open_source
 from streamtrain.sources.base import Source
 from streamtrain.sources.genes import Genes
 from streamtrain.spill import Spill
 from streamtrain.streaming import sweep
 from streamtrain.threads import Threads
-from streamtrain.warm_start import as_model, weights_from
+from streamtrain.warm_start import as_model, check_shared, weights_from
 
 logger = logging.getLogger(__name__)
 
@@ -113,9 +115,15 @@ def train(
         cells = labelled_cells(
             source, labels, where=config.where, drop_unlabeled=config.drop_unlabeled
         )
+        class_weights(config.class_weight, cells.classes, np.bincount(cells.codes))
+        if before is not None:
+            check_shared(before, cells.classes, source.genes)
+        if config.feature_selection:
+            check_enough(source.name, source.n_vars, config.top_genes)
         held_out = _held_out(source, cells, config)
         taken = _cells_taken(source.name, cells, held_out, config)
-        room = _room(budget, source, cells, config)
+        known = 0 if before is None else before.dataset.nbytes
+        room = _room(budget - known, source, cells, config)
         logger.info(
             "%s: %d cells x %d genes, %d cell types; memory budget %s",
             source.name, cells.n_obs, source.n_vars, len(cells.classes), format_bytes(budget),
@@ -131,37 +139,49 @@ def train(
             scale = standard_deviation(moments)
             stored = Stored(spill, _recorder(taken), cells, held_out, source.is_sparse)
 
-            def train_on(features: NDArray[np.int64], settings: Settings, stored: Stored) -> Fitted:
+            def round_of(
+                config: Settings, features: NDArray[np.int64], start: Model | None
+            ) -> Fitted:
                 at = features if stored.spill is spill else np.arange(len(features))
+                mean, deviation = moments.mean[features], scale[features]
                 scaler = Scaler(
-                    moments.mean[features],
-                    scale[features],
+                    mean,
+                    deviation,
                     places(at, stored.spill.n_vars),
                     with_mean=config.with_mean,
                     dtype=config.dtype,
                     share=moments.nonzero[features] / moments.n,
                 )
-                start = None
-                if before is not None and settings is config:
-                    start = weights_from(
-                        before, cells.classes, source.genes[features], moments.mean[features],
-                        scale[features], with_mean=config.with_mean, dtype=config.dtype,
-                    )  # fmt: skip
-                return fit(settings, stored, scaler, start, room, threads, progress=progress)
+                weights = None if start is None else weights_from(
+                    start, cells.classes, source.genes[features], mean, deviation,
+                    with_mean=config.with_mean, fit_intercept=config.fit_intercept,
+                    dtype=config.dtype,
+                )  # fmt: skip
+                return fit(config, stored, scaler, weights, room, threads, progress=progress)
 
             if config.feature_selection:
                 check_enough(source.name, len(features), config.top_genes)
                 logger.info("Selecting features by a first round of SGD")
-                first = train_on(features, config.first_round(), stored)
+                first = round_of(config.first_round(), features, None)
+                if first.unconverged:
+                    logger.warning("in the first round %s", first.unconverged)
                 features = features[top_genes(first.weights, config.top_genes)]
+                del first  # its weights of all genes
                 logger.info("%d features are selected; second round of training", len(features))
-                fewer = scratch.enter_context(spill.select(features))
+                stored = replace(stored, spill=scratch.enter_context(spill.select(features)))
                 spill.close()
-                stored = replace(stored, spill=fewer)
-            fitted = train_on(features, config, stored)
+            fitted = round_of(config, features, before)
+        if fitted.unconverged:
+            _warn(fitted.unconverged)
         logger.info("Model training done")
         provenance = _provenance(X, labels, source, cells, config)
         return _model(fitted, config, source, cells, moments, scale, features, provenance)
+
+
+def _warn(words: str) -> None:
+    from sklearn.exceptions import ConvergenceWarning
+
+    warnings.warn(words, ConvergenceWarning, stacklevel=3)  # at the caller of train()
 
 
 def _open(X: Any, genes: Any, config: Settings, budget: int, progress: bool) -> Source:
@@ -254,9 +274,10 @@ def _first_pass(
     for position, stored in counted(blocks, "Reading", cells.n_obs, show=progress):
         if position == 0:  # what the first cells tell of the rest, before hours are spent
             cell_bytes = len(stored.data) / stored.n_obs * spill.entry_bytes
-            if config.trains_sgd and config.mini_batch:
-                window_bytes(room, cell_bytes, spill.entry_bytes, config.batch_size, config.dtype)
-            copies = 1 if config.use_SGD else 2  # by cell, and by gene for the solver
+            if config.trains_sgd:
+                window_bytes(config, room, cell_bytes, spill.entry_bytes)
+            # By cell, by gene for the solver, and of the selected genes.
+            copies = 1 + (not config.use_SGD) + config.feature_selection
             require_free(config.scratch, cell_bytes * n_taken * copies, "training")
         rows = expression(stored, position)
         moments.update(rows)

@@ -47,7 +47,8 @@ def given_clusters(
     Raises
     ------
     InputError
-        If a cell has no cluster, or the number of clusters is not that of the cells.
+        If a cell has no cluster, two have the same name as text, or the number of clusters is not
+        that of the cells.
     """
     series = per_cell(source, over_clustering, "over_clustering")
     if len(series) != source.n_obs:
@@ -66,7 +67,15 @@ def given_clusters(
             f"of {len(codes):,} have none; name the others with where, or another clustering"
         )
     names = column.cat.categories
-    return Clusters(codes, names if names.dtype.kind in "iub" else names.astype(str))
+    if names.dtype.kind not in "iub":
+        names = names.astype(str)
+    if names.has_duplicates:
+        twice = names[names.duplicated()][0]
+        raise InputError(
+            f"over_clustering must hold clusters that differ as text, and {twice!r} stands for two "
+            "or more (such as 1 and '1'): give one type to all"
+        )
+    return Clusters(codes, names)
 
 
 def majority(

@@ -28,6 +28,16 @@ def as_model(start: Any) -> Model | None:
     return Model.load(start)
 
 
+def check_shared(model: Model, classes: NDArray[np.object_], genes: NDArray[np.object_]) -> None:
+    """Refuse a model that knows none of the genes or none of the classes."""
+    for what, of_model, names in (
+        ("gene", model.features, genes),
+        ("cell type", model.cell_types, classes),
+    ):
+        if not pd.Index(names).isin(of_model).any():
+            raise InputError(f"warm_start: the model shares no {what} with these cells")
+
+
 def weights_from(
     model: Model,
     classes: NDArray[np.object_],
@@ -36,6 +46,7 @@ def weights_from(
     scale: NDArray[np.float64],
     *,
     with_mean: bool,
+    fit_intercept: bool,
     dtype: Any,
 ) -> State:
     """Weights that score cells as `model` does, for other genes, scaling and classes.
@@ -50,33 +61,31 @@ def weights_from(
         Names, in the order of the solver's columns and genes.
     mean, scale
         Of those genes, shape (genes,).
-
-    Raises
-    ------
-    InputError
-        If no gene or no class is shared.
+    fit_intercept
+        Whether there are intercepts; else they are zero.
     """
     data = model.dataset
     at = pd.Index(model.features).get_indexer(pd.Index(genes))
     known = pd.Index(model.cell_types).get_indexer(pd.Index(classes))
-    for what, found in (("gene", at), ("cell type", known)):
-        if (found < 0).all():
-            raise InputError(f"warm_start: the model shares no {what} with these cells")
     logger.info(
         "continuing from a model: %d of %d genes and %d of %d cell types are in it",
         (at >= 0).sum(), len(at), (known >= 0).sum(), len(known),
     )  # fmt: skip
-    ratio = np.where(at >= 0, scale / data["scale"].to_numpy()[at], 0.0)
-    moved = np.zeros(len(genes))
-    old = data["mean"].to_numpy()[at] * bool(data.attrs["with_mean"])
-    moved[at >= 0] = ((mean * with_mean - old) / data["scale"].to_numpy()[at])[at >= 0]
+    shared = np.flatnonzero(at >= 0)
+    old = data["scale"].to_numpy()[at[shared]]
+    ratio = scale[shared] / old
+    centre = data["mean"].to_numpy()[at[shared]] * bool(data.attrs["with_mean"])
+    moved = (mean[shared] * with_mean - centre) / old
+    rows = known[1:] if len(classes) == 2 else known  # the second of two has the only column
 
     def convert(coef: str, intercept: str) -> tuple[NDArray[Any], NDArray[np.float64]]:
-        W = data[coef].to_numpy().astype(np.float64)
-        W = np.where((known >= 0)[:, None] & (at >= 0), W[known][:, at], 0.0)
-        b = np.where(known >= 0, data[intercept].to_numpy()[known], 0.0) + W @ moved
-        rows = slice(1, None) if len(classes) == 2 else slice(None)
-        return (W * ratio)[rows].astype(dtype), b[rows]
+        W, b = np.zeros((len(rows), len(genes)), dtype), np.zeros(len(rows))
+        for k, row in enumerate(rows.tolist()):  # one by one, as copies of all take memory
+            if row >= 0:
+                w = data[coef].to_numpy()[row, at[shared]].astype(np.float64)
+                W[k, shared] = w * ratio
+                b[k] = data[intercept].to_numpy()[row] + w @ moved if fit_intercept else 0.0
+        return W, b
 
     if "coef_last" not in data:
         return State(*convert("coef", "intercept"), t=float(data.attrs["t"]))

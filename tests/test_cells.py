@@ -315,6 +315,21 @@ def test_labels__series_goes_by_position_unless_it_names_the_cells_in_another_or
     assert_cells(cells_of(named.iloc[::-1].reset_index(drop=True)), TYPES[::-1])
 
 
+def test_labels__series_of_other_cells(caplog):
+    """Cells in another place are refused, even if not all are there; unknown ones warned of."""
+    moved = pd.Series(TYPES, index=["x", *(f"c{i}" for i in range(N - 1))])
+    with pytest.raises(InputError, match="name the cells of AnnData in another order"):
+        cells_of(moved)
+    assert caplog.text == ""
+    assert_cells(cells_of(pd.Series(TYPES, index=[f"x{i}" for i in range(N)])), TYPES)
+    assert "name other cells than AnnData: cell 0 is 'c0' there and 'x0' here" in caplog.text
+    caplog.clear()
+    unnamed = open_source(sp.csr_matrix(np.ones((N, 2), np.float32)), genes=["a", "b"])
+    labels = pd.Series(TYPES, index=[f"x{i}" for i in range(N)])
+    labelled_cells(unnamed, labels, where=None, drop_unlabeled=False)
+    assert caplog.text == ""
+
+
 def test_labels__fractions_are_no_cell_types():
     with pytest.raises(InputError, match="labels holds 2 different fractions: name another col"):
         cells_of([0.5, 0.25] * 4)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression, SGDClassifier
 from sklearn.preprocessing import StandardScaler
 
-from streamtrain import Model, cli, predict
+from streamtrain import Model, cli, pickled, predict
 from streamtrain.celltypist_import import _ADMITTED, _array
 from streamtrain.errors import InputError
 from streamtrain.pickled import Name, Node, parse
@@ -320,6 +320,15 @@ def test_refuse__no_pickle(tmp_path, case):
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("key", [2**61 - 1, -(2**31), 2.0**61, None, (), b"a"])
+def test_refuse__keys_of_one_hash(key):
+    """Multiples of 2**61 - 1 have the same hash: n of them in a dict take n**2 steps."""
+    admitted = {"a": 1, 2**31 - 1: 2, True: 3}
+    assert parse(pickle.dumps(admitted), _ADMITTED) == admitted
+    with pytest.raises(InputError, match=f"a {type(key).__name__} as key"):
+        parse(pickle.dumps({key: 1}), _ADMITTED)
+
+
 def numpy_array(shape, code, values):
     """An object that pickles as an array of this description."""
     reconstruct = np._core.multiarray._reconstruct
@@ -338,6 +347,7 @@ ARRAYS = {
     "texts as numbers": ((1,), "O8", b"\0" * 8),
     "missing texts": ((10**12,), "O8", ["a"]),
     "list in a list": ((2,), "O8", [["a"], ["b"]]),
+    "no code point": ((1,), "U1", b"\xff" * 4),
     "no number": ((4,), "U1", b"a\0\0\0" * 4),
 }
 
@@ -356,12 +366,87 @@ def test_refuse__arrays(tmp_path, case, where):
         tracemalloc.stop()
 
 
-def overlap(held):
+def test_refuse__too_many_opcodes(monkeypatch):
+    monkeypatch.setattr(pickled, "_MOST_OPCODES", 100)
+    assert parse(b"\x80\x04](" + b"N" * 95 + b"e.", _ADMITTED) == [None] * 95
+    with pytest.raises(InputError, match="has over 100 opcodes"):
+        parse(b"\x80\x04](" + b"N" * 96 + b"e.", _ADMITTED)
+
+
+def numpy_scalar(code, value):
+    """An object that pickles as a scalar of this description."""
+    dtype = Reduced(np.dtype, (code, False, True), (3, "<", None, None, None, -1, -1, 0))
+    return Reduced(np._core.multiarray.scalar, (dtype, value))
+
+
+SCALARS = {
+    "wide texts": lambda: [numpy_scalar("U99999", b"a\0\0\0" * 99999)] * 600,
+    "no code point": lambda: [numpy_scalar("U1", b"\xff" * 4)],
+    "lone surrogate": lambda: [numpy_scalar("U1", b"\0\xd8\0\0")],
+    "no value": lambda: [Reduced(np._core.multiarray.scalar, ())],
+}
+
+
+@pytest.mark.parametrize("case", SCALARS)
+def test_refuse__scalars(tmp_path, case):
+    held = content()
+    held["description"] |= {str(i): v for i, v in enumerate(SCALARS[case]())}
+    data = pickle.dumps(held)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match="must hold texts and numbers alone"):
+            read(tmp_path, data)
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_refuse__scalars_in_scalars(tmp_path):
+    scalar = named("numpy._core.multiarray", "scalar")
+    objects = named("numpy", "dtype") + b"\x8c\x02O8\x85R"
+    deep = (scalar + objects + b"]") * 1500 + b"K\x01" + b"a\x86R" * 1500
+    with pytest.raises(InputError, match="must hold texts and numbers alone"):
+        read(tmp_path, pickle.dumps(content()).replace(b"\x8c\x02v1", deep))
+
+
+def test_refuse__arrow_type_of_tuples():
+    """Which are not hashed: that would run out of C stack."""
+    deep = ()
+    for _ in range(10**6):
+        deep = (deep,)
+    buffer = Node("arrow buffer", (b"",))
+    held = Node("arrow", ((Node("arrow type", (deep,)), 0, 0, 0, [None, buffer, buffer]),))
+    with pytest.raises(InputError, match="features could not be read"):
+        _array(Node("arrow strings", (), {"_pa_array": held}), "features")
+
+
+FIRST = {
+    "an atlas": (
+        b"\x89HDF\r\n\x1a\n",
+        "an HDF5 file, as atlases are: give the model first, then X",
+    ),
+    "text": (b"gene,cell\n", "begins with b'gene,cel', not as one of protocol 3 to 5"),
+    "protocol 2": (b"\x80\x02}.", "not as one of protocol 3 to 5"),
+    "too large": (b"\x80\x04", f"has {2**40} bytes: a model has at most"),
+}
+
+
+@pytest.mark.parametrize("case", FIRST)
+def test_refuse__before_all_is_read(tmp_path, case):
+    first, message = FIRST[case]
+    path = tmp_path / "m.pkl"
+    path.write_bytes(first)
+    os.truncate(path, 2**40)  # sparse: takes no disk, but no memory holds it
+    with pytest.raises(InputError, match=message):
+        Model.load(path)
+
+
+def overlap(held, *ends):
     """Arrow texts that all reach over the whole buffer."""
-    ends = np.array([0, 1000] * 50, dtype="<i8").tobytes()
+    ends = np.array([*ends, 0, 1000] * 50, dtype="<i8").tobytes()
     buffers = [None, Reduced(pa.py_buffer, (ends,)), Reduced(pa.py_buffer, (b"x" * 1000,))]
     kind = Reduced(pa.lib.type_for_alias, ("large_string",))
-    array = Reduced(pa.lib._restore_array, ((kind, 99, 0, 0, buffers, [], None),))
+    array = Reduced(pa.lib._restore_array, ((kind, len(ends) // 8 - 1, 0, 0, buffers, [], None),))
     held["Model"].features = Reduced(pd.arrays.ArrowStringArray, (), {"_pa_array": array})
 
 
@@ -370,6 +455,10 @@ WRONG = {
     "no scaler": (lambda h: h.pop("Scaler_"), "it has no Model, Scaler_ and description"),
     "swapped": (lambda h: h.update(Model=h["Scaler_"]), "holds a StandardScaler where"),
     "description": (lambda h: h.update(description="x"), "description is a str, not a dict"),
+    "long": (
+        lambda h: h["description"].update(a="é" * 600000, b="é" * 600000),
+        "more than 1000000",
+    ),
     "nested": (lambda h: h["description"].update(url=[]), "must hold texts and numbers alone"),
     "no features": (lambda h: vars(h["Model"]).pop("features"), "it has no features"),
     "no scale": (lambda h: setattr(h["Scaler_"], "scale_", None), "it has no scale_"),
@@ -382,6 +471,7 @@ WRONG = {
     "t": (lambda h: setattr(h["Model"], "t_", 2**900), "a int where a text or number belongs"),
     "with_mean": (lambda h: setattr(h["Scaler_"], "with_mean", "no"), "with_mean must be True"),
     "overlap": (overlap, "overlapping texts"),
+    "overflow": (lambda h: overlap(h, -(2**63), -1), "overlapping texts"),
 }
 
 

@@ -231,6 +231,13 @@ def test_cli__demo(tmp_path):
     assert "exists" in again.stderr
 
 
+def smaller(words):
+    """The words of a command that simulates, for 500 cells, 200 genes and few types and donors."""
+    sizes = {"--cells": "500", "--genes": "200", "--cell-types": "4", "--donors": "3"}
+    assert set(sizes) < set(words)
+    return [sizes.get(before, word) for before, word in zip([None, *words], words, strict=False)]
+
+
 def test_readme__its_examples_run(folder, tmp_path, monkeypatch):
     """The commands and the Python of the README, on a small atlas of those names."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -239,16 +246,25 @@ def test_readme__its_examples_run(folder, tmp_path, monkeypatch):
     adata.obs = adata.obs.rename(columns={"donor": "donor_id"})
     adata.obs["cell_type"] = adata.obs["cell_type"].cat.rename_categories({"B": "B cell"})
     adata.write_h5ad(tmp_path / "atlas.h5ad")
+    adata.obs["leiden"] = pd.Categorical(np.arange(600) % 40)
     adata.write_h5ad(tmp_path / "new.h5ad")
     blocks = re.findall(r"```(bash|python)\n(.*?)```", readme, re.DOTALL)
     commands = [
         line for kind, text in blocks if kind == "bash" for line in text.splitlines()
         if line.startswith("streamtrain ")
     ]  # fmt: skip
-    assert [c.split()[1] for c in commands[:2]] == ["train", "predict"]
-    for command in commands[:2]:
-        run(*command.split()[1:], cwd=tmp_path)
+    commands += re.findall(r"`(streamtrain convert-model [^`]+)`", readme)
+    named = ["train", "predict", "predict", "simulate", "convert-model"]
+    assert [command.split()[1] for command in commands] == named
     monkeypatch.chdir(tmp_path)
+    for command in commands:
+        words = command.split()[1:]
+        if words[0] == "simulate":
+            words = smaller(words)
+        if words[0] == "convert-model":
+            Path("model.pkl").rename("old.pkl")
+        run(*words, cwd=tmp_path)
+    Path("old.pkl").rename("model.pkl")
     (code,) = (text for kind, text in blocks if kind == "python")
     adata.X = adata.layers["counts"]
     adata.write_h5ad(tmp_path / "atlas.h5ad")
@@ -256,5 +272,4 @@ def test_readme__its_examples_run(folder, tmp_path, monkeypatch):
         assert Path(made).exists()
     os.rename("model.zarr", "first.zarr")  # noqa: PTH104
     Path("model.pkl").unlink()
-    code = code.replace('"cell_type",', '"cell_type", batch_size=100,')
     exec(compile(code, "README.md", "exec"), {})  # noqa: S102 - our own README

@@ -126,8 +126,8 @@ def test_repr():
         "streamtrain model with 5 cell types and 12 features",
         "    date: 2025",
         "    source: lung",
-        "    cell types: type 0 αβ⁺, type 1 αβ⁺, ..., type 4 αβ⁺",
-        "    features: GÈNE-0, GÈNE-1, ..., GÈNE-11",
+        "    cell types: 'type 0 αβ⁺', 'type 1 αβ⁺', 'type 2 αβ⁺', ... (5 in all)",
+        "    features: 'GÈNE-0', 'GÈNE-1', 'GÈNE-2', ... (12 in all)",
         "    settings: alpha=0.1",
     ]
     assert "<div>" in make()._repr_html_()
@@ -645,8 +645,9 @@ def test_extract_top_markers__ties_and_errors():
     assert len(m.extract_top_markers(first, 99)) == GENES
     with pytest.raises(InputError, match=r"no cell type 'type 0'.* did you mean 'type 0 αβ⁺'"):
         m.extract_top_markers("type 0")
-    with pytest.raises(InputError, match="top_n must be at least 1, not 0"):
-        m.extract_top_markers(first, 0)
+    for top_n in (0, 1.5, True, "3"):
+        with pytest.raises(InputError, match=f"whole number of at least 1; got {top_n!r}"):
+            m.extract_top_markers(first, top_n)
 
 
 # convert, subset
@@ -740,10 +741,17 @@ def test_convert__forms_of_the_map():
     [
         ({}, "map_file is missing"),
         ({"map_file": ["a", "b"]}, "must be a path, a DataFrame or a dict"),
-        ({"map_file": pd.DataFrame({"a": ["x"]})}, "two columns, this one 1: check sep"),
+        ({"map_file": pd.DataFrame({"a": ["x"]})}, "two columns, this one 1$"),
+        ({"map_file": {}}, "gene map is empty"),
+        ({"map_file": {"GÈNE-0": "", "": "y", "GÈNE-1": None}}, "gene map is empty"),
         ({"map_file": {"x": "y"}}, r"names no gene of the model: it has names such as 'y'"),
         ({"map_file": {"GÈNE-0": "y", "GÈNE-1": "y"}}, "pass unique_only=False"),
         ({"map_file": {"x": "y"}, "convert_from": 2}, "convert_from must be 0 or 1"),
+        ({"map_file": {"x": "y"}, "convert_from": True}, "convert_from must be .* got True"),
+        ({"map_file": {"x": "y"}, "convert_to": np.False_}, "convert_to must be .* got .*False"),
+        ({"map_file": {"x": "y"}, "random_state": -1}, "random_state must be .* got -1"),
+        ({"map_file": {"x": "y"}, "random_state": 2**32}, "random_state must be .* got 42949"),
+        ({"map_file": {"x": "y"}, "random_state": 0.5}, "random_state must be .* got 0.5"),
         ({"map_file": {"x": "y"}, "convert_to": 1, "convert_from": 1}, "must differ; both are 1"),
         ({"map_file": {"x": "y"}, "collapse": "sum"}, "'average' or 'random'; got 'sum'"),
     ],
@@ -759,6 +767,9 @@ def test_convert__files(tmp_path):
     (tmp_path / "empty.csv").touch()
     with pytest.raises(InputError, match="cannot be read as a table"):
         make().convert(tmp_path / "empty.csv")
+    (tmp_path / "map.tsv").write_text("GÈNE-0\ty\n")
+    with pytest.raises(InputError, match="two columns, this one 1: check sep, which is ','"):
+        make().convert(tmp_path / "map.tsv")
 
 
 @pytest.mark.parametrize("how", ["keep", "exclude", "both"])

@@ -34,9 +34,18 @@ def read(path):
 
 
 def files(path):
-    """Bytes of every file but those that name or hold columns of obs."""
+    """Bytes of every file, or of an .h5ad every dataset, but what names or holds columns of obs."""
     if not path.is_dir():
-        return {}
+        found = {}
+
+        def keep(name, node):
+            if isinstance(node, h5py.Dataset) and not name.startswith("obs/"):
+                values = node[()]
+                found[name] = values.tobytes() if values.dtype.kind in "fiu" else values.tolist()
+
+        with h5py.File(path) as file:
+            file.visititems(keep)
+        return found
     names = {p.relative_to(path).as_posix(): p for p in path.rglob("*") if p.is_file()}
     return {n: p.read_bytes() for n, p in names.items() if "/" in n and not n.startswith("obs/")}
 
@@ -64,6 +73,7 @@ def test_obs__has_the_predictions(tmp_path, model, form, in_place):
     labels = frame["predicted_labels"].astype(str)
     assert after.obs["predicted_labels"].astype(str).tolist() == labels.tolist()
     np.testing.assert_array_equal(after.obs["conf_score"], frame["conf_score"])
+    assert "X/data" in stored or "X/data/c/0" in stored or "X/data/0" in stored
     assert files(target) == stored
     assert not list(tmp_path.rglob(".*.partial"))
     if not in_place:
@@ -175,9 +185,20 @@ def test_obs__bad_input(tmp_path, model, monkeypatch, change, options, message):
 
 def test_obs__names_that_lead_elsewhere(tmp_path):
     file = ObsFile(stores.write(atlas.make(), tmp_path, "zarr3"), None, overwrite=True)
-    for name in ("", ".", "..", "../X"):
+    for name in ("", ".", "..", "../X", "a\0b"):
         with pytest.raises(InputError, match="cannot be the name of an obs column"):
             file.check([name])
+
+
+def test_obs__names_as_long_as_a_file_may_have(tmp_path):
+    path = stores.write(atlas.make(), tmp_path, "zarr3")
+    file = ObsFile(path, None, overwrite=True)
+    longest = "ü" * 118 + "x"
+    file.check([longest])
+    file.write(iter([(longest, np.arange(600.0))]))
+    assert read(path).obs.columns[-1] == longest
+    with pytest.raises(InputError, match="too long for a column in a zarr folder, of 237 bytes"):
+        file.check([longest + "x"])
 
 
 def test_obs__no_room_for_a_copy(tmp_path, monkeypatch):
@@ -208,7 +229,7 @@ STOPS = """
 import sys, time
 import numpy as np
 from streamtrain import atomic, obs_columns
-path, moment = sys.argv[1], sys.argv[2]
+path, moment = sys.argv[1:]
 consolidate = obs_columns.zarr.consolidate_metadata
 def stop(*_, **__):
     print("here", flush=True)
@@ -233,17 +254,14 @@ if moment == "naming":  # obs names the columns, the consolidated metadata does 
         stop() if (store.root / "obs" / "new").exists() else consolidate(store)
     )
 obs_columns.ObsFile(path, None, overwrite=True).write(columns())
-""".replace('if moment == "writing"', 'if moment == "writing"', 1)
-STOPS = STOPS.replace(
-    "path, moment =", "real_consolidate = obs_columns.zarr.consolidate_metadata\npath, moment ="
-)
+"""
 
 
 @pytest.mark.parametrize(
     ("form", "moment"),
     [("h5ad", "renaming"), ("zarr2", "naming"), ("zarr3", "writing"), ("zarr3", "renaming")],
 )
-def test_obs__killed_half_way(tmp_path, form, moment):
+def test_obs__killed_half_way(tmp_path, form, moment, caplog):
     path = stores.write(atlas.make(), tmp_path, form)
     before = read(path)
     with subprocess.Popen(  # noqa: S603 - our own code
@@ -258,5 +276,74 @@ def test_obs__killed_half_way(tmp_path, form, moment):
     expected = before.obs.drop(columns=gone)
     pd.testing.assert_frame_equal(after.obs, expected)
     assert (after.X != before.X).nnz == 0
+    left = sorted(tmp_path.rglob(".*.partial"))
+    assert left or moment == "naming"
     ObsFile(path, None, overwrite=True).write(iter([("cell_type", np.arange(600.0))]))
     assert read(path).obs["cell_type"].tolist() == list(range(600))
+    for partial in left:
+        assert f"{partial} was left by a run that was killed" in caplog.text
+    for metadata in (path / "zarr.json", path / ".zmetadata"):
+        if metadata.exists():
+            assert ".partial" not in metadata.read_text()
+    if form != "h5ad":
+        ObsFile(path, tmp_path / "copy.zarr", overwrite=False).write(iter([]))
+        assert not list((tmp_path / "copy.zarr").rglob(".*.partial"))
+
+
+@pytest.mark.parametrize("form", ["h5ad", "zarr3"])
+def test_obs__in_place_leaves_a_read_only_atlas(tmp_path, monkeypatch, form):
+    path = stores.write(atlas.make(), tmp_path, form)
+    # The superuser, as in CI, may write to all.
+    monkeypatch.setattr("os.access", lambda place, _: Path(place) != path)
+    with pytest.raises(InputError, match="is read-only, so no columns are added to it"):
+        ObsFile(path, None, overwrite=True)
+    ObsFile(path, tmp_path / f"copy{path.suffix}", overwrite=False)
+
+
+def test_obs__in_place_parts_no_hard_links(tmp_path):
+    path = stores.write(atlas.make(), tmp_path, "h5ad")
+    (tmp_path / "other.h5ad").hardlink_to(path)
+    with pytest.raises(InputError, match="has 2 names"):
+        ObsFile(path, None, overwrite=True)
+
+
+def test_obs__in_place_keeps_the_owner(tmp_path, monkeypatch):
+    path = stores.write(atlas.make(), tmp_path, "h5ad")
+    given = []
+    monkeypatch.setattr("os.chown", lambda _, *owner: given.append(owner))
+    ObsFile(path, None, overwrite=True).write(iter([("new", np.arange(600.0))]))
+    assert given == [(path.stat().st_uid, path.stat().st_gid)]
+
+    def refused(*_):
+        raise PermissionError
+
+    monkeypatch.setattr("os.chown", refused)
+    ObsFile(path, None, overwrite=True).write(iter([("more", np.arange(600.0))]))
+    assert read(path).obs.columns[-2:].tolist() == ["new", "more"]
+
+
+@pytest.mark.parametrize("form", ["h5ad", "zarr3"])
+def test_obs__the_clusters_that_were_read_stay(tmp_path, model, form):
+    adata = atlas.make()
+    adata.obs["over_clustering"] = pd.Categorical(["a", "b", "c"] * 200)
+    path = stores.write(adata, tmp_path, form)
+    streamtrain.predict(
+        model, path, in_place=True, majority_voting=True, over_clustering="over_clustering",
+        where="donor == 'D1'", **QUIET,
+    )  # fmt: skip
+    obs = read(path).obs
+    assert obs["over_clustering"].tolist() == ["a", "b", "c"] * 200
+    assert obs["majority_voting"].notna().tolist() == (adata.obs["donor"] == "D1").tolist()
+
+
+def test_obs__a_copy_follows_links(tmp_path):
+    path = stores.write(atlas.make(), tmp_path, "zarr3")
+    (path / "layers").rename(tmp_path / "elsewhere")
+    (path / "layers").symlink_to(tmp_path / "elsewhere")
+    before, out = read(path), tmp_path / "copy.zarr"
+    ObsFile(path, out, overwrite=False).write(iter([("new", np.arange(600.0))]))
+    assert not (out / "layers").is_symlink()
+    assert_only_obs_differs(before, read(out))
+    (tmp_path / "elsewhere" / "loop").symlink_to(path)
+    with pytest.raises(InputError, match="is a link to a folder that it lies in"):
+        ObsFile(path, out, overwrite=True)

@@ -140,6 +140,16 @@ def test_over_cluster__clusters_hold_one_type(model, kind, monkeypatch):
     assert share.max(axis=1).sum() / 600 > 0.9
 
 
+def test_over_cluster__of_text(tmp_path, model):
+    cells = atlas.make(seed=4)
+    counts = cells.layers["counts"].toarray().astype(int)
+    pd.DataFrame(counts, cells.obs_names, cells.var_names).to_csv(tmp_path / "cells.csv")
+    table = streamtrain.predict(model, tmp_path / "cells.csv", majority_voting=True, **QUIET)
+    cells.X = cells.layers["counts"]
+    expected = streamtrain.predict(model, cells, normalize="log1p", majority_voting=True, **QUIET)
+    pd.testing.assert_frame_equal(table, expected)
+
+
 def test_resolution__is_celltypists():
     cells = [4_999, 5_000, 19_999, 20_000, 40_000, 100_000, 199_999, 200_000]
     assert [overcluster.resolution(n) for n in cells] == [5, 10, 10, 15, 20, 25, 25, 30]

@@ -270,16 +270,81 @@ def test_predict__names_of_genes_and_cells_from_files(tmp_path, model):
     pd.testing.assert_frame_equal(table.reset_index(drop=True), expected.reset_index(drop=True))
 
 
-def test_predict__text_tables_are_counts(tmp_path, model):
-    adata = atlas.make(seed=4)
-    counts = adata.layers["counts"].toarray().astype(int)
-    table = pd.DataFrame(counts, index=adata.obs_names, columns=adata.var_names)
-    table.to_csv(tmp_path / "cells.csv")
-    table.T.to_csv(tmp_path / "genes.tsv.gz", sep="\t")
+def test_predict__text_tables_are_counts(tmp_path, model, text):
+    adata, path = text
+    pd.read_csv(path, index_col=0).T.to_csv(tmp_path / "genes.tsv.gz", sep="\t")
     expected = streamtrain.predict(model, adata, layer="counts", normalize="log1p", **QUIET)
     for name, transposed in (("cells.csv", False), ("genes.tsv.gz", True)):
         found = streamtrain.predict(model, tmp_path / name, transpose_input=transposed, **QUIET)
         pd.testing.assert_frame_equal(found, expected)
+
+
+@pytest.fixture
+def text(tmp_path):
+    """A text table of counts; returns the AnnData as well."""
+    adata = atlas.make(seed=4)
+    counts = adata.layers["counts"].toarray().astype(int)
+    table = pd.DataFrame(counts, index=adata.obs_names, columns=adata.var_names)
+    table.to_csv(tmp_path / "cells.csv")
+    return adata, tmp_path / "cells.csv"
+
+
+def test_predict__text_that_is_log1p_is_warned_of_as_in_training(tmp_path, model, caplog):
+    adata = atlas.make(seed=4)
+    adata.to_df().to_csv(tmp_path / "cells.csv")
+    assert len(streamtrain.predict(model, tmp_path / "cells.csv", **QUIET)) == 600
+    assert "600 of 600 cells hold values that are no integers" in caplog.text
+    with pytest.raises(InputError, match="normalised to 10,000 already"):
+        streamtrain.predict(model, tmp_path / "cells.csv", normalize="log1p", **QUIET)
+
+
+@pytest.mark.parametrize("what", ["genes", "cells", "over_clustering"])
+def test_predict__names_a_missing_file_before_text_is_parsed(text, model, monkeypatch, what):
+    import sys
+
+    def opened(*_, **__):
+        raise AssertionError
+
+    monkeypatch.setattr(sys.modules["streamtrain.predict"], "open_expression", opened)
+    voting = {"majority_voting": True} if what == "over_clustering" else {}
+    with pytest.raises(InputError, match=f"{what} must be .*; there is no file 'no.txt'"):
+        streamtrain.predict(model, text[1], **{what: "no.txt"}, **voting, **QUIET)
+
+
+def test_predict__never_replaces_what_it_reads(text, model):
+    adata, path = text
+    folder = path.parent
+    (folder / "link.csv").symlink_to(path)
+    (folder / "clusters.csv").write_text("a\n" * 600)
+    (folder / "names.csv").write_text("\n".join(adata.obs_names))
+    store = stores.write(adata, folder, "zarr3")
+    model.save(folder / "model.zarr")
+    options = {"overwrite": True, "majority_voting": True, **QUIET}
+    given = {"over_clustering": folder / "clusters.csv", "cells": folder / "names.csv"}
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    for X, out, what in (
+        (path, path, "X"), (folder / "link.csv", path, "X"), (path, folder / "link.csv", "X"),
+        (path, folder / "clusters.csv", "over_clustering"), (path, folder / "names.csv", "cells"),
+        (store, folder / "model.zarr", "model"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=f"is what {what} names, and would replace it"):
+            streamtrain.predict(folder / "model.zarr", X, out=out, **given, **options)
+    with pytest.raises(InputError, match="is what genes names"):
+        streamtrain.predict(
+            model, adata.X, folder / "names.csv", out=folder / "names.csv", **options
+        )
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_predict__unchecked_takes_x_as_it_is(model):
+    adata = query()
+    adata.raw = adata.copy()
+    adata.X = adata.X * 3  # above 9.22
+    found = streamtrain.predict(model, adata, check_expression=False, scores=True, **QUIET)
+    np.testing.assert_allclose(found[list(model.cell_types)], by_hand(model, adata), rtol=1e-9)
+    adata.raw = None
+    again = streamtrain.predict(model, adata, check_expression=False, scores=True, **QUIET)
+    pd.testing.assert_frame_equal(again, found)
 
 
 def test_predict__takes_raw_where_x_is_scaled(model):

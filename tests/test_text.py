@@ -135,6 +135,10 @@ LAYOUTS = {
     "byte order mark": ("\ufeffcell,A,B\nx,1,0\ny,0,2.5\n", "x y"),
     "comment as header": ("# made by hand\n#A,B\n1,0\n0,2.5\n", "0 1"),
     "cells repeat": ("cell,A,B\nx,1,0\nx,0,2.5\n", "x x"),
+    "delimiters at the ends": ("cell,A,B,\nx,1,0,\r\ny,0,2.5, \n", "x y"),
+    "delimiter at the header's end": ("cell,A,B,\nx,1,0\ny,0,2.5\n", "x y"),
+    "delimiters, no names": ('"A","B",\n"1","0",\n"0","2.5",\n', "0 1"),
+    "cells that Python takes for numbers": ("cell,A,B\n1_1,1,0\nnan,0,2.5\n", "1_1 nan"),
     "blank lines": ("\n\ncell,A,B\n\nx,1,0\n\r\ny,0,2.5\n\n\n", "x y"),
 }
 
@@ -146,6 +150,46 @@ def test_table__what_anndata_does_not_read(tmp_path, case):
     assert values.tolist() == PLAIN
     assert genes == ["A", "B"]
     assert obs == cells.split()
+
+
+def test_table__header_with_numbers_at_its_end(tmp_path):
+    assert opened(put(tmp_path, "a.csv", "cell,A,7\nx,1,0\n"))[1:] == (["A", "7"], ["x"])
+    assert opened(put(tmp_path, "a.csv", "cell,A,1_1\nx,1,0\n"))[1] == ["A", "1_1"]
+
+
+IDS = {
+    "name": ("Cell,A\n7,1\n9,0\n", True),
+    "from 0": ("A,B\n0,1\n1,0\n2,0\n", True),
+    "from 1": ("A,B\n1,1\n2,0\n3,0\n", True),
+    "over blocks": ("A,B\n" + "".join(f"{i},1\n" for i in range(50)), True),
+    "two rows": ("A,B\n0,1\n1,0\n", False),
+    "counts": ("A,B\n0,1\n1,0\n3,0\n", False),
+    "apart at the end": ("A,B\n" + "".join(f"{i},1\n" for i in range(50)) + "7,1\n", False),
+    "named": ("cell,A\nx,0\ny,1\nz,2\n", False),
+    "empty": (",A\n0,0\n1,1\n2,2\n", False),
+}
+
+
+@pytest.mark.parametrize("case", IDS)
+def test_table__warns_of_a_first_column_like_names(tmp_path, case, caplog):
+    text, warns = IDS[case]
+    with mock.patch.object(lines, "BLOCK", 30):
+        open_source(put(tmp_path, "a.csv", text))
+    assert ("looks like names of rows and is taken as a gene" in caplog.text) == warns
+
+
+def test_table__transposed_is_stored_by_gene(tmp_path, caplog):
+    assert opened(put(tmp_path, "a.csv", ",x,y\nA,1,0\nB,0,2.5\n"), transpose=True)[0].tolist()
+    assert "a.csv is stored by gene; transposing it through" in caplog.text
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.from_regex(r"[ \t]?[-+.0-9eEx_]{0,4} ?", fullmatch=True), min_size=1))
+def test_numbers__is_what_parse_rows_reads(fields):
+    text = np.frombuffer("".join(fields).encode() + b" ", np.uint8)
+    found = kernel.numbers(text, np.cumsum([len(field) for field in fields]))
+    number = re.compile(r"[ \t]*[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?[ \t]*")
+    assert found.tolist() == [number.fullmatch(field) is not None for field in fields]
 
 
 def test_table__names_are_kept_whole(tmp_path):
@@ -206,6 +250,15 @@ BAD = {
         "cell,A\nÄ,1\n".encode("latin-1"),
         r"bad\.csv must be a text file in UTF-8",
     ),
+    "no name at the end": ("g1,g2,\nc1,1,2\n", "field 3 of its header is empty"),
+    "no name amid": ("cell,A,,B\nx,1,2,3\n", "field 3 of its header is empty"),
+    "no name first": (",A\nx,1,2\n", "field 1 of its header is empty"),
+    "NA first": ("x,NA,1\ny,1,2\n", "has no gene names"),
+    "single field": ("A,B,\n7\n", "header has 3 fields and line 2 has 1"),
+    "two delimiters": ("cell,A,\nx,1,,\n", r"line 2, column 3 .*holds ''"),
+    "UTF-16": ("cell,A\nx,1\n".encode("utf-16"), "is in UTF-16: convert it"),
+    "UTF-16, big": (b"\xfe\xff\0A\0,\0B\0\n", "is in UTF-16: convert it"),
+    "CR": ("cell,A\rx,1\ry,2\r", r"carriage return \(CR\) alone: convert the line ends"),
     "binary": (bytes(range(256)) * 9, "parted by commas, and line 1 has a single one"),
 }
 
@@ -374,6 +427,16 @@ def test_mtx__bad(tmp_path, case):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_mtx__claims_more_cells_than_fit(tmp_path, monkeypatch):
+    path = put(tmp_path, "m.mtx", MTX.replace("2 3 3", "2000000000 3 3"))
+    with pytest.raises(InputError, match=r"m\.mtx claims 2,000,000,000 cells, and .* raise memory"):
+        open_source(path, genes=list("abc"))
+    path = put(tmp_path, "m.mtx", MTX.replace("2 3 3", "1000000 3 3"))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1_000_000}))
+    with pytest.raises(InputError, match=r"parsing .*m\.mtx needs 8 MB of scratch"):
+        open_source(path, genes=list("abc"))
+
+
 def test_mtx__genes(tmp_path):
     path = put(tmp_path, "m.mtx", MTX)
     with pytest.raises(InputError, match=r"m\.mtx has no gene names: pass genes="):
@@ -430,6 +493,19 @@ def test_10x__other_features_are_left_out(tmp_path):
     assert genes == ["A", "B"]
 
 
+def test_10x__gene_without_symbol_is_called_by_its_id(tmp_path):
+    tenx(tmp_path)
+    put(tmp_path, "features.tsv.gz", "ENS0\tA\nENS1\t\tGene Expression\nENS2\n")
+    assert opened(tmp_path)[1] == ["A", "ENS1", "ENS2"]
+
+
+def test_10x__blank_lines_at_the_end(tmp_path):
+    tenx(tmp_path)
+    put(tmp_path, "features.tsv.gz", "ENS0\tA\nENS1\tB\nENS2\tC\n\n")
+    put(tmp_path, "barcodes.tsv.gz", "a\nb\nc\nd\n\n \n")
+    assert opened(tmp_path)[1:] == (["A", "B", "C"], list("abcd"))
+
+
 def test_10x__bad(tmp_path):
     tenx(tmp_path)
     with pytest.raises(InputError, match="no gene_key 'gene_id': did you mean 'gene_ids'"):
@@ -467,6 +543,8 @@ def test_genes__forms(tmp_path):
         file, str(file), packed,
     ):  # fmt: skip
         assert open_source(X, genes=genes).genes.tolist() == wanted
+    file.write_text("a\n\nc\n\n \n")
+    assert open_source(X, genes=file).genes.tolist() == ["a", "", "c"]
     with pytest.raises(InputError, match=r"genes has 3 names, and ndarray has 4 columns"):
         open_source(positions(5, 4), genes=file)
     with pytest.raises(InputError, match=r"genes='none.txt' is one string, and there is no such"):

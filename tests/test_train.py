@@ -386,7 +386,7 @@ BAD = {
     "too few genes to select": (
         atlas.make,
         {"feature_selection": True},
-        "keeps the top_genes=300 of each cell type, and there are only 115 genes",
+        "keeps the top_genes=300 of each cell type, and there are only 120 genes",
     ),
     "averaged optimum": (atlas.make, {"use_SGD": False, "average": True}, "average is for use_SGD"),
     "unknown type weighs": (atlas.make, {"class_weight": {"b": 2}}, "names 'b', which is no cell"),

@@ -70,6 +70,7 @@ def test_given_clusters__keeps_numbers_and_drops_what_is_not_selected(source):
         ("gap", "one cluster for each cell, and 1 of 600 have none"),
         ([1, 2], "one cluster for each cell; got 2 for 600"),
         ("leiden", "has no obs column 'leiden' and there is no such file"),
+        ([1, "1"] * 300, "clusters that differ as text, and '1' stands for two or more"),
         (np.zeros((600, 2)), r"over_clustering must be a list .* shape \(600, 2\)"),
         (
             pd.Series(range(600), index=[f"cell-{i}" for i in range(600)][::-1]),

@@ -115,12 +115,12 @@ class DeviceSums:
         W: NDArray[np.float64],
         constant: NDArray[np.float64],
         report: Callable[[int], None],
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    ) -> tuple[NDArray[np.float64], ...]:
         """Sum over all cells, as the kernel of `kernels.tiles` does."""
         xp = self._arrays.xp
         W_, constant_, columns_ = xp.asarray(W), xp.asarray(constant), xp.asarray(columns)
         classes, weights = self._classes[columns_], self._weights[:, columns_]
-        loss, total = xp.zeros(len(columns)), xp.zeros(len(columns))
+        loss, total, bend = (xp.zeros(len(columns)) for _ in range(3))
         slope = xp.zeros(W.shape)
         for number, block in enumerate(self._tiles):
             X, codes = self._cells.matrix(number, block)
@@ -129,9 +129,11 @@ class DeviceSums:
             e = xp.exp(-xp.abs(score))
             weight = weights[codes]
             loss += (weight * (xp.log1p(e) + xp.maximum(score, 0.0) - y * score)).sum(axis=0)
-            residual = weight * (xp.where(score >= 0, 1.0, e) / (1.0 + e) - y)
+            p = xp.where(score >= 0, 1.0, e) / (1.0 + e)
+            residual = weight * (p - y)
+            bend += (weight * p * (1.0 - p)).sum(axis=0)
             total += residual.sum(axis=0)
             slope += X.T @ residual
             report(len(block.codes))
         to_host = self._arrays.to_host
-        return to_host(loss), to_host(slope), to_host(total)
+        return to_host(loss), to_host(slope), to_host(total), to_host(bend)

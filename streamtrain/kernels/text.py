@@ -155,6 +155,30 @@ def split(text, delimiter, out, ends):
 
 
 @jit
+def numbers(text, ends):
+    """Tell which of the fields that end at `ends` in `text` are one number, as `parse_rows` reads.
+
+    Returns a bool for each field.
+    """
+    out = np.empty(len(ends), np.bool_)
+    start = 0
+    for i in range(len(ends)):
+        n = ends[i] - start
+        one = np.empty(n + 1, np.uint8)
+        one[:n], one[n] = text[start : ends[i]], NEWLINE
+        p = 0
+        while is_blank(one[p]):
+            p += 1
+        end = number(one, p)[1]
+        out[i] = end > p
+        while is_blank(one[end]):
+            end += 1
+        out[i] &= end == n
+        start = ends[i]
+    return out
+
+
+@jit
 def squeeze(text, start, stop):
     """Make each stretch of blanks outside quotes in [start, stop) one tab, in place.
 
@@ -188,8 +212,9 @@ def parse_rows(text, p, stop, delimiter, named, n_cols, data, indices, indptr, n
     """Read the lines in [p, stop) of a table of `n_cols` numbers a row as compressed sparse rows.
 
     Where `named`, the first field names the row: its bytes go to `names`, and where they end to
-    `ends`. Blank lines are skipped. `fault` gets (kind, lines before it, field, start, stop), the
-    bytes of the value for VALUE, or the number of fields found for RAGGED.
+    `ends`. Blank lines are skipped, and so is a delimiter after the last number. `fault` gets
+    (kind, lines before it, field, start, stop), the bytes of the value for VALUE, or the number of
+    fields found for RAGGED.
 
     Returns the number of rows and of lines.
     """
@@ -221,6 +246,9 @@ def parse_rows(text, p, stop, delimiter, named, n_cols, data, indices, indptr, n
             start = p
             while is_blank(text[p]) and text[p] != delimiter:
                 p += 1
+            if text[p] == NEWLINE and col == n_cols > 0:  # the line ends in a delimiter
+                p += 1
+                break
             quoted = text[p] == QUOTE
             p += quoted
             value, end = number(text, p)

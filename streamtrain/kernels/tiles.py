@@ -39,13 +39,14 @@ def by_gene(data, indices, indptr, start, stop, n_vars, first, counts, genes, ce
 @jit
 def residuals(
     first_tile, stop_tile, tile_cells, tile_genes, tile_entries, codes, counts, genes, cells,
-    values, first_class, weights, W, constant, loss, residual,
+    values, first_class, weights, W, constant, loss, residual, bend,
 ):  # fmt: skip
-    """Write weighted loss and residual of the cells of some tiles, shape (cells, columns).
+    """Write weighted loss, residual and bend of the cells of some tiles, shape (cells, columns).
 
-    Scores are x' W + constant, the loss log(1 + exp(score)) - y score and the residual its slope,
-    with y = 1 for the class `first_class` of the column; `weights` is the weight of a cell in each
-    column's problem, by the cell's class. Every cell is by itself, so threads can share the tiles.
+    Scores are x' W + constant, the loss log(1 + exp(score)) - y score, the residual its slope and
+    the bend its curvature, with y = 1 for the class `first_class` of the column; `weights` is the
+    weight of a cell in each column's problem, by the cell's class. Every cell is by itself, so
+    threads can share the tiles.
     """
     n_columns = W.shape[1]
     for t in range(first_tile, stop_tile):
@@ -74,6 +75,7 @@ def residuals(
                 loss[cell + i, k] = weight * (math.log1p(small) + max(s, 0.0) - y * s)
                 p = 1 / (1 + small) if s >= 0 else small / (1 + small)
                 score[i, k] = weight * (p - y)
+                bend[cell + i, k] = weight * p * (1 - p)
 
 
 @jit

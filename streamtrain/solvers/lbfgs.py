@@ -16,6 +16,7 @@ Vector = NDArray[np.float64]
 
 MEMORY = 10  # pairs of steps and changes of slope that are kept, as SciPy's default
 _DESCENT, _CURVATURE = 1e-4, 0.9  # Wolfe's conditions on a step, as Nocedal and Wright put them
+_FLAT = 10  # steps without a fall after which the numbers' precision is the limit
 _TRIALS = 40  # points tried along a direction before it is given up
 
 
@@ -56,9 +57,10 @@ class LBFGS:
         self._curvature = np.empty(MEMORY)
         self._oldest = self._kept = 0
         self._direction = np.empty(len(x))
-        self._move(x, value, slope)
+        self._flat = 0  # steps in a row that lowered nothing
+        self._stand(x, value, slope)
 
-    def _move(self, x: Vector, value: float, smooth: Vector) -> None:
+    def _stand(self, x: Vector, value: float, smooth: Vector) -> None:
         self.x, self._smooth = x, smooth
         self.value = value if self.l1 is None else value + kernel.dot(self.l1, np.abs(x))
         self.slope = smooth if self.l1 is None else _nearest_subgradient(x, smooth, self.l1)
@@ -109,13 +111,15 @@ class LBFGS:
             self._short = (self._step, whole, along)
             self._step = 4 * self._step if self._long is None else (self._step + self._long) / 2
         else:
-            self._accept(point, value, slope)
+            self.move(point, value, slope)
             return True
         if self._tries >= _TRIALS:
             self._give_up()
         return False
 
-    def _accept(self, point: Vector, value: float, slope: Vector) -> None:
+    def move(self, point: Vector, value: float, slope: Vector) -> None:
+        """Go to a point, with f and its gradient there."""
+        before = self.value
         s, y = point - self.x, slope - self._smooth
         curvature = kernel.dot(s, y)
         if curvature > np.finfo(np.float64).eps * kernel.dot(y, y):
@@ -127,7 +131,10 @@ class LBFGS:
             else:
                 self._oldest = (self._oldest + 1) % MEMORY
         self.n_iter += 1
-        self._move(point, value, slope)
+        self._stand(point, value, slope)
+        self._flat = 0 if self.value < before else self._flat + 1
+        if self._flat == _FLAT:
+            self.stuck = True
 
     def _give_up(self) -> None:
         """Forget the curvature and try along the steepest descent; if that was it, stop."""

@@ -153,7 +153,10 @@ class SGD:
         if state is None:
             zero = np.zeros((self.n_columns, len(shift)), dtype)
             state = State(zero, np.zeros(self.n_columns))
+        # Steps taken before averaging count in no average.
+        self._average_from = self.average
         if self.average and state.average_coef is None:
+            self._average_from = max(self.average, int(state.t))
             state = replace(
                 state,
                 average_coef=np.zeros_like(state.coef),
@@ -192,8 +195,9 @@ class SGD:
             ac=np.zeros(n),
             ab=ab,
             owed=np.zeros(n),
-            square=np.square(U, dtype=np.float64).sum(axis=0),
-            absolute=np.abs(U, dtype=np.float64).sum(axis=0),
+            # Column by column: how a matrix is summed depends on its width.
+            square=np.array([np.square(w, dtype=np.float64).sum() for w in state.coef[columns]]),
+            absolute=np.array([np.abs(w, dtype=np.float64).sum() for w in state.coef[columns]]),
             loss=np.zeros(n),
             penalty=np.zeros(n),
             positive=weight[1:].copy() if one else weight[columns],
@@ -204,7 +208,7 @@ class SGD:
     @property
     def _averaged(self) -> int:
         """Steps that count in the average so far."""
-        return max(0, int(self.t_) - self.average) if self.average else 0
+        return max(0, int(self.t_) - self._average_from) if self.average else 0
 
     def partial_fit(self, cells: Scaled) -> SGD:
         """Take one step for each cell of the batch, in order.
@@ -218,7 +222,7 @@ class SGD:
         if rows.codes is None:
             raise ValueError("a batch needs label codes")
         eta = self.schedule.steps(self.t_, rows.n_obs)
-        averaged = self.t_ + np.arange(rows.n_obs) >= max(1, self.average)
+        averaged = self.t_ + np.arange(rows.n_obs) >= max(1, self._average_from)
         self._threads.each(lambda stripe: self._step(stripe, cells, eta, averaged), self._stripes)
         self.t_ += rows.n_obs
         return self

@@ -189,9 +189,9 @@ class CscMatrix(CooMatrix):
         numpy, h5py or zarr arrays.
     shape, name, memory, scratch
         As of `CooMatrix`.
+    order
+        What messages say of how the matrix is stored.
     """
-
-    _order = "stored by gene (CSC)"
 
     def __init__(
         self,
@@ -202,9 +202,11 @@ class CscMatrix(CooMatrix):
         name: str,
         memory: int | None = None,
         scratch: Folder = None,
+        order: str = "stored by gene (CSC)",
     ) -> None:
         cols = _Columns(indptr, int(shape[1]), name)
         super().__init__(data, indices, cols, shape, name, memory, scratch)
+        self._order = order
         check_compressed(data, indices, indptr, self.shape[1], name)
 
 

@@ -28,6 +28,7 @@ Bytes = NDArray[np.uint8]
 BLOCK = 4 << 20  # bytes of text parsed at a time; larger blocks are no faster
 SHARE = 10  # a block and what is made of it take at most this many times its bytes
 BOM = b"\xef\xbb\xbf"
+UTF16 = b"\xff\xfe", b"\xfe\xff"  # its byte order marks
 NEWLINE = kernel.NEWLINE
 
 
@@ -72,6 +73,8 @@ def _binary(path: Path, files: ExitStack) -> tuple[io.RawIOBase | io.BufferedIOB
 def read_lines(path: str | os.PathLike[str], what: str) -> Iterator[str]:
     """Yield the lines of a text file in UTF-8, whole; a byte order mark is left out.
 
+    Blank lines at the end of the file are left out too.
+
     Raises
     ------
     InputError
@@ -83,8 +86,14 @@ def read_lines(path: str | os.PathLike[str], what: str) -> Iterator[str]:
         lines = io.TextIOWrapper(io.BufferedReader(binary), encoding="utf-8-sig")
         with reading(str(path)):
             try:
+                blank: list[str] = []
                 for line in lines:
+                    if not line.strip():
+                        blank.append(line.rstrip("\n"))
+                        continue
+                    yield from blank
                     yield line.rstrip("\n")
+                    blank = []
             except UnicodeDecodeError as error:
                 raise InputError(
                     f"{what} must be a text file in UTF-8; {str(path)!r}: {error}: convert it"
@@ -130,7 +139,8 @@ class LineBlocks:
         Raises
         ------
         InputError
-            Where the file is damaged, or a line does not fit in the memory.
+            Where the file is damaged, in UTF-16 or without line feeds, or a line does not fit in
+            the memory.
         """
         rest = self._filled - self.start
         self.text[:rest] = self.text[self.start : self._filled]
@@ -148,12 +158,25 @@ class LineBlocks:
                     self._filled += 1
                 self.stop = self._filled
             else:
+                if self._begins and self._filled == 0:
+                    self._check_beginning(self.text[:n].tobytes())
                 self.stop = kernel.after_last_line(self.text, self.stop, self._filled + n)
                 self._filled += n
         if self._begins:
             self._begins = False
             self.start = 3 if self.text[:3].tobytes() == BOM else 0
         return self.stop > before
+
+    def _check_beginning(self, text: bytes) -> None:
+        if text.startswith(UTF16):
+            raise InputError(
+                f"{self.name} must be a text file in UTF-8, and is in UTF-16: convert it"
+            )
+        if b"\r" in text.split(b"\n", 1)[0].rstrip(b"\r"):
+            raise InputError(
+                f"{self.name}: lines must end in a line feed (LF or CR LF), and the first ends in "
+                "a carriage return (CR) alone: convert the line ends"
+            )
 
     def _grow(self) -> None:
         if len(self.text) >= self._most:

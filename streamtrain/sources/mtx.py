@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from streamtrain.budget import format_bytes
 from streamtrain.errors import InputError, near
 from streamtrain.kernels import text as kernel
 from streamtrain.progress import stage
@@ -93,7 +94,8 @@ def parse_10x(
             "and barcodes.tsv, or these with .gz"
         )
     fields = [line.split("\t") for line in read_lines(features, features.name)]
-    names = np.array([row[min(column, len(row) - 1)] for row in fields], dtype=object)
+    # A gene without a symbol is called by its id, and one whose line is cut, by what there is.
+    names = np.array([row[min(column, len(row) - 1)] or row[0] for row in fields], dtype=object)
     kept = np.array([len(row) < 3 or row[2] == "Gene Expression" for row in fields], bool)
     if not kept.any():
         kept[:] = True
@@ -156,7 +158,14 @@ def _parse_entries(
     lines: LineBlocks, header: _Header, places: NDArray[np.int32], room: Room
 ) -> Matrix:
     """Parse the lines after the header, the genes moved to `places` (-1: left out)."""
-    require_free(room.scratch, header.n_entries * ENTRY, f"parsing {lines.name}")
+    if 8 * header.n_obs > room.memory:
+        raise InputError(
+            f"{lines.name} claims {header.n_obs:,} cells, and a count for each does not fit in "
+            f"memory={format_bytes(room.memory)}: raise memory, or write the file anew if it has "
+            "fewer"
+        )
+    need = header.n_entries * ENTRY + 8 * (header.n_obs + 1)
+    require_free(room.scratch, need, f"parsing {lines.name}")
     files = cells, genes, values = [room.array(t) for t in (np.int32, np.int32, np.float32)]
     counts = np.zeros(header.n_obs, np.int64)
     fault = np.zeros(5, np.int64)

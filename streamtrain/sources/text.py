@@ -28,6 +28,14 @@ logger = logging.getLogger(__name__)
 COMMA, TAB = ord(","), kernel.TAB
 # Bytes on scratch for each value, and while a table of genes x cells is transposed.
 ENTRY, TRANSPOSED_ENTRY = 8, 20
+# What stands for a missing number; in the first line, such fields alone make no header.
+MISSING = {"", "na", "n/a", "nan", "null", "none", "inf", "+inf", "-inf"}
+# Headers of a column that names the rows.
+ID_NAMES = {
+    "barcode", "barcodes", "cell", "cell_id", "cell_ids", "cellid", "cells", "gene", "gene_id",
+    "gene_ids", "gene_name", "gene_names", "genes", "id", "ids", "index", "obs_names", "rownames",
+    "unnamed: 0", "var_names",
+}  # fmt: skip
 
 
 @dataclass
@@ -138,7 +146,7 @@ def parse_table(path: Path, room: Room, transpose: bool, genes: list[str] | None
     matrix: Matrix = CsrMatrix(values, positions, offsets, shape, name)
     if transpose:
         parts = values, positions, offsets, shape[::-1]
-        matrix = CscMatrix(*parts, name, room.memory, room.scratch)
+        matrix = CscMatrix(*parts, name, room.memory, room.scratch, "stored by gene")
     n_obs, n_vars = matrix.shape
     if carried is None:
         found = given_names(genes, n_vars, name)
@@ -163,6 +171,7 @@ class _Line:
         return len(self.ends)
 
     def __getitem__(self, i: int) -> str:
+        i %= len(self)
         start = int(self.ends[i - 1]) if i else 0
         return self.text[start : self.ends[i]].tobytes().decode(errors="replace")
 
@@ -179,21 +188,20 @@ def _split(line: Bytes, delimiter: int, blanks: bool, name: str) -> _Line:
     return _Line(out, ends[:count], raw.startswith(b'"'), raw.endswith(b'"'))
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+def _untrailed(line: Bytes, delimiter: int) -> Bytes:
+    """Leave out a line's last character but blanks, the delimiter."""
+    stop = int(np.flatnonzero(line == delimiter)[-1])
+    return np.append(line[:stop], np.uint8(kernel.NEWLINE))
 
 
 def _layout(lines: LineBlocks, room: Room) -> _Layout:
     """Judge the first lines as anndata.read_text does, and go past the header.
 
-    The first line is a header if its last field is no number, and rows have names if the first
-    field of the next line is none. Beyond anndata: where the first line holds a tab, tabs alone
-    part fields, so that names may hold blanks; and a first field that is empty, as pandas writes
-    it, says that there are a header and names, even if the names are numbers.
+    The first line is a header if a field after its first is no number (anndata looks at the last),
+    and rows have names if the first field of the next line is none. Beyond anndata: where the first
+    line holds a tab, tabs alone part fields, so that names may hold blanks; a first field that is
+    empty, as pandas writes it, says that there are a header and names, even if the names are
+    numbers; and lines may end in a delimiter.
     """
     name, comment = lines.name, None
     while (first := lines.peek()) and first[0][0] == ord("#"):
@@ -203,7 +211,12 @@ def _layout(lines: LineBlocks, room: Room) -> _Layout:
         raise InputError(f"{name} is empty: it must hold a table of numbers")
     is_csv = name.lower().removesuffix(".gz").endswith(".csv")
     delimiter, blanks = (COMMA, False) if is_csv else (TAB, TAB not in first[0])
-    head, row = (_split(line, delimiter, blanks, name) for line in (lines.peek(2) * 2)[:2])
+    texts = (lines.peek(2) * 2)[:2]
+    head, row = (_split(text, delimiter, blanks, name) for text in texts)
+    if not head[-1] and (len(row) == len(head) - 1 or not row[-1]):  # lines end in a delimiter
+        head = _split(_untrailed(texts[0], delimiter), delimiter, blanks, name)
+        if not row[-1]:
+            row = _split(_untrailed(texts[1], delimiter), delimiter, blanks, name)
     if len(head) < 2:
         raise InputError(
             f"{name}: fields are parted by {'commas' if is_csv else 'tabs or blanks'}, and line "
@@ -211,8 +224,11 @@ def _layout(lines: LineBlocks, room: Room) -> _Layout:
             "with tabs .tsv"
         )
     # A number in quotes is a name, unless numbers are in quotes throughout.
-    named = not _is_number(row[0]) or (row.first_quoted and not row.last_quoted)
-    is_header = not _is_number(head[-1]) or (head.last_quoted and not row.last_quoted)
+    is_text = not kernel.numbers(row.text, row.ends)[0]
+    named = is_text or (row.first_quoted and not row.last_quoted)
+    words = np.flatnonzero(~kernel.numbers(head.text, head.ends)).tolist()
+    is_header = any(head[i].strip().lower() not in MISSING for i in words if i)
+    is_header |= head.last_quoted and not row.last_quoted
     if not head[0] or len(head) == len(row) - 1:
         is_header = named = True
     if is_header:
@@ -232,6 +248,12 @@ def _layout(lines: LineBlocks, room: Room) -> _Layout:
     header = None
     if is_header or (comment is not None and skipped in (0, named)):
         start = int(head.ends[0]) if skipped else 0
+        empty = np.flatnonzero(np.diff(head.ends[skipped:], prepend=start) == 0)
+        if len(empty):
+            raise InputError(
+                f"{name}: field {empty[0] + skipped + 1:,} of its header is empty, and only the "
+                "first, above the names of the rows, may be: name that column or leave it out"
+            )
         header = StoredNames(room, name)
         header.append(head.text[start:], head.ends[skipped:] - start)
     return _Layout(delimiter, blanks, bool(named), n_cols, header)
@@ -245,7 +267,9 @@ def _parse_rows(
     offsets.append(np.zeros(1, np.int64))
     fault = np.zeros(5, np.int64)
     out: list[NDArray[Any]] = []
-    total = 0
+    # What the first column, if a header names it, may count its rows from.
+    starts = {0, 1} if layout.header is not None and not layout.named else set()
+    total = n_rows = 0
     with stage("Parsing", lines.size, "B", show=room.progress) as bar:
         while lines.start < lines.stop or lines.fill():
             text, start, stop = lines.text, lines.start, lines.stop
@@ -262,6 +286,10 @@ def _parse_rows(
                 row = names[ends[count - 1] if count else 0 : ends[count]]
                 raise _refuse(fault, lines, layout, row, transpose)
             n = int(indptr[count])
+            if starts:
+                column = _first_column(data, indices, indptr[: count + 1])
+                starts = {k for k in starts if np.all(column == np.arange(count) + (n_rows + k))}
+            n_rows += count
             values.append(data[:n])
             positions.append(indices[:n])
             offsets.append(indptr[1 : count + 1] + total)
@@ -274,7 +302,25 @@ def _parse_rows(
             total += n
             lines.done(n_lines)
             bar.update(lines.position - bar.n)
+    if layout.header is not None and not layout.named:
+        first = layout.header.index(0, 1)[0]
+        if (starts and n_rows > 2) or first.strip().lower() in ID_NAMES:
+            logger.warning(
+                "%s: its first column, %r, looks like names of rows and is taken as %s: if it "
+                "holds names, leave the first field of the header empty",
+                lines.name, first, "a cell" if transpose else "a gene",
+            )  # fmt: skip
     return values, positions, offsets
+
+
+def _first_column(
+    data: NDArray[np.float32], indices: NDArray[np.int32], indptr: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    column = np.zeros(len(indptr) - 1, np.float32)
+    filled = np.flatnonzero(np.diff(indptr))
+    filled = filled[indices[indptr[filled]] == 0]
+    column[filled] = data[indptr[filled]]
+    return column
 
 
 def _buffers(nbytes: int, layout: _Layout) -> list[NDArray[Any]]:
