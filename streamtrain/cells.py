@@ -189,11 +189,14 @@ def _check_order(source: Source, values: pd.Series[Any], what: str) -> None:
     """Values go by position; refuse a Series that names cells in another order."""
     if values.index.dtype.kind != "O" or len(values) != source.n_obs:
         return
-    names = pd.Index(source.obs_names(0, source.n_obs))
-    differ = np.flatnonzero(names != values.index)
+    index = values.index.astype(object)
+    if pd.api.types.infer_dtype(index, skipna=False) != "string":
+        return
+    names = pd.Index(source.obs_names(0, source.n_obs), dtype=object)
+    differ = np.flatnonzero(names != index)
     if len(differ) == 0:
         return
-    if names[differ].isin(values.index).any():
+    if names[differ].isin(index).any():
         raise InputError(
             f"{what} name the cells of {source.name} in another order: pass them in the order of "
             f"obs_names ({what}.loc[adata.obs_names]), or their values alone"
@@ -201,7 +204,7 @@ def _check_order(source: Source, values: pd.Series[Any], what: str) -> None:
     if not names.equals(pd.RangeIndex(len(names)).astype(str)):  # cells without names have these
         logger.warning(
             "%s are taken by position, but name other cells than %s: cell %d is %r there and %r "
-            "here", what, source.name, differ[0], names[differ[0]], values.index[differ[0]],
+            "here", what, source.name, differ[0], names[differ[0]], index[differ[0]],
         )  # fmt: skip
 
 

@@ -127,8 +127,9 @@ class ObsFile:
         for name in names:
             if "/" in name or "\0" in name or not name.strip("."):
                 raise InputError(
-                    f"{name!r} cannot be the name of an obs column, as it would be another place "
-                    "in the file: leave probabilities and scores out, or choose another prefix"
+                    f"{name!r} cannot be the name of an obs column, which holds no '/' and no NUL "
+                    "and more than dots: leave probabilities and scores out, or choose another "
+                    "prefix"
                 )
             if self._folder and len(name.encode()) > _LONGEST:
                 raise InputError(

@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 _WINDOW = 512 * 10**6  # bytes of cells gathered at a time; more only delays the first step
 _EPOCH_BATCH = 256  # cells that SGD takes at a time where epochs have no mini-batches
-_SWEEP = 32 * 10**6  # bytes of held-out cells, and of their scores, at a time
+_SWEEP = 32 * 10**6  # bytes of held-out cells, and of their scores, at a time, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +194,7 @@ def window_bytes(config: Settings, room: float, cell_bytes: float, entry_bytes: 
     size = cell_bytes * batch_size(config)
     # Room for as many entries again: genes in most cells get one in every cell.
     scaled = 2 * size * (np.dtype(config.dtype).itemsize + 4) / entry_bytes
-    besides = 3 * scaled + 16 * 10**6 + 5 * _SWEEP * config.early_stopping
+    besides = 3 * scaled + 16 * 10**6 + 5 * _sweep_bytes(room) * config.early_stopping
     window = (room - besides) / 2
     if window < size:
         remedy = "raise memory or lower batch_size" if config.mini_batch else "raise memory"
@@ -204,6 +204,10 @@ def window_bytes(config: Settings, room: float, cell_bytes: float, entry_bytes: 
             f"{remedy}"
         )
     return int(min(window, _WINDOW))
+
+
+def _sweep_bytes(room: float) -> int:
+    return int(min(_SWEEP, room / 20))
 
 
 def _fit_sgd(
@@ -227,7 +231,9 @@ def _fit_sgd(
     certificate, unconverged = None, ""
     with stage("Training", plan.epochs * plan.epoch_size, show=progress) as bar:
         if judged and isinstance(solver, SGD):
-            stopping = _until_stopped(config, solver, stored, scaler, plan, served, bar)
+            stopping = _until_stopped(
+                config, solver, stored, scaler, plan, served, bar, _sweep_bytes(room)
+            )
             certificate = {"n_iter": stopping.n_iter_, "converged": ~stopping.active}
             if config.stop_tol is not None:
                 raised = "epochs" if config.mini_batch else "max_iter"
@@ -289,6 +295,7 @@ def _until_stopped(
     plan: Plan,
     served: Iterator[Batch],
     bar: Any,
+    nbytes: int,
 ) -> Stopping:
     """Train epoch by epoch; each class stops by scikit-learn's rule, on its own."""
     stopping = Stopping(
@@ -305,7 +312,7 @@ def _until_stopped(
         if seen % plan.epoch_size:
             continue
         if stored.held_out is not None:
-            gain = _accuracy(solver, stored, np.flatnonzero(stored.held_out), scaler)
+            gain = _accuracy(solver, stored, np.flatnonzero(stored.held_out), scaler, nbytes)
         else:
             loss, penalty = solver.end_epoch()
             gain = -(loss + penalty) / plan.epoch_size
@@ -320,11 +327,11 @@ def _until_stopped(
 
 
 def _accuracy(
-    solver: SGD, stored: Stored, held_out: NDArray[np.int64], scaler: Scaler
+    solver: SGD, stored: Stored, held_out: NDArray[np.int64], scaler: Scaler, nbytes: int
 ) -> NDArray[np.float64]:
     """Share of the held-out cells on the right side of each column's boundary."""
     right = np.zeros(solver.n_columns, np.int64)
-    for rows in _sweep(stored, held_out, _SWEEP, _SWEEP // (24 * solver.n_columns)):
+    for rows in _sweep(stored, held_out, nbytes, nbytes // (24 * solver.n_columns)):
         right += solver.n_correct(scaler(rows))
     share: NDArray[np.float64] = right / len(held_out)
     return share

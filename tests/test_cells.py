@@ -318,8 +318,14 @@ def test_labels__series_goes_by_position_unless_it_names_the_cells_in_another_or
 def test_labels__series_of_other_cells(caplog):
     """Cells in another place are refused, even if not all are there; unknown ones warned of."""
     moved = pd.Series(TYPES, index=["x", *(f"c{i}" for i in range(N - 1))])
-    with pytest.raises(InputError, match="name the cells of AnnData in another order"):
-        cells_of(moved)
+    for index in (moved.index, moved.index.astype("category"), moved.index.astype("string")):
+        with pytest.raises(InputError, match="name the cells of AnnData in another order"):
+            cells_of(moved.set_axis(index))
+    for odd in (
+        pd.MultiIndex.from_product([["a"], range(N)]),
+        pd.Index([*moved.index[:-1], pd.NA]),
+    ):
+        assert_cells(cells_of(moved.set_axis(odd)), TYPES)
     assert caplog.text == ""
     assert_cells(cells_of(pd.Series(TYPES, index=[f"x{i}" for i in range(N)])), TYPES)
     assert "name other cells than AnnData: cell 0 is 'c0' there and 'x0' here" in caplog.text

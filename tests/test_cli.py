@@ -202,6 +202,14 @@ cli.main(sys.argv[1:])
 """
 
 
+@pytest.mark.parametrize("command", ["train", "predict"])
+def test_cli__help_names_every_input(capsys, command):
+    _, out, _ = call(capsys, command, "--help")
+    words = " ".join(out.replace("│", " ").split())
+    for kind in (".h5ad", "zarr", ".csv", ".mtx", "10x folder"):
+        assert kind in words
+
+
 def test_cli__unknown_option_names_the_near_one(capsys):
     code, out, err = call(capsys, "train", "x", "--labels", "a", "--out", "b", "--epoch", "3")
     assert code != 0

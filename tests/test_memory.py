@@ -15,7 +15,7 @@ what, source, model, memory, *rest = sys.argv[1:]
 if what == "train":
     streamtrain.train(
         source, "cell_type", normalize="log1p", memory=memory, use_SGD=True, mini_batch=True,
-        batch_size=500, epochs=3, progress=False,
+        batch_size=500, epochs=3, early_stopping=True, validation_fraction=0.3, progress=False,
     ).save(model, overwrite=True)
 elif what == "solve":
     warnings.simplefilter("ignore")  # that three steps do not reach the optimum
