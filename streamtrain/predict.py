@@ -29,7 +29,7 @@ from streamtrain.annotations import (
 )
 from streamtrain.budget import BLOCK, READING_RESERVE, format_bytes, parse_bytes
 from streamtrain.cells import Labels, name_cell, require_file, select_rows
-from streamtrain.errors import InputError
+from streamtrain.errors import InputError, some
 from streamtrain.expression import MAX_LOG1P, Expression, Normalize
 from streamtrain.kernels import predict as kernel
 from streamtrain.model import Model
@@ -86,7 +86,7 @@ class Scorer:
         if len(shared) == 0:
             raise InputError(
                 f"{name}: none of its {len(genes):,} genes is in the model; it has names such as "
-                f"{_some(genes)}, the model {_some(model.features)}: gene names may stand in "
+                f"{some(genes)}, the model {some(model.features)}: gene names may stand in "
                 "another column of var (gene_key, --gene-key)"
             )
         logger.info("%s: %d of the model's %d genes", name, len(shared), len(at))
@@ -427,10 +427,6 @@ def _names(
         return found(first, int(wanted[-1]) + 1)[wanted - first]
 
     return selected
-
-
-def _some(names: NDArray[np.object_]) -> str:
-    return ", ".join(repr(str(n)) for n in names[:3])
 
 
 def _block(budget: int, model: Model, source: Source, probabilities: bool) -> tuple[int, int]:

@@ -24,7 +24,7 @@ from streamtrain.budget import (
     parse_bytes,
     release_freed,
 )
-from streamtrain.cells import Cells, Labels, labelled_cells, name_cell
+from streamtrain.cells import Cells, Labels, labelled_cells, name_cell, require_file
 from streamtrain.config import Settings, takes_settings
 from streamtrain.errors import InputError
 from streamtrain.expression import Expression
@@ -105,6 +105,7 @@ def train(
     if X is None or labels is None:
         raise InputError("train() needs both X and labels")
     check(config)
+    require_file(genes, "genes")
     config.warn_of_ignored()
     budget = parse_bytes(config.memory)
     logger.info("Preparing data before training")
