@@ -18,7 +18,7 @@ from streamtrain.batches import Batch, batches
 from streamtrain.budget import format_bytes
 from streamtrain.cells import Cells
 from streamtrain.config import Settings
-from streamtrain.errors import InputError
+from streamtrain.errors import InputError, some
 from streamtrain.progress import stage
 from streamtrain.rows import Rows
 from streamtrain.sampling import Plan
@@ -428,8 +428,9 @@ def _penalty(config: Settings) -> Penalty:
 def _words(stored: Stored, which: NDArray[np.bool_], remedy: str) -> str:
     """Name the columns `which`, that did not converge; the one of two classes is the second."""
     classes = stored.cells.classes
-    names = (classes[1:] if len(classes) == 2 else classes)[which]
+    columns = classes[1:] if len(classes) == 2 else classes
+    names = columns[which]
     if len(names) == 0:
         return ""
-    some = ", ".join(map(repr, names[:10])) + (f" and {len(names) - 10} more" * (len(names) > 10))
-    return f"{len(names)} cell types did not converge {remedy}; {some}"
+    share = f"{len(names)} of {len(columns)}"
+    return f"{share} cell types did not converge {remedy}; {some(names, 10)}"

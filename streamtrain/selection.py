@@ -29,6 +29,5 @@ def check_enough(name: str, n_genes: int, n: int) -> None:
     if n_genes <= n:
         raise InputError(
             f"{name}: feature_selection keeps the top_genes={n:,} of each cell type, and there are "
-            f"only {n_genes:,} genes: lower top_genes, or leave out "
-            "feature_selection"
+            f"only {n_genes:,} genes: lower top_genes, or leave out feature_selection"
         )

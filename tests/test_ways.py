@@ -115,7 +115,7 @@ def test_logistic__no_penalty_in_either_spelling():
 def test_logistic__warns_of_what_did_not_converge():
     with pytest.warns(
         ConvergenceWarning,
-        match="5 cell types did not converge after 2 iterations: raise max_iter, or tol; 'B'",
+        match="5 of 5 cell types did not converge after 2 iterations: raise max_iter, or tol; 'B'",
     ) as seen:
         model = streamtrain.train(atlas.make(), "cell_type", max_iter=2, **QUIET)
     assert seen[0].filename == __file__
@@ -184,7 +184,9 @@ def test_epochs__same_model_for_any_budget_and_threads(tmp_path, monkeypatch):
 
 def test_epochs__warn_of_classes_that_go_on():
     options = {"use_SGD": True, "max_iter": 2} | QUIET
-    with pytest.warns(ConvergenceWarning, match="5 cell types did not converge after 2 epochs: ra"):
+    with pytest.warns(
+        ConvergenceWarning, match="5 of 5 cell types did not converge after 2 epochs: ra"
+    ):
         streamtrain.train(atlas.make(), "cell_type", **options)
 
 

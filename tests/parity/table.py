@@ -217,7 +217,7 @@ ROWS = [
             options={"solver": "newton-cholesky"}),
     # max_iter
     Row("max_iter", "outcome", {"max_iter": 2}, theirs="ConvergenceWarning: lbfgs failed to conv",
-        ours="ConvergenceWarning: 4 cell types did not converge after 2 iterations"),
+        ours="ConvergenceWarning: 4 of 4 cell types did not converge after 2 iterations"),
     Row("max_iter", "steps", SMALL | {"max_iter": 7}),
     Row("max_iter", "limits"),
     # n_jobs
