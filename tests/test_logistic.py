@@ -145,6 +145,25 @@ def test_certificate__bounds_the_distance_to_the_minimum(C, scaling, centred):
         assert (found["n_passes"] > found["n_iter"]).all()
 
 
+def test_certificate__ends_where_the_intercept_cannot_be_told_from_noise():
+    rows, shift, _ = problem()
+    weights = problem_weights(None, NAMES, np.bincount(rows.codes))
+    signs = itertools.cycle((1.0, -1.0))
+
+    def noisy(tiles):
+        exact = TileSums(tiles, weights, threads)
+
+        def sums(*given):
+            loss, slope, total, bend = exact(*given)
+            return loss, slope, total + 1e-6 * rows.n_obs * next(signs), bend
+
+        return sums
+
+    with Threads(1) as threads:
+        found = solve(rows, shift, 4, tol=1e-2, sums=noisy)
+    assert (found.certificate["n_passes"] < 200).all()
+
+
 def test_certificate__objective_is_that_of_the_weights():
     rows, shift, Z = problem()
     found = solve(rows, shift, 4, penalty=Penalty(0.3, 0.5), tol=1e-4)
