@@ -7,16 +7,18 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from streamtrain.errors import InputError, near
+from streamtrain.expression import Expression, Normalize
 from streamtrain.sources.base import Source
 from streamtrain.sources.lines import read_lines
 from streamtrain.sources.where import where as evaluate_where
+from streamtrain.threads import Threads
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +73,32 @@ def name_cell(source: Source, rows: NDArray[np.int64] | None, position: int) -> 
     """Word a cell of the stream: its row number in the source and its name."""
     row = position if rows is None else int(rows[position])
     return f"cell {row} ({source.obs_names(row, row + 1)[0]!r})"
+
+
+def expression_of(
+    source: Source,
+    rows: NDArray[np.int64] | None,
+    *,
+    normalize: Normalize,
+    check: Literal["sum", "range"] | None,
+    dtype: Any,
+    threads: Threads,
+) -> Expression:
+    """Make the normalisation and checks of the cells `rows` of a source, named in its messages.
+
+    A text table holds raw counts unless `normalize` is given, as in CellTypist, which warns of
+    others and goes on: it is normalised and not checked.
+    """
+    table = source.is_table and normalize is None
+    return Expression(
+        source.name,
+        normalize="log1p" if table else normalize,
+        check=None if table else check,
+        dtype=dtype,
+        cell=lambda position: name_cell(source, rows, position),
+        gene=lambda position: str(source.genes[position]),
+        threads=threads,
+    )
 
 
 def labelled_cells(

@@ -28,9 +28,9 @@ from streamtrain.annotations import (
     TableFile,
 )
 from streamtrain.budget import BLOCK, READING_RESERVE, format_bytes, parse_bytes
-from streamtrain.cells import Labels, name_cell, require_file, select_rows
+from streamtrain.cells import Labels, expression_of, require_file, select_rows
 from streamtrain.errors import InputError, some
-from streamtrain.expression import MAX_LOG1P, Expression, Normalize
+from streamtrain.expression import MAX_LOG1P, Normalize
 from streamtrain.kernels import predict as kernel
 from streamtrain.model import Model
 from streamtrain.obs_columns import ObsFile
@@ -38,10 +38,9 @@ from streamtrain.overcluster import over_cluster
 from streamtrain.progress import counted
 from streamtrain.rows import Rows
 from streamtrain.scaling import Scaler, places
-from streamtrain.sources import TEXT, open_expression, open_source
+from streamtrain.sources import is_text, open_expression, open_source
 from streamtrain.sources.base import Source
 from streamtrain.sources.lines import read_lines
-from streamtrain.sources.mtx import find_10x
 from streamtrain.streaming import sweep
 from streamtrain.threads import Threads
 from streamtrain.voting import given_clusters, majority
@@ -236,7 +235,7 @@ def predict(
     }  # fmt: skip
     if out is not None:
         _keep_inputs(out, inputs)
-    for what in ("genes", "cells", *(["over_clustering"] if _is_text(X) else [])):
+    for what in ("genes", "cells", *(["over_clustering"] if is_text(X) else [])):
         require_file(inputs[what], what)
     if not isinstance(model, Model):
         if not isinstance(model, (str, os.PathLike)):
@@ -281,22 +280,14 @@ def predict(
             clusters = given_clusters(source, over_clustering, rows)
         elif majority_voting:
             overcluster.check(n_obs, budget)
-        table = source.is_table and normalize is None
-        if table:
-            normalize = "log1p"
         scorer = Scorer(model, source.genes, source.name, threads)
         nbytes, most = _block(budget, model, source, bool(details))
 
         def expressed(stage: str, first: bool) -> Iterator[tuple[int, Rows]]:
-            expression = Expression(
-                source.name,
-                normalize=normalize,
-                check="range" if first and check_expression and not table else None,
-                dtype=np.float64,
-                cell=lambda position: name_cell(source, rows, position),
-                gene=lambda position: str(source.genes[position]),
-                threads=threads,
-            )
+            expression = expression_of(
+                source, rows, normalize=normalize, dtype=np.float64, threads=threads,
+                check="range" if first and check_expression else None,
+            )  # fmt: skip
             stored = sweep(source, rows, nbytes, most)
             for position, block in counted(stored, stage, n_obs, show=progress):
                 yield position, expression(block, position)
@@ -390,16 +381,6 @@ def _keep_inputs(out: str | os.PathLike[str], inputs: dict[str, Any]) -> None:
             raise InputError(
                 f"out={str(out)!r} is what {what} names, and would replace it: choose another path"
             )
-
-
-def _is_text(X: Any) -> bool:
-    """Whether X is parsed whole before anything of it is known, and has no obs columns."""
-    if not isinstance(X, (str, os.PathLike)):
-        return False
-    path = Path(X).expanduser()
-    if path.is_dir():
-        return bool(find_10x(path))
-    return path.name.lower().removesuffix(".gz").endswith(TEXT)
 
 
 def _names(

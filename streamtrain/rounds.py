@@ -304,6 +304,7 @@ def _until_stopped(
         n_iter_no_change=config.n_iter_no_change,
         eta0=config.eta0 if config.learning_rate == "adaptive" else None,
     )
+    held_out = None if stored.held_out is None else np.flatnonzero(stored.held_out)
     seen = 0
     for batch in served:
         solver.partial_fit(batch.cells)
@@ -311,8 +312,8 @@ def _until_stopped(
         bar.update(batch.cells.rows.n_obs)
         if seen % plan.epoch_size:
             continue
-        if stored.held_out is not None:
-            gain = _accuracy(solver, stored, np.flatnonzero(stored.held_out), scaler, nbytes)
+        if held_out is not None:
+            gain = _accuracy(solver, stored, held_out, scaler, nbytes)
         else:
             loss, penalty = solver.end_epoch()
             gain = -(loss + penalty) / plan.epoch_size

@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +24,9 @@ from streamtrain.budget import (
     parse_bytes,
     release_freed,
 )
-from streamtrain.cells import Cells, Labels, labelled_cells, name_cell, require_file
+from streamtrain.cells import Cells, Labels, expression_of, labelled_cells, require_file
 from streamtrain.config import Settings, takes_settings
 from streamtrain.errors import InputError
-from streamtrain.expression import Expression
 from streamtrain.holdout import hold_out
 from streamtrain.model import Model
 from streamtrain.progress import counted
@@ -255,17 +254,11 @@ def _first_pass(
     progress: bool,
 ) -> RunningMoments:
     """Read every cell once: checks, moments, and the cells that any round takes onto scratch."""
-    # A text table holds raw counts, as in CellTypist, which warns of others and goes on.
-    table = source.is_table and config.normalize is None
-    expression = Expression(
-        source.name,
-        normalize="log1p" if table else config.normalize,
-        check="sum" if config.check_expression and not table else None,
-        dtype=config.dtype,
-        cell=lambda position: name_cell(source, cells.rows, position),
-        gene=lambda position: str(source.genes[position]),
+    check: Literal["sum"] | None = "sum" if config.check_expression else None
+    expression = expression_of(
+        source, cells.rows, normalize=config.normalize, check=check, dtype=config.dtype,
         threads=threads,
-    )
+    )  # fmt: skip
     moments = MomentsPass(source.n_vars, threads)
     n_taken = cells.n_obs if taken is None else np.count_nonzero(taken)
     # Alive at a time: the block at hand and the next, each as stored and as read, the normalised

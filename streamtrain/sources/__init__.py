@@ -16,7 +16,7 @@ from streamtrain.sources.base import Source
 if TYPE_CHECKING:
     from streamtrain.sources.text import Parse
 
-__all__ = ["Source", "open_expression", "open_source"]
+__all__ = ["Source", "is_text", "open_expression", "open_source"]
 
 logger = logging.getLogger(__name__)
 
@@ -107,17 +107,31 @@ def open_source(
     return in_memory.array_source(X, genes, memory, scratch, transpose)
 
 
+def is_text(X: Any) -> bool:
+    """Whether X is text, by its ending or as a 10x folder: parsed whole, without obs columns."""
+    from streamtrain.sources.mtx import find_10x
+
+    if not isinstance(X, str | os.PathLike):
+        return False
+    path = Path(X).expanduser()
+    return bool(find_10x(path)) if path.is_dir() else _ending(path) in TEXT
+
+
+def _ending(path: Path) -> str:
+    return Path(path.name.lower().removesuffix(".gz")).suffix
+
+
 def _parser(path: Path) -> Parse | None:
-    """Choose how text is parsed, by the path's ending; None for an AnnData."""
+    """Choose how text is parsed; None for an AnnData."""
     import h5py
 
-    from streamtrain.sources.mtx import find_10x, parse_10x, parse_mtx
+    from streamtrain.sources.mtx import parse_10x, parse_mtx
     from streamtrain.sources.text import parse_table
 
-    if path.is_dir():
-        return parse_10x if find_10x(path) else None
-    ending = Path(path.name.lower().removesuffix(".gz")).suffix
-    if ending in TEXT:
+    ending = _ending(path)
+    if is_text(path):
+        if path.is_dir():
+            return parse_10x
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist")
         return parse_mtx if ending == ".mtx" else parse_table
