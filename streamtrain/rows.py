@@ -65,3 +65,22 @@ class Rows:
     def with_codes(self, codes: NDArray[np.int32]) -> Rows:
         """The same cells with label codes."""
         return replace(self, codes=codes)
+
+
+def concat(parts: list[Rows], n_vars: int, dtype: np.dtype[Any]) -> Rows:
+    """Cells of all parts, one part after the other; `n_vars` and `dtype` are those of no part."""
+    if len(parts) == 1:
+        return parts[0]
+    if not parts:
+        empty = np.empty(0, np.int32)
+        return Rows(np.empty(0, dtype), empty, np.zeros(1, np.int64), n_vars)
+    ends = np.cumsum([len(part.data) for part in parts])
+    offsets = [
+        part.indptr[1:] + end - len(part.data) for part, end in zip(parts, ends, strict=True)
+    ]
+    return Rows(
+        np.concatenate([part.data for part in parts]),
+        np.concatenate([part.indices for part in parts]),
+        np.concatenate([np.zeros(1, np.int64), *offsets]),
+        n_vars,
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from itertools import pairwise
 from numbers import Integral
 from typing import Any, TypeVar
@@ -58,3 +59,9 @@ class Threads:
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown()
+
+
+@cache
+def every_cpu() -> Threads:
+    """Threads for sources that were opened outside of a run, one for each CPU; never shut down."""
+    return Threads()

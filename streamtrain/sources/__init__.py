@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from streamtrain.budget import BLOCK
 from streamtrain.errors import InputError
 from streamtrain.sources.base import Source
+from streamtrain.threads import Threads
 
 if TYPE_CHECKING:
     from streamtrain.sources.text import Parse
@@ -38,6 +39,7 @@ def open_source(
     memory: int | None = None,
     scratch: str | Path | None = None,
     progress: bool = True,
+    threads: Threads | None = None,
 ) -> Source:
     """Open cells x genes for reading by row, wherever they are.
 
@@ -66,6 +68,8 @@ def open_source(
         Folder for the files of that (default: the system's temporary one).
     progress
         Show progress on standard error while text is parsed.
+    threads
+        They decode what is read; None for one a CPU.
 
     Returns
     -------
@@ -94,7 +98,7 @@ def open_source(
         if transpose:
             logger.warning("an AnnData is cells x genes as it stands: transpose is ignored")
         if path is not None:
-            return StoreSource(path, layer, gene_key, memory, scratch)
+            return StoreSource(path, layer, gene_key, memory, scratch, threads)
         return in_memory.AnnDataSource(X, layer, gene_key, memory, scratch)
     if parse is parse_10x:
         parse, gene_key = partial(parse_10x, gene_key=gene_key), None

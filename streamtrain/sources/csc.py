@@ -173,6 +173,10 @@ class CooMatrix:
         """Cells start to stop."""
         return self._by_row().read(start, stop)
 
+    def take(self, rows: NDArray[np.int64]) -> Rows:
+        """The cells `rows`, ascending and distinct."""
+        return self._by_row().take(rows)
+
     def close(self) -> None:
         """Give the scratch back."""
         self._rows = None

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from deflate import DeflateError
 from isal import isal_zlib
 from numpy.typing import NDArray
 
@@ -17,7 +18,8 @@ from streamtrain.errors import InputError
 ISAL_ERROR: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # its stub errs
 # What h5py, zarr and their codecs raise on bytes that they cannot decode: h5py OSError, KeyError
 # and RuntimeError; zarr KeyError, TypeError and ValueError (checksum, reshape, JSON, metadata);
-# blosc RuntimeError and SystemError, zstd RuntimeError; gzip EOFError, zlib.error and ISA-L's own.
+# blosc RuntimeError and SystemError, zstd RuntimeError; gzip EOFError, zlib.error, ISA-L's own
+# and libdeflate's.
 READ_ERRORS = (
     OSError,
     KeyError,
@@ -28,6 +30,7 @@ READ_ERRORS = (
     SystemError,
     zlib.error,
     ISAL_ERROR,
+    DeflateError,
     zipfile.BadZipFile,
 )
 

@@ -10,11 +10,17 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from streamtrain.errors import InputError
-from streamtrain.rows import Rows
+from streamtrain.rows import Rows, concat
 from streamtrain.sources.damage import plain_dtype, reading
-from streamtrain.sources.matrix import Matrix, canonical, cut, from_scipy, sparsify
-
-GAP = 32  # rows read and thrown away rather than ask the store once more
+from streamtrain.sources.matrix import (
+    GAP,
+    Matrix,
+    canonical,
+    cut,
+    from_scipy,
+    sparsify,
+    take_by_reading,
+)
 
 
 class SubsetMatrix:
@@ -68,7 +74,7 @@ class SubsetMatrix:
             rows = self._matrix.read(low, int(cells[-1]) + 1).take(cells - low)
             places.append(place)
             parts.append(rows)
-        rows = _stack(parts, self._matrix.shape[1], self.dtype)
+        rows = concat(parts, self._matrix.shape[1], self.dtype)
         order = np.concatenate(places) if places else np.empty(0, np.int64)
         if len(order) and np.any(np.diff(order) < 0):
             rows = rows.take(np.argsort(order, kind="stable"))
@@ -77,6 +83,10 @@ class SubsetMatrix:
         taken = _as_scipy(rows)[:, self._var]
         taken.sort_indices()
         return from_scipy(taken)
+
+    def take(self, rows: NDArray[np.int64]) -> Rows:
+        """The cells `rows` of the subset, ascending and distinct."""
+        return SubsetMatrix(self._matrix, self._obs[rows], self._var).read(0, len(rows))
 
     def close(self) -> None:
         """Close the matrix below."""
@@ -162,7 +172,11 @@ class SlicedMatrix:
         parts = [
             self._chunk(i).take(np.arange(low, high)) for i, low, high in self._spans(start, stop)
         ]
-        return _stack(parts, self.shape[1], self.dtype)
+        return concat(parts, self.shape[1], self.dtype)
+
+    def take(self, rows: NDArray[np.int64]) -> Rows:
+        """The cells `rows`, ascending and distinct."""
+        return take_by_reading(self, rows)
 
     def close(self) -> None:
         """Forget the chunks computed last."""
@@ -171,22 +185,3 @@ class SlicedMatrix:
 
 def _as_scipy(rows: Rows) -> Any:
     return sp.csr_matrix((rows.data, rows.indices, rows.indptr), shape=(rows.n_obs, rows.n_vars))
-
-
-def _stack(parts: list[Rows], n_vars: int, dtype: np.dtype[Any]) -> Rows:
-    """Cells of all parts, one part after the other."""
-    if len(parts) == 1:
-        return parts[0]
-    if not parts:
-        empty = np.empty(0, np.int32)
-        return Rows(np.empty(0, dtype), empty, np.zeros(1, np.int64), n_vars)
-    ends = np.cumsum([len(part.data) for part in parts])
-    offsets = [
-        part.indptr[1:] + end - len(part.data) for part, end in zip(parts, ends, strict=True)
-    ]
-    return Rows(
-        np.concatenate([part.data for part in parts]),
-        np.concatenate([part.indices for part in parts]),
-        np.concatenate([np.zeros(1, np.int64), *offsets]),
-        n_vars,
-    )

@@ -11,14 +11,18 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from streamtrain.budget import format_bytes
+from streamtrain.decode.arrays import as_gatherable
 from streamtrain.errors import InputError
 from streamtrain.kernels import csr
-from streamtrain.rows import Rows
-from streamtrain.sources.damage import damaged, fetch, plain_dtype
+from streamtrain.rows import Rows, concat
+from streamtrain.sources.damage import damaged, fetch, plain_dtype, reading
+from streamtrain.threads import Threads, every_cpu
 
 logger = logging.getLogger(__name__)
 
 INDPTR_SLICE = 1 << 20  # cells whose offsets are held at once: 8 MB, whatever the atlas
+
+GAP = 32  # rows read and thrown away rather than ask the store once more
 
 
 class Matrix(Protocol):
@@ -38,6 +42,10 @@ class Matrix(Protocol):
 
     def read(self, start: int, stop: int) -> Rows:
         """Cells start to stop."""
+        ...
+
+    def take(self, rows: NDArray[np.int64]) -> Rows:
+        """The cells `rows`, ascending and distinct."""
         ...
 
     def close(self) -> None:
@@ -67,15 +75,32 @@ def cut(
         start += first
 
 
-def canonical(rows: Rows, name: str) -> Rows:
+def take_by_reading(matrix: Matrix, rows: NDArray[np.int64]) -> Rows:
+    """Take cells, ascending, from a matrix that reads ranges; near ones are read by one range."""
+    cuts = np.flatnonzero(np.diff(rows) > GAP) + 1
+    parts = [
+        matrix.read(int(part[0]), int(part[-1]) + 1).take(part - part[0])
+        for part in np.split(rows, cuts)
+        if len(part)
+    ]
+    return concat(parts, matrix.shape[1], matrix.dtype)
+
+
+def canonical(rows: Rows, name: str, threads: Threads | None = None) -> Rows:
     """Sort each cell's genes and sum duplicates, where needed; refuse gene positions out of range.
 
     `rows.indices` must be int32.
     """
-    verdict, _ = csr.check_indices(rows.indices, rows.indptr, rows.n_vars)
-    if verdict == csr.OUT_OF_RANGE:
+    verdicts: list[int] = []
+
+    def check(start: int, stop: int) -> None:
+        indptr = rows.indptr[start : stop + 1]
+        verdicts.append(csr.check_indices(rows.indices, indptr, rows.n_vars)[0])
+
+    (threads or every_cpu()).share(rows.n_obs, check)
+    if csr.OUT_OF_RANGE in verdicts:
         raise damaged(name, f"a cell has a gene position outside 0 to {rows.n_vars - 1}")
-    if verdict == csr.CANONICAL:
+    if csr.UNSORTED not in verdicts:
         return rows
     matrix = sp.csr_matrix(
         (rows.data, rows.indices, rows.indptr), shape=(rows.n_obs, rows.n_vars), copy=False
@@ -105,27 +130,40 @@ def from_scipy(matrix: Any) -> Rows:
 
 
 class CsrMatrix:
-    """Compressed sparse rows over three sliceable one-dimensional arrays.
+    """Compressed sparse rows over three one-dimensional arrays.
 
     Parameters
     ----------
     data, indices, indptr
-        numpy, h5py or zarr arrays (or anything with `shape`, `dtype` and slices). indptr is read
-        in slices, never held whole.
+        Arrays of `streamtrain.decode`, or numpy or scratch arrays. indptr is never held whole:
+        cells in order read it in slices, cells in any order by an index of 4 bytes a cell.
     shape
         Cells, genes.
     name
         What messages call the matrix.
+    threads
+        They share the checks; None for all CPUs.
     """
 
     is_sparse = True
 
-    def __init__(self, data: Any, indices: Any, indptr: Any, shape: Any, name: str) -> None:
+    def __init__(
+        self,
+        data: Any,
+        indices: Any,
+        indptr: Any,
+        shape: Any,
+        name: str,
+        threads: Threads | None = None,
+    ) -> None:
         self.shape = (int(shape[0]), int(shape[1]))
         self.dtype = plain_dtype(data.dtype, name)
         self.name = name
-        self._data, self._indices, self._indptr = data, indices, indptr
         check_compressed(data, indices, indptr, self.shape[0], name)
+        self._data, self._indices = as_gatherable(data), as_gatherable(indices)
+        self._indptr = indptr
+        self._threads = threads
+        self._index: RowIndex | None = None
         wide = indices.dtype.itemsize
         self._entry = self.dtype.itemsize + (4 if indices.dtype == np.int32 else 4 + wide)
         if data.dtype != self.dtype:
@@ -148,9 +186,9 @@ class CsrMatrix:
         chunk = max(_chunk_bytes(self._data), _chunk_bytes(self._indices))
         if chunk > nbytes:
             logger.warning(
-                "%s is stored in chunks of %s, more than the %s that are read at a time: each is "
-                "decoded again for every part of it, and takes memory beside the budget; raise "
-                "memory, or rewrite the file with smaller chunks",
+                "%s is stored in chunks of %s, more than the %s that are read at a time: they are "
+                "decoded whole, and take memory beside the budget; raise memory, or rewrite the "
+                "file with smaller chunks (streamtrain convert)",
                 self.name, format_bytes(chunk), format_bytes(nbytes),
             )  # fmt: skip
         return cut(self.shape[0], self.row_bytes, nbytes)
@@ -158,21 +196,90 @@ class CsrMatrix:
     def read(self, start: int, stop: int) -> Rows:
         """Cells start to stop, made canonical."""
         offsets = self._offsets(start, stop)
-        low, high = int(offsets[0]), int(offsets[-1])
-        data = own(fetch(self._data, low, high, self.name), self._data, self.dtype)
-        stored = fetch(self._indices, low, high, self.name)
+        return self._gather(offsets[:1], offsets[-1:], offsets - offsets[0], np.array([start]))
+
+    def take(self, rows: NDArray[np.int64]) -> Rows:
+        """The cells `rows`, ascending and distinct, made canonical; each chunk is decoded once."""
+        if self._index is None:
+            self._index = RowIndex(self._offsets, self.shape[0], INDPTR_SLICE)
+        starts, stops = self._index.spans(rows)
+        indptr = np.concatenate([[0], np.cumsum(stops - starts)])
+        first = np.flatnonzero(np.concatenate([[True], np.diff(rows) != 1])[: len(rows)])
+        last = np.concatenate([first[1:], [len(rows)]])[: len(first)] - 1
+        return self._gather(starts[first], stops[last], indptr, rows[first])
+
+    def _gather(
+        self,
+        starts: NDArray[np.int64],
+        stops: NDArray[np.int64],
+        indptr: NDArray[np.int64],
+        first: NDArray[np.int64],
+    ) -> Rows:
+        """Read stretches of entries, each of consecutive cells of which the first is `first`."""
+        data, indices = np.empty(indptr[-1], self.dtype), np.empty(indptr[-1], np.int32)
         n_vars = self.shape[1]
-        # Before the cast to int32, which could wrap a damaged position into the valid range.
-        if len(stored) and (stored.min() < 0 or stored.max() >= n_vars):
-            entry = low + int(np.argmax((stored < 0) | (stored >= n_vars)))
-            cell = start + int(np.searchsorted(offsets, entry, side="right")) - 1
-            what = f"cell {cell} has gene position {stored[entry - low]}, outside 0 to {n_vars - 1}"
-            raise damaged(self.name, what)
-        indices = own(stored, self._indices, np.dtype(np.int32))
-        return canonical(Rows(data, indices, offsets - low, n_vars), self.name)
+        with reading(self.name):
+            self._data.gather(starts, stops, data)
+            # Checked before the cast to int32, which could wrap a damaged position into the range.
+            fine = self._indices.gather(starts, stops, indices, n_vars)
+        if not fine:
+            self._refuse_position(starts, stops, first)
+        return canonical(Rows(data, indices, indptr, n_vars), self.name, self._threads)
+
+    def _refuse_position(
+        self, starts: NDArray[np.int64], stops: NDArray[np.int64], first: NDArray[np.int64]
+    ) -> None:
+        """Name the first entry with a gene position out of range."""
+        n_vars = self.shape[1]
+        for low, high, cell in zip(starts.tolist(), stops.tolist(), first.tolist(), strict=True):
+            stored = fetch(self._indices, low, high, self.name)
+            wrong = (stored < 0) | (stored >= n_vars)
+            while wrong.any():
+                entry = low + int(wrong.argmax())
+                while self._offsets(cell, cell + 1)[1] <= entry:
+                    cell += 1
+                position = stored[entry - low]
+                what = f"cell {cell} has gene position {position}, outside 0 to {n_vars - 1}"
+                raise damaged(self.name, what)
 
     def close(self) -> None:
-        """Nothing to give up."""
+        """Forget the index; the next read of cells in any order makes it anew."""
+        self._index = None
+
+
+class RowIndex:
+    """Where each cell's entries lie: 4 bytes a cell, and 8 for each `STEP` cells.
+
+    Parameters
+    ----------
+    offsets
+        Gives the offsets of the cells start to stop, stop's end included.
+    n_obs
+        Number of cells.
+    step
+        Cells whose offsets are asked for at once.
+    """
+
+    STEP = 128
+
+    def __init__(
+        self, offsets: Callable[[int, int], NDArray[np.int64]], n_obs: int, step: int
+    ) -> None:
+        self._lengths = np.empty(n_obs, np.uint32)
+        self._bases = np.zeros(n_obs // self.STEP + 1, np.int64)
+        step -= step % self.STEP
+        for start in range(0, n_obs, step):
+            stop = min(start + step, n_obs)
+            found = offsets(start, stop)
+            self._lengths[start:stop] = np.diff(found)
+            bases = found[: stop - start : self.STEP]
+            self._bases[start // self.STEP :][: len(bases)] = bases
+
+    def spans(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """First entry of each cell, and the one after its last."""
+        starts, stops = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
+        csr.spans(self._lengths, self._bases, self.STEP, rows, starts, stops)
+        return starts, stops
 
 
 def _chunk_bytes(array: Any) -> int:
@@ -200,13 +307,6 @@ def check_compressed(data: Any, indices: Any, indptr: Any, n_major: int, name: s
     if first != 0 or last != data.shape[0]:
         what = f"indptr runs from {first} to {last}, and there are {data.shape[0]} values"
         raise damaged(name, what)
-
-
-def own(values: NDArray[Any], source: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Values as `dtype`, contiguous, and sharing no memory with an array of the user's."""
-    if isinstance(source, np.ndarray):
-        return np.array(values, dtype=dtype, order="C")
-    return np.ascontiguousarray(values, dtype=dtype)
 
 
 class DenseMatrix:
@@ -241,6 +341,10 @@ class DenseMatrix:
     def read(self, start: int, stop: int) -> Rows:
         """Cells start to stop, zeros left out (NaN kept)."""
         return sparsify(fetch(self._array, start, stop, self.name), self.dtype)
+
+    def take(self, rows: NDArray[np.int64]) -> Rows:
+        """The cells `rows`, ascending and distinct."""
+        return take_by_reading(self, rows)
 
     def close(self) -> None:
         """Nothing to give up."""

@@ -75,6 +75,12 @@ class MatrixSource:
             raise IndexError(f"cells {start} to {stop} of {self.n_obs}")
         return self._parts()[0].read(start, stop)
 
+    def take(self, rows: NDArray[np.int64]) -> Rows:
+        """The cells `rows`, row numbers ascending and distinct."""
+        if len(rows) and not (rows[0] >= 0 and rows[-1] < self.n_obs):
+            raise IndexError(f"cells {rows[0]} to {rows[-1]} of {self.n_obs}")
+        return self._parts()[0].take(rows)
+
     def close(self) -> None:
         """Delete scratch, if any; a later read makes it again."""
         if self._matrix is not None:

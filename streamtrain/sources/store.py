@@ -7,6 +7,7 @@ from typing import Any
 
 import h5py
 
+from streamtrain.decode.arrays import gatherable
 from streamtrain.errors import InputError, near
 from streamtrain.sources.columns import StoredFrame
 from streamtrain.sources.csc import CscMatrix
@@ -14,6 +15,7 @@ from streamtrain.sources.damage import READ_ERRORS, reading, stored_attr
 from streamtrain.sources.genes import gene_names
 from streamtrain.sources.matrix import CsrMatrix, DenseMatrix, Matrix
 from streamtrain.sources.opened import MatrixSource
+from streamtrain.threads import Threads
 
 NOT_ANNDATA = "write one with AnnData.write_h5ad or AnnData.write_zarr"
 
@@ -33,6 +35,8 @@ class StoreSource(MatrixSource):
         var column with the gene names (default: var's index).
     memory, scratch
         Bytes and folder for transposing a matrix stored by gene.
+    threads
+        They decode; None for all CPUs.
     """
 
     def __init__(
@@ -42,9 +46,10 @@ class StoreSource(MatrixSource):
         gene_key: str | None = None,
         memory: int | None = None,
         scratch: str | Path | None = None,
+        threads: Threads | None = None,
     ) -> None:
         self._path, self._layer = Path(path), layer
-        self._memory, self._scratch = memory, scratch
+        self._memory, self._scratch, self._threads = memory, scratch, threads
         self.name = str(path)
         self._open()
         try:
@@ -58,7 +63,7 @@ class StoreSource(MatrixSource):
             raise
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_root": None, "_matrix": None, "_obs": None}
+        return {**self.__dict__, "_root": None, "_matrix": None, "_obs": None, "_threads": None}
 
     def _uns(self) -> Any:
         return self._root.get("uns")
@@ -67,7 +72,7 @@ class StoreSource(MatrixSource):
         self._root = open_root(self._path, self.name)
         try:
             self._matrix = stored_matrix(
-                self._root, self._layer, self.name, self._memory, self._scratch
+                self._root, self._layer, self.name, self._memory, self._scratch, self._threads
             )
             with reading(self.name):
                 self._obs = StoredFrame(self._root["obs"], f"obs of {self.name}", self._uns())
@@ -173,6 +178,7 @@ def stored_matrix(
     name: str,
     memory: int | None = None,
     scratch: str | Path | None = None,
+    threads: Threads | None = None,
 ) -> Matrix:
     """Find X, a layer or raw/X in an open AnnData, by row."""
     key = matrix_key(layer)
@@ -180,11 +186,15 @@ def stored_matrix(
         if key not in root:
             layers = sorted(root["layers"].keys()) if "layers" in root else []
             raise no_matrix(layer, layers, "X" in root, "raw/X" in root, name)
-        return node_matrix(root[key], f"{key} of {name}", memory, scratch)
+        return node_matrix(root[key], f"{key} of {name}", memory, scratch, threads)
 
 
 def node_matrix(
-    node: Any, name: str, memory: int | None = None, scratch: str | Path | None = None
+    node: Any,
+    name: str,
+    memory: int | None = None,
+    scratch: str | Path | None = None,
+    threads: Threads | None = None,
 ) -> Matrix:
     """Read a stored matrix by the encoding that its attributes tell."""
     encoding = stored_attr(node, "encoding-type") or stored_attr(node, "h5sparse_format")
@@ -198,7 +208,9 @@ def node_matrix(
         )
     with reading(name):
         shape = node.attrs["shape"] if "shape" in node.attrs else node.attrs["h5sparse_shape"]
-        parts = node["data"], node["indices"], node["indptr"]
+        data, indices, indptr = (
+            gatherable(node[key], threads) for key in ("data", "indices", "indptr")
+        )
     if kind == "csr":
-        return CsrMatrix(*parts, shape, name)
-    return CscMatrix(*parts, shape, name, memory, scratch)
+        return CsrMatrix(data, indices, indptr, shape, name, threads)
+    return CscMatrix(data, indices, indptr, shape, name, memory, scratch)

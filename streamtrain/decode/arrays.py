@@ -1,0 +1,271 @@
+"""An open one-dimensional array enters; one whose stretches are decoded on many threads leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from threading import local
+from typing import Any, Protocol, cast
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from streamtrain.decode.chunks import Chunks, Place, of_hdf5, of_zarr
+from streamtrain.decode.codecs import Decoder
+from streamtrain.decode.files import Bytes, LocalFiles
+from streamtrain.kernels import decode as kernel
+from streamtrain.threads import Threads, every_cpu
+
+_TASK = 1 << 20  # decoded bytes that one task takes at least: it costs 30 us to hand over
+_READ = 1 << 22  # encoded bytes fetched by one read at most
+
+
+class Sliceable(Protocol):
+    """What h5py, zarr and numpy arrays have in common."""
+
+    shape: Any
+    dtype: Any
+
+    def __getitem__(self, part: slice) -> Any: ...
+
+
+class Gatherable(Sliceable, Protocol):
+    """A one-dimensional array that gives stretches of its entries, as `StoredArray` does."""
+
+    def gather(
+        self,
+        starts: NDArray[np.int64],
+        stops: NDArray[np.int64],
+        out: NDArray[Any],
+        limit: int | None = None,
+    ) -> bool:
+        """Copy stretches into `out`; tell whether all entries lie from 0 to `limit` - 1."""
+        ...
+
+
+def gatherable(array: Any, threads: Threads | None) -> Gatherable:
+    """Decode an array by our own readers where they know its format, else by its library.
+
+    Parameters
+    ----------
+    array
+        One-dimensional: of h5py, zarr, numpy or scratch.
+    threads
+        They share the chunks; None for all CPUs.
+    """
+    chunks: Chunks | None = None
+    if len(array.shape) == 1 and array.dtype.kind in "biuf" and array.dtype.itemsize <= 8:
+        if isinstance(array, h5py.Dataset):
+            chunks = of_hdf5(array)
+        elif hasattr(array, "store_path"):
+            chunks = of_zarr(array)
+    if chunks is None:
+        return as_gatherable(array)
+    fill = getattr(array, "fillvalue", None) or getattr(array, "fill_value", None) or 0
+    return StoredArray(chunks, int(array.shape[0]), array.dtype, fill, threads or every_cpu())
+
+
+def as_gatherable(array: Any) -> Gatherable:
+    """Leave an array that gives stretches as it is, and read others by slices."""
+    return array if hasattr(array, "gather") else SlicedArray(array)
+
+
+class SlicedArray:
+    """Any sliceable array, whose stretches are read by slices."""
+
+    def __init__(self, array: Sliceable) -> None:
+        self._array = array
+        self.shape, self.dtype = array.shape, array.dtype
+        self.chunks = getattr(array, "chunks", None)
+
+    def __getitem__(self, part: slice) -> Any:
+        return self._array[part]
+
+    def gather(
+        self,
+        starts: NDArray[np.int64],
+        stops: NDArray[np.int64],
+        out: NDArray[Any],
+        limit: int | None = None,
+    ) -> bool:
+        """Copy stretches into `out`; tell whether all entries lie from 0 to `limit` - 1."""
+        some = stops > starts
+        starts, stops = starts[some], stops[some]
+        offsets = np.concatenate([[0], np.cumsum(stops - starts)])
+        gap = LocalFiles.gap // self.dtype.itemsize
+        cuts = np.flatnonzero(starts[1:] - stops[:-1] > gap) + 1
+        fine = True
+        for lo, hi in pairwise([0, *cuts.tolist(), len(starts)]) if len(starts) else ():
+            first, last = int(starts[lo]), int(stops[hi - 1])
+            values = _plain(np.asarray(self._array[first:last]))
+            if len(values) != last - first:
+                raise OSError(f"entries {first} to {last}: only {len(values)} could be read")
+            where = values, first, starts, stops, offsets, lo, hi
+            if limit is None:
+                kernel.place(*where, out)
+            else:
+                fine &= kernel.place_below(*where, limit, out)
+        return fine
+
+
+class StoredArray:
+    """Entries of chunks on disk; slices like an array, stretches decoded off the GIL.
+
+    Parameters
+    ----------
+    chunks
+        Where they lie.
+    size
+        Number of entries.
+    dtype
+        Of the entries as stored.
+    fill
+        Value of chunks that were never written.
+    threads
+        They share the chunks.
+    """
+
+    def __init__(self, chunks: Chunks, size: int, dtype: Any, fill: Any, threads: Threads) -> None:
+        self.shape, self.dtype = (size,), _plain(np.empty(0, dtype)).dtype
+        self.chunks = (chunks.n,)
+        self._chunks, self._fill, self._threads = chunks, fill, threads
+        self._local = local()
+        # What the last read in order left of its last chunk: its first entry, and values.
+        self._rest: tuple[int, NDArray[Any]] = 0, np.empty(0, self.dtype)
+
+    def __getitem__(self, part: slice) -> NDArray[Any]:
+        start, stop, _ = part.indices(self.shape[0])
+        out = np.empty(max(0, stop - start), self.dtype)
+        self.gather(np.array([start]), np.array([start + len(out)]), out)
+        return out
+
+    def gather(
+        self,
+        starts: NDArray[np.int64],
+        stops: NDArray[np.int64],
+        out: NDArray[Any],
+        limit: int | None = None,
+    ) -> bool:
+        """Copy stretches of entries into `out`, one after the other; each chunk is decoded once.
+
+        Parameters
+        ----------
+        starts, stops
+            Entries of each stretch; ascending, and none overlaps the next.
+        out
+            Of as many entries, and any type that holds them.
+        limit
+            Entries must be at least 0 and below it.
+
+        Returns
+        -------
+        bool
+            Whether they are; else `out` may hold values that the cast has changed.
+        """
+        some = stops > starts
+        starts, stops = starts[some], stops[some]
+        if len(starts) == 0:
+            return True
+        offsets = np.concatenate([[0], np.cumsum(stops - starts)])
+        n, end = self._chunks.n, int(stops[-1])
+        touched = _touched(starts, stops, n)
+        rest, self._rest = self._rest, (0, np.empty(0, self.dtype))
+        wrong: list[int] = []
+
+        def put(first: int, values: NDArray[Any]) -> None:
+            lo = int(np.searchsorted(stops, first, side="right"))
+            hi = int(np.searchsorted(starts, first + len(values), side="left"))
+            where = values, first, starts, stops, offsets, lo, hi
+            if limit is None:
+                kernel.place(*where, out)
+            elif not kernel.place_below(*where, limit, out):
+                wrong.append(first)
+
+        def work(part: NDArray[np.int64]) -> None:
+            for first, values in self._decoded(part):
+                put(first, values)
+                # A read in order goes on here: the chunk need not be decoded again.
+                if len(starts) == 1 and end < first + len(values):
+                    self._rest = end, values[end - first :].copy()
+
+        if len(rest[1]) and rest[0] // n == touched[0] and rest[0] <= starts[0]:
+            put(*rest)
+            if end < rest[0] + len(rest[1]):
+                self._rest = end, rest[1][end - rest[0] :]
+            touched = touched[1:]
+        self._threads.each(work, self._tasks(touched))
+        return not wrong
+
+    def _tasks(self, touched: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        chunk = self._chunks.n * self.dtype.itemsize
+        size = min(max(1, _TASK // chunk), -(-len(touched) // self._threads.n) or 1)
+        return [touched[i : i + size] for i in range(0, len(touched), size)]
+
+    def _decoded(self, chunks: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[Any]]]:
+        """First entry and values of each chunk; the values hold until the next is asked for."""
+        n, size = self._chunks.n, self.shape[0]
+        for i, raw, decoder in self._raw(chunks):
+            first = i * n
+            here = min(n, size - first)
+            if raw is None or decoder is None:
+                yield first, np.full(here, self._fill, self.dtype)
+                continue
+            due = n if self._chunks.padded else here
+            values = decoder(raw, due, self._buffer(due * decoder.dtype.itemsize))
+            yield first, _plain(values)[:here]
+
+    def _buffer(self, nbytes: int) -> Bytes:
+        """Give this thread's own, used again for every chunk: fresh pages would cost a tenth more."""
+        held: Bytes | None = getattr(self._local, "buffer", None)
+        if held is None or len(held) < nbytes:
+            held = self._local.buffer = np.empty(nbytes, np.uint8)
+        return held[:nbytes]
+
+    def _raw(self, chunks: NDArray[np.int64]) -> Iterator[tuple[int, Bytes | None, Decoder | None]]:
+        """Encoded bytes of each chunk, neighbours fetched by one read; None for the fill value."""
+        files, places = self._chunks.files, self._chunks.places(chunks)
+        at = 0
+        while at < len(places):
+            place, i = places[at], int(chunks[at])
+            if place is None or place.stop is None:
+                raw = None if place is None else files.whole(place.key)
+                yield i, raw, None if place is None else place.decoder
+                at += 1
+                continue
+            run = [place]
+            for other in places[at + 1 :]:
+                if not _follows(run[-1], other, files.gap, place.start + _READ):
+                    break
+                run.append(cast(Place, other))
+            raw = files.read(place.key, place.start, cast(int, run[-1].stop))
+            for j, part in enumerate(run):
+                lo, hi = part.start - place.start, cast(int, part.stop) - place.start
+                yield int(chunks[at + j]), raw[lo:hi], part.decoder
+            at += len(run)
+
+
+def _follows(before: Place, place: Place | None, gap: int, end: int) -> bool:
+    """Whether two places are read at once: near each other in a file, and before `end`."""
+    if place is None or place.stop is None or place.key != before.key or before.stop is None:
+        return False
+    return before.stop <= place.start <= before.stop + gap and place.stop <= end
+
+
+def _touched(starts: NDArray[np.int64], stops: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+    """Numbers of the chunks of `n` entries that hold any of the stretches, ascending."""
+    first, last = starts // n, (stops - 1) // n
+    counts = last - first + 1
+    begins = np.cumsum(counts) - counts
+    every = np.arange(counts.sum()) + np.repeat(first - begins, counts)
+    found: NDArray[np.int64] = every[np.concatenate([[True], np.diff(every) > 0])]
+    return found
+
+
+def _plain(values: NDArray[Any]) -> NDArray[Any]:
+    """Values in a type and byte order that kernels take."""
+    if values.dtype.kind == "b":
+        return values.view(np.uint8)
+    if values.dtype.kind == "f" and values.dtype.itemsize not in (4, 8):
+        return values.astype(np.float32 if values.dtype.itemsize == 2 else np.float64)
+    return values.astype(values.dtype.newbyteorder("="), copy=False)

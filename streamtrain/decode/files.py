@@ -1,0 +1,122 @@
+"""Names of files in a store enter, ranges of their bytes leave; read from any thread at once."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from pathlib import Path
+from threading import Lock
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Bytes = NDArray[np.uint8]
+
+_OPEN = 64  # files kept open: a shard is read many times, a chunk file of its own once
+
+
+class Files(Protocol):
+    """Files of one store, or a single file under the name ""."""
+
+    n_parallel: int | None  # reads worth having under way at a time; None: one a thread
+    gap: int  # bytes that cost less to read in passing than another request
+    name: str
+
+    def read(self, key: str, start: int, stop: int) -> Bytes:
+        """Bytes start to stop, all of them or OSError."""
+        ...
+
+    def tail(self, key: str, nbytes: int) -> Bytes | None:
+        """The last bytes; None where there is no such file."""
+        ...
+
+    def whole(self, key: str) -> Bytes | None:
+        """All bytes; None where there is no such file."""
+        ...
+
+    def close(self) -> None:
+        """Give up connections and open files; a later read opens anew."""
+        ...
+
+
+class _Handle:
+    """A file descriptor that closes when its last reader lets go of it."""
+
+    def __init__(self, path: str) -> None:
+        self.fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+
+    def __del__(self) -> None:
+        if hasattr(self, "fd"):
+            os.close(self.fd)
+
+
+class LocalFiles:
+    """Files below a folder, or one file, by pread."""
+
+    n_parallel: int | None = None
+    gap = 64 * 1024  # a read costs about as much as 64 KB
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.name = str(root)
+        self._root = Path(root).absolute()
+        self._handles: OrderedDict[str, _Handle] = OrderedDict()
+        self._lock = Lock()
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"name": self.name, "_root": self._root}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state, _handles=OrderedDict(), _lock=Lock())
+
+    def _open(self, key: str) -> _Handle:
+        with self._lock:
+            handle = self._handles.get(key)
+            if handle is None:
+                handle = self._handles[key] = _Handle(os.fspath(self._root / key))
+                if len(self._handles) > _OPEN:
+                    self._handles.popitem(last=False)
+            else:
+                self._handles.move_to_end(key)
+            return handle
+
+    def read(self, key: str, start: int, stop: int) -> Bytes:
+        """Bytes start to stop, all of them or OSError."""
+        handle = self._open(key)
+        size = os.fstat(handle.fd).st_size
+        if not 0 <= start <= stop <= size:  # before memory is taken for what is not there
+            name = key or self._root.name
+            raise OSError(f"{name} has {size} bytes, and those from {start} to {stop} are due")
+        return self._pread(handle, key, start, stop)
+
+    def _pread(self, handle: _Handle, key: str, start: int, stop: int) -> Bytes:
+        out = np.empty(stop - start, np.uint8)
+        view, offset = out.data, start
+        while len(view):
+            done = os.preadv(handle.fd, [view], offset)
+            if done == 0:
+                raise OSError(f"{key or self._root.name} ends at byte {offset}, before {stop}")
+            view, offset = view[done:], offset + done
+        return out
+
+    def tail(self, key: str, nbytes: int) -> Bytes | None:
+        """The last bytes; None where there is no such file."""
+        try:
+            handle = self._open(key)
+        except FileNotFoundError:
+            return None
+        size = os.fstat(handle.fd).st_size
+        return self._pread(handle, key, max(0, size - nbytes), size)
+
+    def whole(self, key: str) -> Bytes | None:
+        """All bytes; None where there is no such file."""
+        try:
+            handle = _Handle(os.fspath(self._root / key))  # read once: not kept open
+        except FileNotFoundError:
+            return None
+        return self._pread(handle, key, 0, os.fstat(handle.fd).st_size)
+
+    def close(self) -> None:
+        """Close the files; a later read opens them anew."""
+        with self._lock:
+            self._handles.clear()
