@@ -1,9 +1,11 @@
-"""A plan and the spilled cells in, scaled mini-batches in plan order out, inside a byte budget."""
+"""A plan and the kept cells in, scaled mini-batches in plan order out, made ahead of the solver."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +13,9 @@ from numpy.typing import NDArray
 from streamtrain.rows import Rows
 from streamtrain.sampling import Plan
 from streamtrain.scaling import Scaled, Scaler
-from streamtrain.spill import Spill
 from streamtrain.streaming import ahead
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,58 +26,65 @@ class Batch:
     cells: Scaled
 
 
+def planned(
+    plan: Plan, report: Callable[[int, NDArray[Any]], None] | None = None
+) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Epoch and cells of every batch of a plan, in order.
+
+    `report` is called with the number of each epoch, from 0, and its cells before the first batch.
+    """
+    for epoch in range(plan.epochs):
+        order = plan.epoch(epoch)
+        if report is not None:
+            report(epoch, order)
+        for start in range(0, len(order), plan.batch_size):
+            # A copy, which does not keep the whole epoch alive beside the next.
+            yield epoch, order[start : start + plan.batch_size].astype(np.int64)
+
+
 def batches(
     plan: Plan,
-    spill: Spill,
-    record: Callable[[NDArray[np.int64]], NDArray[np.int64]],
+    gather: Callable[[NDArray[np.int64]], Rows],
     codes: NDArray[np.int32],
     scaler: Scaler,
-    window_bytes: int,
+    report: Callable[[int, NDArray[Any]], None] | None = None,
 ) -> Iterator[Batch]:
-    """Serve every batch of `plan`, in order.
-
-    Cells are gathered a window at a time: as many whole batches as fit in `window_bytes`, read in
-    storage order, across the ends of epochs. The next window is read and the next batch scaled
-    while the solver works. How windows fall changes nothing in the batches.
+    """Serve every batch of `plan`, in order; the next is gathered and scaled ahead.
 
     Parameters
     ----------
-    record
-        Gives the number of planned cells on scratch by their position in the plan.
+    gather
+        Gives planned cells by their position in the plan.
     codes
         Class of each cell of the plan.
-    window_bytes
-        Size of a window; two are alive at a time.
+    report
+        As of `planned`.
     """
 
-    def planned() -> Iterator[tuple[int, NDArray[np.int64]]]:
-        for epoch in range(plan.epochs):
-            order = plan.epoch(epoch)
-            for start in range(0, len(order), plan.batch_size):
-                yield epoch, order[start : start + plan.batch_size]
-
-    def windows() -> Iterator[tuple[list[tuple[int, NDArray[np.int64]]], Rows]]:
-        waiting: list[tuple[int, NDArray[np.int64]]] = []
-        held = 0
-        for epoch, positions in planned():
-            size = spill.entries(record(positions)) * spill.entry_bytes + 8 * len(positions)
-            if waiting and held + size > window_bytes:
-                yield waiting, gather(waiting)
-                waiting, held = [], 0
-            waiting.append((epoch, positions))
-            held += size
-        yield waiting, gather(waiting)
-
-    def gather(window: list[tuple[int, NDArray[np.int64]]]) -> Rows:
-        return spill.gather(record(np.concatenate([positions for _, positions in window])))
-
     def scaled() -> Iterator[Batch]:
-        for window, rows in ahead(windows()):
-            start = 0
-            for epoch, positions in window:
-                stop = start + len(positions)
-                # No name for the slice: it would keep the window alive beside the next two.
-                yield Batch(epoch, scaler(rows.slice(start, stop).with_codes(codes[positions])))
-                start = stop
+        for epoch, positions in planned(plan, report):
+            yield Batch(epoch, scaler(gather(positions).with_codes(codes[positions])))
 
     return ahead(scaled())
+
+
+class Waited(Generic[T]):
+    """Items as they come, and the seconds that were spent waiting for them."""
+
+    def __init__(self, items: Iterator[T]) -> None:
+        self._items, self.waited, self._began = items, 0.0, time.perf_counter()
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        start = time.perf_counter()
+        try:
+            return next(self._items)
+        finally:
+            self.waited += time.perf_counter() - start
+
+    @property
+    def share(self) -> float:
+        """Seconds waited, as a share of those since the first item was asked for."""
+        return self.waited / max(time.perf_counter() - self._began, 1e-9)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streamtrain.batches import Batch, batches
+from streamtrain.batches import Batch, Waited, batches
 from streamtrain.budget import format_bytes
 from streamtrain.cells import Cells
 from streamtrain.config import Settings
@@ -42,7 +42,7 @@ from streamtrain.tiles import MOST, Tiles
 
 logger = logging.getLogger(__name__)
 
-_WINDOW = 512 * 10**6  # bytes of cells gathered at a time; more only delays the first step
+_READING = 512 * 10**6  # bytes of cells scaled and turned by gene at a time, at most
 _EPOCH_BATCH = 256  # cells that SGD takes at a time where epochs have no mini-batches
 _SWEEP = 32 * 10**6  # bytes of held-out cells, and of their scores, at a time, at most
 
@@ -185,25 +185,22 @@ def batch_size(config: Settings) -> int:
     return config.batch_size if config.mini_batch else _EPOCH_BATCH
 
 
-def window_bytes(config: Settings, room: float, cell_bytes: float, entry_bytes: int) -> int:
-    """Bytes of one window of gathered cells, each `cell_bytes` on scratch.
+def check_room(config: Settings, room: float, cell_bytes: float, entry_bytes: int) -> None:
+    """Refuse batches that do not fit, of cells of `cell_bytes` as they are kept.
 
-    Two windows are alive beside three scaled batches, what the gathering holds in between, and with
-    early stopping the held-out cells of a sweep as stored, scaled and scored.
+    Alive at a time are three scaled batches and one as gathered, and with early stopping the
+    held-out cells of a sweep as stored, scaled and scored.
     """
     size = cell_bytes * batch_size(config)
     # Room for as many entries again: genes in most cells get one in every cell.
     scaled = 2 * size * (np.dtype(config.dtype).itemsize + 4) / entry_bytes
-    besides = 3 * scaled + 16 * 10**6 + 5 * _sweep_bytes(room) * config.early_stopping
-    window = (room - besides) / 2
-    if window < size:
+    needed = size + 3 * scaled + 16 * 10**6 + 5 * _sweep_bytes(room) * config.early_stopping
+    if needed > room:
         remedy = "raise memory or lower batch_size" if config.mini_batch else "raise memory"
         raise InputError(
             f"memory is too small for batches of {batch_size(config):,} cells of "
-            f"{format_bytes(size)}: {format_bytes(2 * size + besides - room)} more are needed; "
-            f"{remedy}"
+            f"{format_bytes(size)}: {format_bytes(needed - room)} more are needed; {remedy}"
         )
-    return int(min(window, _WINDOW))
 
 
 def _sweep_bytes(room: float) -> int:
@@ -225,8 +222,9 @@ def _fit_sgd(
     record = stored.record if kept is None else lambda at: stored.record(kept[at])
     solver = _sgd(config, stored, scaler, start, threads)
     spill = stored.spill
-    window = window_bytes(config, room, spill.nbytes / spill.n_obs, spill.entry_bytes)
-    served = batches(plan, spill, record, codes, scaler, window)
+    room -= spill.held
+    check_room(config, room, spill.nbytes / spill.n_obs, spill.entry_bytes)
+    served = Waited(batches(plan, lambda at: spill.gather(record(at)), codes, scaler))
     judged = not config.mini_batch or config.early_stopping
     certificate, unconverged = None, ""
     with stage("Training", plan.epochs * plan.epoch_size, show=progress) as bar:
@@ -244,6 +242,8 @@ def _fit_sgd(
             for batch in served:
                 solver.partial_fit(batch.cells)
                 bar.update(batch.cells.rows.n_obs)
+    logger.info("SGD waited %.1f s for cells, %.0f%% of its time", served.waited,
+                100 * served.share)  # fmt: skip
     return Fitted(solver.state(), certificate, unconverged)
 
 
@@ -357,11 +357,12 @@ def _fit_logistic(
     progress: bool,
 ) -> Fitted:
     cells, n_genes = stored.cells, len(scaler.shift)
+    room -= stored.spill.held
     size = Logistic.nbytes(n_genes)
     columns = 1 if len(cells.classes) == 2 else len(cells.classes)
     # The solver's vectors come first; the cells that do not fit in the rest lie on scratch.
     vectors = max(size, min(columns * size, 0.75 * room))
-    reading = min((room - vectors) / 2, _WINDOW)
+    reading = min((room - vectors) / 2, _READING)
     liblinear = config.solver == "liblinear"
     weights = problem_weights(config.class_weight, cells.classes, stored.counts, liblinear)
     solver = Logistic(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from streamtrain.buffers import empty
 from streamtrain.kernels import csr
 
 
@@ -46,12 +47,31 @@ class Rows:
         codes = 0 if self.codes is None else self.codes.nbytes
         return self.data.nbytes + self.indices.nbytes + self.indptr.nbytes + codes
 
-    def take(self, index: NDArray[np.int64]) -> Rows:
-        """Cells at `index`, in that order (repeats allowed)."""
+    def take(
+        self, index: NDArray[np.int64], dtypes: tuple[Any, Any] | None = None, threads: Any = None
+    ) -> Rows:
+        """Cells at `index`, in that order (repeats allowed).
+
+        Parameters
+        ----------
+        dtypes
+            Of the values and gene positions that are given; None leaves them.
+        threads
+            `Threads` that share the copying; None for the caller's alone.
+        """
         indptr = csr.take_indptr(self.indptr, index)
-        data = np.empty(indptr[-1], self.data.dtype)
-        indices = np.empty(indptr[-1], self.indices.dtype)
-        csr.take(self.data, self.indices, self.indptr, index, indptr, data, indices)
+        kinds = dtypes or (self.data.dtype, self.indices.dtype)
+        data, indices = (empty(indptr[-1], kind) for kind in kinds)
+
+        def copy(start: int, stop: int) -> None:
+            part, to = index[start:stop], indptr[start : stop + 1]
+            csr.take_values(self.data, self.indptr, part, to, data)
+            csr.take_values(self.indices, self.indptr, part, to, indices)
+
+        if threads is None:
+            copy(0, len(index))
+        else:
+            threads.share(len(index), copy)
         codes = None if self.codes is None else self.codes[index]
         return Rows(data, indices, indptr, self.n_vars, codes)
 

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from streamtrain.budget import format_bytes
 from streamtrain.errors import InputError
+from streamtrain.kernels import csr
+from streamtrain.kernels import scratch as kernel
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +58,21 @@ def _in_memory(place: str) -> bool:
     return max(mounts, key=lambda m: len(m[0]), default=("", ""))[1] in ("tmpfs", "ramfs")
 
 
+def free_disk(folder: Folder) -> int:
+    """Bytes that scratch may take.
+
+    Raises
+    ------
+    InputError
+        If `folder` (None: the system's temporary one) is no folder.
+    """
+    place = place_of(folder)
+    try:
+        return shutil.disk_usage(place).free
+    except OSError as error:
+        raise _unusable(place, error) from error
+
+
 def require_free(folder: Folder, nbytes: float, purpose: str) -> None:
     """Refuse to begin what will not fit.
 
@@ -64,11 +81,7 @@ def require_free(folder: Folder, nbytes: float, purpose: str) -> None:
     InputError
         If `folder` (None: the system's temporary one) is no folder or has less than `nbytes` free.
     """
-    place = place_of(folder)
-    try:
-        free = shutil.disk_usage(place).free
-    except OSError as error:
-        raise _unusable(place, error) from error
+    place, free = place_of(folder), free_disk(folder)
     if free < nbytes:
         raise InputError(
             f"{purpose} needs {format_bytes(nbytes)} of scratch, and {place} has "
@@ -81,9 +94,9 @@ def _unusable(place: object, error: OSError) -> InputError:
 
 
 class ScratchArray:
-    """A growing one-dimensional array in a file, read by slices.
+    """A growing one-dimensional array in a file, read by slices, or by cells in any order.
 
-    No memory map: the pages of one count as the process's resident memory.
+    No memory map: pages of one count as resident memory, and around one cell a system may map 2 MB.
 
     Parameters
     ----------
@@ -149,6 +162,61 @@ class ScratchArray:
             view, offset = view[done:], offset + done
         return out
 
+    def take(
+        self,
+        offsets: NDArray[np.int64],
+        cells: NDArray[np.int64],
+        indptr: NDArray[np.int64],
+        out: NDArray[Any],
+    ) -> None:
+        """Read the values of `cells`, which start at `offsets`, into `out` at `indptr`."""
+        stage = np.empty(int(np.diff(indptr).max(initial=0)), self.dtype)
+        if not kernel.pick(self._file.fileno(), offsets, cells, indptr, stage, out):
+            raise OSError(f"{self._place}: scratch file ended early")
+
     def close(self) -> None:
         """Give the space back."""
         self._close()
+
+
+class MemoryArray:
+    """A growing one-dimensional array in memory, of as many bytes as are written.
+
+    Parameters
+    ----------
+    most
+        Values that it may hold. Untouched pages take no memory, so it is made for all of them.
+    dtype
+        Of the values.
+    """
+
+    def __init__(self, most: int, dtype: Any) -> None:
+        self.dtype = np.dtype(dtype)
+        self._all, self._n = np.empty(most, self.dtype), 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self._n * self.dtype.itemsize
+
+    def append(self, values: NDArray[Any]) -> None:
+        """Write values after those already there."""
+        self._all[self._n : self._n + len(values)] = values
+        self._n += len(values)
+
+    def __getitem__(self, part: slice) -> NDArray[Any]:
+        return self._all[: self._n][part]
+
+    def take(
+        self,
+        offsets: NDArray[np.int64],
+        cells: NDArray[np.int64],
+        indptr: NDArray[np.int64],
+        out: NDArray[Any],
+    ) -> None:
+        """Copy the values of `cells`, which start at `offsets`, into `out` at `indptr`."""
+        csr.take_values(self._all, offsets, cells, indptr, out)
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._all, self._n = np.empty(0, self.dtype), 0

@@ -1,4 +1,4 @@
-"""Planned cells on local scratch: appended once in storage order, gathered in any order."""
+"""Planned cells enter in storage order and leave in any order; in memory, or on local scratch."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from streamtrain.buffers import empty
 from streamtrain.kernels import csr
 from streamtrain.rows import Rows
 from streamtrain.scaling import places
-from streamtrain.scratch import Folder, ScratchArray
+from streamtrain.scratch import Folder, MemoryArray, ScratchArray
+from streamtrain.threads import Threads, every_cpu
 
-# Cells closer than this on scratch are fetched by one read: a read costs about as much as 64 KB.
-_GAP = 64 * 1024
 _SELECT = 32 * 10**6  # bytes of cells read at a time to select genes
-_READ = 2**20  # entries that one read of a dense stretch fetches, about
+_COUNTS = np.iinfo(np.uint16).max
 
 
 class Spill:
-    """A flat file of gene positions and one of values, and where each cell starts.
+    """A flat array of gene positions and one of values, and where each cell starts.
 
-    The atlas is decompressed once, whatever the number of epochs; from then on the operating
-    system's page cache decides what stays in memory, so the process itself holds only the window
-    it gathers. Gene positions take two bytes where the genes allow.
+    The atlas is decompressed once, whatever the number of epochs. Cells stay in memory as long as
+    they fit in `memory`, else all of them go to scratch, where the operating system's page cache
+    decides what stays. Gene positions take two bytes where the genes allow, and so do counts.
 
     Parameters
     ----------
@@ -33,35 +33,88 @@ class Spill:
         Of the values.
     scratch
         Folder on a local disk; the system's temporary folder if None.
+    memory
+        Bytes of cells that may be held.
+    counts
+        Keep the values in two bytes as long as they are whole numbers up to 65,535.
+    threads
+        They share the gathering; None for all CPUs.
     """
 
-    def __init__(self, n_vars: int, dtype: Any, scratch: Folder) -> None:
-        self.n_vars, self._scratch = n_vars, scratch
-        types = (dtype, np.uint16 if n_vars <= 2**16 else np.int32)
-        self._files = [ScratchArray(scratch, t) for t in types]
+    def __init__(
+        self,
+        n_vars: int,
+        dtype: Any,
+        scratch: Folder,
+        *,
+        memory: float = 0,
+        counts: bool = False,
+        threads: Threads | None = None,
+    ) -> None:
+        self.n_vars, self.dtype = n_vars, np.dtype(dtype)
+        self._scratch, self._memory, self._threads = scratch, memory, threads or every_cpu()
+        self._types = (
+            np.dtype(np.uint16) if counts else self.dtype,
+            np.dtype(np.uint16 if n_vars <= 2**16 else np.int32),
+        )
+        self._arrays: list[MemoryArray | ScratchArray] = []
+        self._make(in_memory=memory > 0)
         self._lengths: list[NDArray[np.uint32]] = []
         self._offsets = np.zeros(1, np.int64)
 
+    def _make(self, *, in_memory: bool) -> None:
+        most = int(self._memory) // self.entry_bytes
+        make: Any = MemoryArray if in_memory else ScratchArray
+        where = most if in_memory else self._scratch
+        self._arrays = [make(where, kind) for kind in self._types]
+
     @property
     def n_obs(self) -> int:
-        """Cells on scratch, once finished."""
+        """Cells kept, once finished."""
         return len(self._offsets) - 1
 
     @property
     def entry_bytes(self) -> int:
         """Bytes of one stored entry."""
-        return sum(f.dtype.itemsize for f in self._files)
+        return sum(kind.itemsize for kind in self._types)
 
     @property
     def nbytes(self) -> int:
-        """Bytes on scratch."""
-        return sum(f.nbytes for f in self._files)
+        """Bytes in memory or on scratch."""
+        return sum(array.nbytes for array in self._arrays)
+
+    @property
+    def held(self) -> int:
+        """Bytes in memory."""
+        return self.nbytes if self.in_memory else 0
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the cells are held in memory."""
+        return bool(self._arrays) and isinstance(self._arrays[0], MemoryArray)
 
     def append(self, rows: Rows) -> None:
         """Write cells after those already there."""
+        whole = rows.data.dtype == np.uint16
+        if self._types[0] != self.dtype and not (whole or csr.all_counts(rows.data, _COUNTS)):
+            self._move((self.dtype, self._types[1]), in_memory=self.in_memory)
+        more = len(rows.data) * self.entry_bytes
+        if self.in_memory and self.nbytes + more > self._memory:
+            self._move(self._types, in_memory=False)
         self._lengths.append(np.diff(rows.indptr).astype(np.uint32))
-        for file, values in zip(self._files, (rows.data, rows.indices), strict=True):
-            file.append(values)
+        for array, values in zip(self._arrays, (rows.data, rows.indices), strict=True):
+            array.append(values)
+
+    def _move(self, types: tuple[Any, Any], *, in_memory: bool) -> None:
+        """Copy what is there into arrays of other types, or out of memory."""
+        before, self._types = self._arrays, types
+        n = before[0].nbytes // before[0].dtype.itemsize
+        self._make(in_memory=in_memory and n * self.entry_bytes <= self._memory)
+        step = _SELECT // self.entry_bytes
+        for old, new in zip(before, self._arrays, strict=True):
+            for start in range(0, n, step):
+                new.append(old[start : min(start + step, n)].astype(new.dtype, copy=False))
+            old.close()
 
     def finish(self) -> None:
         """End the writing: cells can be gathered from now on."""
@@ -73,37 +126,28 @@ class Spill:
         """Stored entries of `cells`."""
         return int((self._offsets[cells + 1] - self._offsets[cells]).sum())
 
-    def gather(self, cells: NDArray[np.int64]) -> Rows:
-        """Read `cells`, numbered as appended, in any order, repeats allowed; in file order."""
-        indptr = csr.take_indptr(self._offsets, cells)
-        out = [np.empty(indptr[-1], f.dtype) for f in self._files]
-        order = np.argsort(cells, kind="stable")
-        starts, stops = self._offsets[cells[order]], self._offsets[cells[order] + 1]
-        gap = _GAP // self.entry_bytes
-        cuts = np.flatnonzero(starts[1:] - stops[:-1] > gap) + 1
-        for run in np.split(np.arange(len(order)), cuts) if len(order) else ():
-            span = int(stops[run[-1]] - starts[run[0]])
-            for part in np.array_split(run, min(len(run), 1 + span // _READ)):
-                self._place(order[part], starts[part], stops[part], indptr, out)
-        return Rows(out[0], out[1], indptr, self.n_vars)
+    def gather(self, cells: NDArray[np.int64], genes: Any = None) -> Rows:
+        """Give `cells`, numbered as appended, in any order, repeats allowed.
 
-    def _place(
-        self,
-        places: NDArray[np.int64],
-        starts: NDArray[np.int64],
-        stops: NDArray[np.int64],
-        indptr: NDArray[np.int64],
-        out: list[NDArray[Any]],
-    ) -> None:
-        """Read one stretch of both files and copy its cells to their `places`."""
-        lo, hi = int(starts[0]), int(stops[-1])
-        for file, values in zip(self._files, out, strict=True):
-            raw = file[lo:hi]
-            csr.place(raw, starts - lo, stops - lo, places, indptr, values)
+        Gene positions come as they are kept, or as the type `genes`.
+        """
+        indptr = csr.take_indptr(self._offsets, cells)
+        data = empty(indptr[-1], self.dtype)
+        indices = empty(indptr[-1], genes or self._types[1])
+
+        def take(start: int, stop: int) -> None:
+            for array, out in zip(self._arrays, (data, indices), strict=True):
+                array.take(self._offsets, cells[start:stop], indptr[start : stop + 1], out)
+
+        self._threads.share(len(cells), take)
+        return Rows(data, indices, indptr, self.n_vars)
 
     def select(self, genes: NDArray[np.int64]) -> Spill:
         """Write the cells anew with these genes alone, at their places in `genes`."""
-        fewer = Spill(len(genes), self._files[0].dtype, self._scratch)
+        fewer = Spill(
+            len(genes), self.dtype, self._scratch, memory=self._memory * self.in_memory,
+            threads=self._threads,
+        )  # fmt: skip
         position = places(genes, self.n_vars)
         step = max(1, int(_SELECT / (self.nbytes / max(1, self.n_obs) + 8)))
         for start in range(0, self.n_obs, step):
@@ -116,9 +160,9 @@ class Spill:
         return fewer
 
     def close(self) -> None:
-        """Delete the scratch files."""
-        while self._files:
-            self._files.pop().close()
+        """Give memory and scratch back."""
+        while self._arrays:
+            self._arrays.pop().close()
 
     def __enter__(self) -> Spill:
         return self

@@ -54,6 +54,27 @@ def sweep(
     return ahead(_blocks(source, selected, ranges, most))
 
 
+def takes(source: Source, rows: NDArray[np.int64], cells: int) -> Iterator[tuple[int, Rows]]:
+    """Take cells that lie apart, `cells` at a time, decoding the chunks alone that hold them.
+
+    Parameters
+    ----------
+    rows
+        Row numbers, ascending and distinct.
+    cells
+        Number of cells, which come compact (see `Source.take`).
+
+    Yields
+    ------
+    position, rows
+        Cells and the position of the first of them among `rows`.
+    """
+    starts = range(0, len(rows), cells)
+    return ahead(
+        (start, source.take(rows[start : start + cells], compact=True)) for start in starts
+    )
+
+
 def _blocks(
     source: Source,
     selected: NDArray[np.int64] | None,

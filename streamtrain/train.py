@@ -30,7 +30,7 @@ from streamtrain.errors import InputError
 from streamtrain.holdout import hold_out
 from streamtrain.model import Model
 from streamtrain.progress import counted
-from streamtrain.rounds import Fitted, Stored, check, fit, fixed_bytes, plan_epochs, window_bytes
+from streamtrain.rounds import Fitted, Stored, check, check_room, fit, fixed_bytes, plan_epochs
 from streamtrain.scaling import MomentsPass, RunningMoments, Scaler, places, standard_deviation
 from streamtrain.scratch import require_free
 from streamtrain.selection import check_enough, top_genes
@@ -44,6 +44,8 @@ from streamtrain.threads import Threads
 from streamtrain.warm_start import as_model, check_shared, weights_from
 
 logger = logging.getLogger(__name__)
+
+_KEPT = 0.5  # share of the room for cells that are kept in memory if all of them fit there
 
 
 @takes_settings
@@ -109,8 +111,8 @@ def train(
     budget = parse_bytes(config.memory)
     logger.info("Preparing data before training")
     with (
-        closing(_open(X, genes, config, budget, progress)) as source,
         Threads(config.n_jobs) as threads,
+        closing(_open(X, genes, config, budget, threads, progress)) as source,
     ):
         cells = labelled_cells(
             source, labels, where=config.where, drop_unlabeled=config.drop_unlabeled
@@ -129,8 +131,13 @@ def train(
             source.name, cells.n_obs, source.n_vars, len(cells.classes), format_bytes(budget),
         )  # fmt: skip
         with ExitStack() as scratch:
-            spill = scratch.enter_context(Spill(source.n_vars, config.dtype, config.scratch))
-            moments = _first_pass(source, cells, taken, spill, config, room, threads, progress)
+            kept = room * (_KEPT if config.use_SGD else _KEPT / 2)
+            spill = scratch.enter_context(
+                Spill(source.n_vars, config.dtype, config.scratch, memory=kept, threads=threads)
+            )
+            moments = _first_pass(
+                source, cells, taken, spill, config, room, kept, threads, progress
+            )
             if spill.nbytes > BLOCK:  # collecting takes 0.1 s, which a small job would notice
                 release_freed()
             features = np.flatnonzero(moments.nonzero)
@@ -184,13 +191,15 @@ def _warn(words: str) -> None:
     warnings.warn(words, ConvergenceWarning, stacklevel=3)  # at the caller of train()
 
 
-def _open(X: Any, genes: Any, config: Settings, budget: int, progress: bool) -> Source:
+def _open(
+    X: Any, genes: Any, config: Settings, budget: int, threads: Threads, progress: bool
+) -> Source:
     # Raw counts are asked for by name; else X must hold expression, or its raw, as in CellTypist.
     opener = open_source if config.normalize else open_expression
     return opener(
         X, layer=config.layer, gene_key=config.gene_key, genes=genes,
         transpose=config.transpose_input, memory=budget // 4, scratch=config.scratch,
-        progress=progress,
+        progress=progress, threads=threads,
     )  # fmt: skip
 
 
@@ -250,10 +259,11 @@ def _first_pass(
     spill: Spill,
     config: Settings,
     room: int,
+    kept: float,
     threads: Threads,
     progress: bool,
 ) -> RunningMoments:
-    """Read every cell once: checks, moments, and the cells that any round takes onto scratch."""
+    """Read every cell once: checks, moments, and the cells that any round takes are kept."""
     check: Literal["sum"] | None = "sum" if config.check_expression else None
     expression = expression_of(
         source, cells.rows, normalize=config.normalize, check=check, dtype=config.dtype,
@@ -263,16 +273,18 @@ def _first_pass(
     n_taken = cells.n_obs if taken is None else np.count_nonzero(taken)
     # Alive at a time: the block at hand and the next, each as stored and as read, the normalised
     # values and the spilled copy.
-    block = min(room // 6, BLOCK)
+    block = int(min((room - kept) / 6, BLOCK))
     blocks = sweep(source, cells.rows, block)
     for position, stored in counted(blocks, "Reading", cells.n_obs, show=progress):
         if position == 0:  # what the first cells tell of the rest, before hours are spent
             cell_bytes = len(stored.data) / stored.n_obs * spill.entry_bytes
+            held = min(cell_bytes * n_taken, kept)
             if config.trains_sgd:
-                window_bytes(config, room, cell_bytes, spill.entry_bytes)
+                check_room(config, room - held, cell_bytes, spill.entry_bytes)
             # By cell, by gene for the solver, and of the selected genes.
             copies = 1 + (not config.use_SGD) + config.feature_selection
-            require_free(config.scratch, cell_bytes * n_taken * copies, "training")
+            if cell_bytes * n_taken * copies > kept:
+                require_free(config.scratch, cell_bytes * n_taken * copies, "training")
         rows = expression(stored, position)
         moments.update(rows)
         if taken is not None:
@@ -281,7 +293,8 @@ def _first_pass(
         spill.append(rows)
     expression.finish()
     spill.finish()
-    logger.info("scratch holds %s", format_bytes(spill.nbytes))
+    where = "memory" if spill.in_memory else "scratch"
+    logger.info("%s holds %s of cells", where, format_bytes(spill.nbytes))
     return moments.result()
 
 

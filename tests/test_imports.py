@@ -23,7 +23,7 @@ PACKAGE = Path(streamtrain.__file__).parent
 # place here; the longest prefix counts.
 LAYERS = [
     ("errors", "kernels"),
-    ("atomic", "budget", "config", "pickled", "progress", "rows", "scratch", "threads"),
+    ("atomic", "budget", "buffers", "config", "pickled", "progress", "rows", "scratch", "threads"),
     ("scaling", "sampling", "expression", "synthetic", "writing"),
     ("sources", "decode"),
     ("cells", "spill", "streaming", "batches", "tiles", "holdout"),

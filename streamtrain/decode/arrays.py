@@ -33,6 +33,8 @@ class Sliceable(Protocol):
 class Gatherable(Sliceable, Protocol):
     """A one-dimensional array that gives stretches of its entries, as `StoredArray` does."""
 
+    decoded: int  # bytes so far
+
     def gather(
         self,
         starts: NDArray[np.int64],
@@ -40,7 +42,7 @@ class Gatherable(Sliceable, Protocol):
         out: NDArray[Any],
         limit: int | None = None,
     ) -> bool:
-        """Copy stretches into `out`; tell whether all entries lie from 0 to `limit` - 1."""
+        """Copy stretches into `out`; tell whether all are whole numbers from 0 to `limit` - 1."""
         ...
 
 
@@ -78,6 +80,7 @@ class SlicedArray:
         self._array = array
         self.shape, self.dtype = array.shape, array.dtype
         self.chunks = getattr(array, "chunks", None)
+        self.decoded = 0
 
     def __getitem__(self, part: slice) -> Any:
         return self._array[part]
@@ -89,7 +92,7 @@ class SlicedArray:
         out: NDArray[Any],
         limit: int | None = None,
     ) -> bool:
-        """Copy stretches into `out`; tell whether all entries lie from 0 to `limit` - 1."""
+        """Copy stretches into `out`; tell whether all are whole numbers from 0 to `limit` - 1."""
         some = stops > starts
         starts, stops = starts[some], stops[some]
         offsets = np.concatenate([[0], np.cumsum(stops - starts)])
@@ -101,11 +104,9 @@ class SlicedArray:
             values = _plain(np.asarray(self._array[first:last]))
             if len(values) != last - first:
                 raise OSError(f"entries {first} to {last}: only {len(values)} could be read")
+            self.decoded += values.nbytes
             where = values, first, starts, stops, offsets, lo, hi
-            if limit is None:
-                kernel.place(*where, out)
-            else:
-                fine &= kernel.place_below(*where, limit, out)
+            fine &= _put(where, limit, out)
         return fine
 
 
@@ -131,6 +132,7 @@ class StoredArray:
         self.chunks = (chunks.n,)
         self._chunks, self._fill, self._threads = chunks, fill, threads
         self._local = local()
+        self.decoded = 0
         # What the last read in order left of its last chunk: its first entry, and values.
         self._rest: tuple[int, NDArray[Any]] = 0, np.empty(0, self.dtype)
 
@@ -156,7 +158,7 @@ class StoredArray:
         out
             Of as many entries, and any type that holds them.
         limit
-            Entries must be at least 0 and below it.
+            Entries must be whole numbers, at least 0 and below it.
 
         Returns
         -------
@@ -177,9 +179,7 @@ class StoredArray:
             lo = int(np.searchsorted(stops, first, side="right"))
             hi = int(np.searchsorted(starts, first + len(values), side="left"))
             where = values, first, starts, stops, offsets, lo, hi
-            if limit is None:
-                kernel.place(*where, out)
-            elif not kernel.place_below(*where, limit, out):
+            if not _put(where, limit, out):
                 wrong.append(first)
 
         def work(part: NDArray[np.int64]) -> None:
@@ -194,6 +194,7 @@ class StoredArray:
             if end < rest[0] + len(rest[1]):
                 self._rest = end, rest[1][end - rest[0] :]
             touched = touched[1:]
+        self.decoded += len(touched) * n * self.dtype.itemsize
         self._threads.each(work, self._tasks(touched))
         return not wrong
 
@@ -243,6 +244,15 @@ class StoredArray:
                 lo, hi = part.start - place.start, cast(int, part.stop) - place.start
                 yield int(chunks[at + j]), raw[lo:hi], part.decoder
             at += len(run)
+
+
+def _put(where: tuple[Any, ...], limit: int | None, out: NDArray[Any]) -> bool:
+    """Place values; tell whether all are whole numbers from 0 to `limit` - 1."""
+    if limit is None:
+        kernel.place(*where, out)
+        return True
+    whole = where[0].dtype.kind in "iu"
+    return bool((kernel.place_below if whole else kernel.place_counts)(*where, limit, out))
 
 
 def _follows(before: Place, place: Place | None, gap: int, end: int) -> bool:

@@ -21,18 +21,14 @@ def take_indptr(indptr, index):
 
 
 @jit
-def take(data, indices, indptr, index, out_indptr, out_data, out_indices):
-    """Copy the cells `index` into `out_data` and `out_indices` at `out_indptr`."""
+def take_values(values, indptr, index, out_indptr, out):
+    """Copy the entries of the cells `index` into `out` at `out_indptr`."""
     for i in range(len(index)):
-        first, last = indptr[index[i]], indptr[index[i] + 1]
-        start, stop = out_indptr[i], out_indptr[i + 1]
-        # Slices of their own let the loops run as vectors: a tenth of the time.
-        values, genes = data[first:last], indices[first:last]
-        to_values, to_genes = out_data[start:stop], out_indices[start:stop]
-        for k in range(len(values)):
-            to_values[k] = values[k]
-        for k in range(len(genes)):
-            to_genes[k] = genes[k]
+        # Slices of their own let the loop run as vectors: a tenth of the time.
+        source = values[indptr[index[i]] : indptr[index[i] + 1]]
+        target = out[out_indptr[i] : out_indptr[i + 1]]
+        for k in range(len(source)):
+            target[k] = source[k]
 
 
 @jit
@@ -124,3 +120,13 @@ def spans(lengths, bases, step, rows, starts, stops):
         for j in range(first * step, rows[i]):
             at += lengths[j]
         starts[i], stops[i] = at, at + lengths[rows[i]]
+
+
+@jit
+def all_counts(values, most):
+    """Tell whether all values are whole numbers from 0 to `most`."""
+    fine = True
+    for i in range(len(values)):
+        value = values[i]
+        fine &= (value >= 0) & (value <= most) & (value == np.floor(value))
+    return fine

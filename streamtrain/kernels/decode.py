@@ -90,6 +90,23 @@ def place(values, first, starts, stops, offsets, lo, hi, out):
 
 
 @jit
+def place_counts(values, first, starts, stops, offsets, lo, hi, limit, out):
+    """Do as `place`, and tell whether all values are whole numbers from 0 to limit - 1."""
+    last = first + len(values)
+    fine = True
+    for k in range(lo, hi):
+        start, stop = max(starts[k], first), min(stops[k], last)
+        target = offsets[k] + start - starts[k]
+        source = values[start - first : stop - first]
+        goal = out[target : target + stop - start]
+        for i in range(len(source)):
+            value = source[i]
+            fine &= (value >= 0) & (value < limit) & (np.floor(value) == value)
+            goal[i] = np.int32(value)
+    return fine
+
+
+@jit
 def place_below(values, first, starts, stops, offsets, lo, hi, limit, out):
     """Do as `place`, and tell whether all values lie from 0 to limit - 1, which a cast may hide."""
     last = first + len(values)

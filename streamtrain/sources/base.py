@@ -70,8 +70,24 @@ class Source(Protocol):
         """Cells start to stop: stored dtype, indices int32 ascending, explicit zeros allowed."""
         ...
 
-    def take(self, rows: NDArray[np.int64]) -> Rows:
-        """The cells `rows`, row numbers ascending and distinct; otherwise as `read`."""
+    def take(self, rows: NDArray[np.int64], *, compact: bool = False) -> Rows:
+        """The cells `rows`, row numbers ascending and distinct; otherwise as `read`.
+
+        With `compact` values and gene positions may come as uint16 where that holds them all.
+        """
+        ...
+
+    def decoded_bytes(self, rows: NDArray[np.int64]) -> int:
+        """Bytes of the chunks that hold the cells `rows`, ascending, about: what `take` decodes."""
+        ...
+
+    @property
+    def decoded(self) -> int:
+        """Bytes decoded so far."""
+        ...
+
+    def cell_entries(self) -> float:
+        """Stored entries of a cell, on average; of a dense matrix the genes."""
         ...
 
     def close(self) -> None:

@@ -173,9 +173,22 @@ class CooMatrix:
         """Cells start to stop."""
         return self._by_row().read(start, stop)
 
-    def take(self, rows: NDArray[np.int64]) -> Rows:
+    def take(self, rows: NDArray[np.int64], *, compact: bool = False) -> Rows:
         """The cells `rows`, ascending and distinct."""
-        return self._by_row().take(rows)
+        return self._by_row().take(rows, compact=compact)
+
+    def decoded_bytes(self, rows: NDArray[np.int64]) -> int:
+        """Bytes of the cells `rows`."""
+        return int(len(rows) * self.cell_entries() * (4 + self.dtype.itemsize))
+
+    @property
+    def decoded(self) -> int:
+        """Bytes of cells read so far from scratch."""
+        return 0 if self._rows is None else self._rows.decoded
+
+    def cell_entries(self) -> float:
+        """Stored entries of a cell, on average."""
+        return float(self._data.shape[0] / max(1, self.shape[0]))
 
     def close(self) -> None:
         """Give the scratch back."""

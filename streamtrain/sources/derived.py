@@ -84,9 +84,22 @@ class SubsetMatrix:
         taken.sort_indices()
         return from_scipy(taken)
 
-    def take(self, rows: NDArray[np.int64]) -> Rows:
+    def take(self, rows: NDArray[np.int64], *, compact: bool = False) -> Rows:  # noqa: ARG002
         """The cells `rows` of the subset, ascending and distinct."""
         return SubsetMatrix(self._matrix, self._obs[rows], self._var).read(0, len(rows))
+
+    def decoded_bytes(self, rows: NDArray[np.int64]) -> int:
+        """Bytes of the chunks that hold the cells `rows`."""
+        return self._matrix.decoded_bytes(np.sort(self._obs[rows]))
+
+    @property
+    def decoded(self) -> int:
+        """Bytes decoded so far."""
+        return self._matrix.decoded
+
+    def cell_entries(self) -> float:
+        """Stored entries of a cell, on average; before genes are taken."""
+        return self._matrix.cell_entries()
 
     def close(self) -> None:
         """Close the matrix below."""
@@ -112,6 +125,7 @@ class SlicedMatrix:
         self._array = array
         self._starts = np.concatenate([[0], np.cumsum(array.chunks[0])]).astype(np.int64)
         self._kept: tuple[int, Rows] | None = None
+        self.decoded = 0
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": None}
@@ -131,6 +145,7 @@ class SlicedMatrix:
                     parts.append(_as_scipy(sparsify(np.asarray(part), self.dtype)))
             whole = parts[0] if len(parts) == 1 else sp.hstack(parts, format="csr")
             self._kept = i, canonical(from_scipy(whole), self.name)
+            self.decoded += self._kept[1].nbytes
         return self._kept[1]
 
     def row_bytes(self, start: int, stop: int) -> NDArray[np.int64]:
@@ -174,9 +189,19 @@ class SlicedMatrix:
         ]
         return concat(parts, self.shape[1], self.dtype)
 
-    def take(self, rows: NDArray[np.int64]) -> Rows:
+    def take(self, rows: NDArray[np.int64], *, compact: bool = False) -> Rows:  # noqa: ARG002
         """The cells `rows`, ascending and distinct."""
         return take_by_reading(self, rows)
+
+    def decoded_bytes(self, rows: NDArray[np.int64]) -> int:
+        """Bytes of the chunks that hold the cells `rows`, ascending, as if they were dense."""
+        chunks = np.unique(np.searchsorted(self._starts, rows, side="right") - 1)
+        cells = np.diff(self._starts)[chunks].sum()
+        return int(cells) * self.shape[1] * self.dtype.itemsize
+
+    def cell_entries(self) -> float:
+        """Genes: how many of them are not zero is told by computing alone."""
+        return float(self.shape[1])
 
     def close(self) -> None:
         """Forget the chunks computed last."""

@@ -11,6 +11,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from streamtrain.budget import format_bytes
+from streamtrain.buffers import empty
 from streamtrain.decode.arrays import as_gatherable
 from streamtrain.errors import InputError
 from streamtrain.kernels import csr
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 INDPTR_SLICE = 1 << 20  # cells whose offsets are held at once: 8 MB, whatever the atlas
 
+COUNTS = 2**16  # what two bytes do not hold any more
 GAP = 32  # rows read and thrown away rather than ask the store once more
 
 
@@ -44,8 +46,24 @@ class Matrix(Protocol):
         """Cells start to stop."""
         ...
 
-    def take(self, rows: NDArray[np.int64]) -> Rows:
-        """The cells `rows`, ascending and distinct."""
+    def take(self, rows: NDArray[np.int64], *, compact: bool = False) -> Rows:
+        """The cells `rows`, ascending and distinct.
+
+        With `compact` values and gene positions may come as uint16 where that holds them all.
+        """
+        ...
+
+    def decoded_bytes(self, rows: NDArray[np.int64]) -> int:
+        """Bytes of the chunks that hold the cells `rows`, ascending, about."""
+        ...
+
+    @property
+    def decoded(self) -> int:
+        """Bytes decoded so far."""
+        ...
+
+    def cell_entries(self) -> float:
+        """Stored entries of a cell, on average."""
         ...
 
     def close(self) -> None:
@@ -89,7 +107,7 @@ def take_by_reading(matrix: Matrix, rows: NDArray[np.int64]) -> Rows:
 def canonical(rows: Rows, name: str, threads: Threads | None = None) -> Rows:
     """Sort each cell's genes and sum duplicates, where needed; refuse gene positions out of range.
 
-    `rows.indices` must be int32.
+    `rows.indices` must be int32 or uint16.
     """
     verdicts: list[int] = []
 
@@ -102,8 +120,9 @@ def canonical(rows: Rows, name: str, threads: Threads | None = None) -> Rows:
         raise damaged(name, f"a cell has a gene position outside 0 to {rows.n_vars - 1}")
     if csr.UNSORTED not in verdicts:
         return rows
+    indices = rows.indices.astype(np.int32, copy=False)
     matrix = sp.csr_matrix(
-        (rows.data, rows.indices, rows.indptr), shape=(rows.n_obs, rows.n_vars), copy=False
+        (rows.data, indices, rows.indptr), shape=(rows.n_obs, rows.n_vars), copy=False
     )
     before = matrix.nnz
     if matrix.dtype.kind in "iu" and matrix.dtype.itemsize < 8:
@@ -164,6 +183,7 @@ class CsrMatrix:
         self._indptr = indptr
         self._threads = threads
         self._index: RowIndex | None = None
+        self._are_counts = True  # as far as has been seen
         wide = indices.dtype.itemsize
         self._entry = self.dtype.itemsize + (4 if indices.dtype == np.int32 else 4 + wide)
         if data.dtype != self.dtype:
@@ -198,15 +218,18 @@ class CsrMatrix:
         offsets = self._offsets(start, stop)
         return self._gather(offsets[:1], offsets[-1:], offsets - offsets[0], np.array([start]))
 
-    def take(self, rows: NDArray[np.int64]) -> Rows:
-        """The cells `rows`, ascending and distinct, made canonical; each chunk is decoded once."""
+    def take(self, rows: NDArray[np.int64], *, compact: bool = False) -> Rows:
+        """The cells `rows`, ascending and distinct, made canonical; each chunk is decoded once.
+
+        With `compact` values and gene positions are uint16 where that holds them all.
+        """
         if self._index is None:
             self._index = RowIndex(self._offsets, self.shape[0], INDPTR_SLICE)
         starts, stops = self._index.spans(rows)
         indptr = np.concatenate([[0], np.cumsum(stops - starts)])
         first = np.flatnonzero(np.concatenate([[True], np.diff(rows) != 1])[: len(rows)])
         last = np.concatenate([first[1:], [len(rows)]])[: len(first)] - 1
-        return self._gather(starts[first], stops[last], indptr, rows[first])
+        return self._gather(starts[first], stops[last], indptr, rows[first], compact)
 
     def _gather(
         self,
@@ -214,12 +237,19 @@ class CsrMatrix:
         stops: NDArray[np.int64],
         indptr: NDArray[np.int64],
         first: NDArray[np.int64],
+        compact: bool = False,
     ) -> Rows:
         """Read stretches of entries, each of consecutive cells of which the first is `first`."""
-        data, indices = np.empty(indptr[-1], self.dtype), np.empty(indptr[-1], np.int32)
-        n_vars = self.shape[1]
+        n_vars, n = self.shape[1], indptr[-1]
+        indices = empty(n, np.uint16 if compact and n_vars <= COUNTS else np.int32)
+        data = empty(n, np.uint16 if compact and self._are_counts else self.dtype)
         with reading(self.name):
-            self._data.gather(starts, stops, data)
+            if data.dtype == self.dtype:
+                self._data.gather(starts, stops, data)
+            elif not self._data.gather(starts, stops, data, COUNTS):
+                self._are_counts = False  # nor will the rest be
+                data = empty(n, self.dtype)
+                self._data.gather(starts, stops, data)
             # Checked before the cast to int32, which could wrap a damaged position into the range.
             fine = self._indices.gather(starts, stops, indices, n_vars)
         if not fine:
@@ -241,6 +271,26 @@ class CsrMatrix:
                 position = stored[entry - low]
                 what = f"cell {cell} has gene position {position}, outside 0 to {n_vars - 1}"
                 raise damaged(self.name, what)
+
+    def decoded_bytes(self, rows: NDArray[np.int64]) -> int:
+        """Bytes of the chunks that hold the cells `rows`, taking cells as equally long."""
+        entries = self.cell_entries()
+        found = 0.0
+        for array in (self._data, self._indices):
+            chunk = (getattr(array, "chunks", None) or (1,))[0]
+            cells = max(1.0, chunk / max(entries, 1e-9))
+            n_chunks = np.count_nonzero(np.diff(rows // cells)) + (len(rows) > 0)
+            found += n_chunks * cells * entries * array.dtype.itemsize
+        return int(found)
+
+    @property
+    def decoded(self) -> int:
+        """Bytes decoded so far."""
+        return self._data.decoded + self._indices.decoded
+
+    def cell_entries(self) -> float:
+        """Stored entries of a cell, on average."""
+        return float(self._data.shape[0] / max(1, self.shape[0]))
 
     def close(self) -> None:
         """Forget the index; the next read of cells in any order makes it anew."""
@@ -320,6 +370,7 @@ class DenseMatrix:
         self.shape = (int(array.shape[0]), int(array.shape[1]))
         self.dtype = plain_dtype(array.dtype, name)
         self.name = name
+        self.decoded = 0
         self._array = array
         # A chunk along the cells is decoded whole, a shard only partly: whole shards if they fit.
         units = (getattr(array, "shards", None), getattr(array, "chunks", None))
@@ -340,11 +391,22 @@ class DenseMatrix:
 
     def read(self, start: int, stop: int) -> Rows:
         """Cells start to stop, zeros left out (NaN kept)."""
+        self.decoded += (stop - start) * self.shape[1] * self.dtype.itemsize
         return sparsify(fetch(self._array, start, stop, self.name), self.dtype)
 
-    def take(self, rows: NDArray[np.int64]) -> Rows:
+    def take(self, rows: NDArray[np.int64], *, compact: bool = False) -> Rows:  # noqa: ARG002
         """The cells `rows`, ascending and distinct."""
         return take_by_reading(self, rows)
+
+    def decoded_bytes(self, rows: NDArray[np.int64]) -> int:
+        """Bytes of the chunks that hold the cells `rows`, ascending."""
+        unit = min(self._units, default=1)
+        n_units = np.count_nonzero(np.diff(rows // unit)) + (len(rows) > 0)
+        return n_units * unit * self.shape[1] * self.dtype.itemsize
+
+    def cell_entries(self) -> float:
+        """Genes: how many of them are not zero is told by reading alone."""
+        return float(self.shape[1])
 
     def close(self) -> None:
         """Nothing to give up."""

@@ -75,11 +75,24 @@ class MatrixSource:
             raise IndexError(f"cells {start} to {stop} of {self.n_obs}")
         return self._parts()[0].read(start, stop)
 
-    def take(self, rows: NDArray[np.int64]) -> Rows:
+    def take(self, rows: NDArray[np.int64], *, compact: bool = False) -> Rows:
         """The cells `rows`, row numbers ascending and distinct."""
         if len(rows) and not (rows[0] >= 0 and rows[-1] < self.n_obs):
             raise IndexError(f"cells {rows[0]} to {rows[-1]} of {self.n_obs}")
-        return self._parts()[0].take(rows)
+        return self._parts()[0].take(rows, compact=compact)
+
+    def decoded_bytes(self, rows: NDArray[np.int64]) -> int:
+        """Bytes of the chunks that hold the cells `rows`, ascending, about."""
+        return self._parts()[0].decoded_bytes(rows)
+
+    @property
+    def decoded(self) -> int:
+        """Bytes decoded so far, since it was opened."""
+        return self._parts()[0].decoded
+
+    def cell_entries(self) -> float:
+        """Stored entries of a cell, on average."""
+        return self._parts()[0].cell_entries()
 
     def close(self) -> None:
         """Delete scratch, if any; a later read makes it again."""
