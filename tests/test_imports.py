@@ -30,7 +30,7 @@ LAYERS = [
     ("voting", "obs_columns", "annotations", "overcluster"),
     ("celltypist_export", "celltypist_import", "model_edit", "model_schema", "model_store"),
     ("solvers", "model", "gpu"),
-    ("rounds", "selection", "warm_start"),
+    ("rounds", "scoring", "selection", "warm_start"),
     ("train", "predict", "evaluate", "plot", "simulate", "cluster", "convert"),
     ("demo", "cli", "__main__", ""),
 ]

@@ -70,6 +70,10 @@ class Source(Protocol):
         """Cells start to stop: stored dtype, indices int32 ascending, explicit zeros allowed."""
         ...
 
+    def take(self, rows: NDArray[np.int64]) -> Rows:
+        """Cells `rows`, ascending and distinct, as `read` gives them."""
+        ...
+
     def close(self) -> None:
         """Close the file and delete scratch, if any; a later read opens again."""
         ...

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from streamtrain.errors import InputError
-from streamtrain.rows import Rows
+from streamtrain.rows import Rows, stack
 from streamtrain.sources.damage import plain_dtype, reading
 from streamtrain.sources.matrix import Matrix, canonical, cut, from_scipy, sparsify
 
@@ -68,7 +68,7 @@ class SubsetMatrix:
             rows = self._matrix.read(low, int(cells[-1]) + 1).take(cells - low)
             places.append(place)
             parts.append(rows)
-        rows = _stack(parts, self._matrix.shape[1], self.dtype)
+        rows = stack(parts, self._matrix.shape[1], self.dtype)
         order = np.concatenate(places) if places else np.empty(0, np.int64)
         if len(order) and np.any(np.diff(order) < 0):
             rows = rows.take(np.argsort(order, kind="stable"))
@@ -162,7 +162,7 @@ class SlicedMatrix:
         parts = [
             self._chunk(i).take(np.arange(low, high)) for i, low, high in self._spans(start, stop)
         ]
-        return _stack(parts, self.shape[1], self.dtype)
+        return stack(parts, self.shape[1], self.dtype)
 
     def close(self) -> None:
         """Forget the chunks computed last."""
@@ -171,22 +171,3 @@ class SlicedMatrix:
 
 def _as_scipy(rows: Rows) -> Any:
     return sp.csr_matrix((rows.data, rows.indices, rows.indptr), shape=(rows.n_obs, rows.n_vars))
-
-
-def _stack(parts: list[Rows], n_vars: int, dtype: np.dtype[Any]) -> Rows:
-    """Cells of all parts, one part after the other."""
-    if len(parts) == 1:
-        return parts[0]
-    if not parts:
-        empty = np.empty(0, np.int32)
-        return Rows(np.empty(0, dtype), empty, np.zeros(1, np.int64), n_vars)
-    ends = np.cumsum([len(part.data) for part in parts])
-    offsets = [
-        part.indptr[1:] + end - len(part.data) for part, end in zip(parts, ends, strict=True)
-    ]
-    return Rows(
-        np.concatenate([part.data for part in parts]),
-        np.concatenate([part.indices for part in parts]),
-        np.concatenate([np.zeros(1, np.int64), *offsets]),
-        n_vars,
-    )
