@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from streamtrain.errors import InputError, near
+from streamtrain.errors import InputError, near, some
 from streamtrain.expression import Expression, Normalize
 from streamtrain.sources.base import Source
+from streamtrain.sources.collection import CollectionSource, lacking
 from streamtrain.sources.lines import read_lines
 from streamtrain.sources.where import where as evaluate_where
 from streamtrain.threads import Threads
@@ -76,9 +77,13 @@ def select_rows(source: Source, where: str | None) -> NDArray[np.int64] | None:
 
 
 def name_cell(source: Source, rows: NDArray[np.int64] | None, position: int) -> str:
-    """Word a cell of the stream: its row number in the source and its name."""
+    """Word a cell of the stream: its row number in the source, or in its file, and its name."""
     row = position if rows is None else int(rows[position])
-    return f"cell {row} ({source.obs_names(row, row + 1)[0]!r})"
+    name = source.obs_names(row, row + 1)[0]
+    if isinstance(source, CollectionSource):
+        file, row = source.locate(row)
+        return f"cell {row} of {source.files[file]} ({name!r})"
+    return f"cell {row} ({name!r})"
 
 
 def expression_of(
@@ -141,7 +146,8 @@ def labelled_cells(
         if not drop_unlabeled:
             raise InputError(
                 f"{source.name}: {int(missing.sum()):,} of {len(missing):,} cells have no label in "
-                f"{_word(labels)}; pass drop_unlabeled=True (--drop-unlabeled) to leave them out"
+                f"{_word(labels)}{_word_lacking(source, labels)}; pass drop_unlabeled=True "
+                "(--drop-unlabeled) to leave them out"
             )
         kept = np.flatnonzero(~missing)
         series = series.iloc[kept]
@@ -244,6 +250,11 @@ def _check_order(source: Source, values: pd.Series[Any], what: str) -> None:
 
 def _word(labels: Labels) -> str:
     return repr(str(labels)) if isinstance(labels, (str, os.PathLike)) else "labels"
+
+
+def _word_lacking(source: Source, labels: Labels) -> str:
+    files = lacking(source, labels) if isinstance(labels, str) else []
+    return f" (there is no such column in {some(files)})" if files else ""
 
 
 def _encode(series: pd.Series[Any], what: str) -> tuple[NDArray[np.int32], NDArray[np.object_]]:

@@ -22,12 +22,13 @@ app = App(
     help="Train CellTypist cell-type classifiers from single-cell atlases on disk.",
     version=lambda: version("streamtrain"),
     suppress_keyboard_interrupt=False,
+    default_parameter=Parameter(negative_iterable=()),  # no --empty-join
 )
 
 
 @app.command
 def train(
-    source: str,
+    source: list[str],
     /,
     *,
     labels: str,
@@ -40,14 +41,17 @@ def train(
 ) -> None:
     """Train a classifier on the cells of SOURCE and save it.
 
-    Example: streamtrain train atlas.h5ad --labels cell_type --out model.zarr
+    Examples: streamtrain train atlas.h5ad --labels cell_type --out model.zarr
+
+    streamtrain train lung.h5ad gut.zarr --join outer --labels cell_type --out model.zarr
 
     Parameters
     ----------
     source
         AnnData on disk, an .h5ad file or a zarr folder; or raw counts, which are normalised: a
         text table (.csv, .txt, .tsv, .tab), a Matrix Market file (.mtx), gzipped or not, or a 10x
-        folder.
+        folder. Several AnnData as one: their paths, a quoted pattern ("atlases/*.h5ad"), a folder
+        of them, or a collection that annbatch wrote.
     labels
         Column of obs with the cell types, or a text file with one label a line.
     out
@@ -73,7 +77,7 @@ def train(
             raise InputError(f"--celltypist must end in .pkl; got {str(celltypist)!r}")
         if celltypist.resolve() == out.resolve():
             raise InputError(f"--out and --celltypist must differ; got {str(out)!r} for both")
-    model = run(source, labels, genes, progress=not quiet, **settings.to_dict())
+    model = run(_one(source), labels, genes, progress=not quiet, **settings.to_dict())
     model.save(out, overwrite=overwrite)
     if celltypist is not None:
         model.to_celltypist(celltypist, overwrite=overwrite)
@@ -85,7 +89,7 @@ def train(
 @app.command
 def predict(
     model: Path,
-    source: str,
+    source: list[str],
     /,
     *,
     out: Path | None = None,
@@ -125,7 +129,8 @@ def predict(
     source
         AnnData on disk, an .h5ad file or a zarr folder; or raw counts, which are normalised: a
         text table (.csv, .txt, .tsv, .tab), a Matrix Market file (.mtx), gzipped or not, or a 10x
-        folder.
+        folder. Several AnnData are annotated each as by itself: their paths, a quoted pattern
+        ("atlases/*.h5ad"), a folder of them, or a collection that annbatch wrote.
     out
         File for the predictions: .parquet, .csv or .csv.gz, one row a cell; or .h5ad or .zarr, if
         SOURCE is such a file: a copy of it whose obs has the predictions as well.
@@ -183,7 +188,7 @@ def predict(
     from streamtrain.predict import predict as run
 
     run(
-        model, source, genes, mode=mode, p_thres=p_thres, majority_voting=majority_voting,
+        model, _one(source), genes, mode=mode, p_thres=p_thres, majority_voting=majority_voting,
         over_clustering=over_clustering, min_prop=min_prop, probabilities=probabilities,
         scores=scores, out=out, in_place=in_place, prefix=prefix, overwrite=overwrite,
         normalize=normalize, check_expression=check_expression, layer=layer, gene_key=gene_key,
@@ -191,7 +196,7 @@ def predict(
         n_jobs=n_jobs, progress=not quiet,
     )  # fmt: skip
     if not quiet:
-        print(f"saved as {out}" if out is not None else f"added to obs of {source}")
+        print(f"saved as {out}" if out is not None else f"added to obs of {source[0]}")
 
 
 @app.command
@@ -309,6 +314,10 @@ def demo(folder: Path = Path("streamtrain-demo"), *, overwrite: bool = False) ->
 
     for line in run(folder, overwrite=overwrite):
         print(line, flush=True)
+
+
+def _one(source: list[str]) -> str | list[str]:
+    return source[0] if len(source) == 1 else source
 
 
 def _log(quiet: bool) -> None:

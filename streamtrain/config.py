@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import math
+import os
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, asdict, dataclass, fields, replace
@@ -102,6 +103,10 @@ class Settings:
         Matrix to read: "raw" for raw/X, or the name of a layer. The default is X.
     gene_key
         Column of var that holds the gene names. The default is the index of var.
+    join
+        Genes of several files: "inner" for those that every file has; "outer" for those of any,
+        which are zero in the cells of a file that lacks them; or a list of names, or the path of a
+        text file with one a line. Cells are normalised over all genes of their file.
     where
         Select cells by obs columns: "tissue == 'lung' and is_primary_data". Also in, not in, <,
         <=, >, >=, !=, or, not, parentheses, and `column` in backticks for names with spaces.
@@ -200,6 +205,7 @@ class Settings:
     normalize: Literal["log1p"] | None = None
     layer: str | None = None
     gene_key: str | None = None
+    join: str | list[str] = "inner"
     where: str | None = None
     drop_unlabeled: bool = False
     memory: int | str | None = None
@@ -373,6 +379,11 @@ class Settings:
                 raise TypeError(f"train() has no argument {name!r}: {near(name, names)}")
         if keywords.get("random_state", 0) is None:  # scikit-learn's word for any seed
             keywords = keywords | {"random_state": secrets.randbits(31)}
+        join = keywords.get("join", "")
+        if isinstance(join, os.PathLike):
+            keywords = keywords | {"join": str(join)}
+        elif not isinstance(join, str) and isinstance(join, Iterable):
+            keywords = keywords | {"join": [str(name) for name in join]}
         return cls(**keywords)
 
     def to_dict(self) -> dict[str, Any]:

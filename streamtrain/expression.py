@@ -76,13 +76,7 @@ class Expression:
         value that cannot be used, or in which most cells have the wrong form.
         """
         data, indptr = rows.data, rows.indptr
-        sums = np.zeros(rows.n_obs)
-        flags = np.zeros(rows.n_obs, np.uint8)
-        exponentiate = self.normalize is None
-        self._threads.share(
-            rows.n_obs,
-            lambda lo, hi: kernel.inspect_rows(data, indptr, exponentiate, lo, hi, sums, flags),
-        )
+        sums, flags = self._inspect(rows, exponentiate=self.normalize is None)
         self._refuse_values(rows, position, flags)
         self._seen += rows.n_obs
         self._empty += int(np.count_nonzero(sums == 0))
@@ -99,6 +93,21 @@ class Expression:
                 ),
             )
         return _without_zeros(Rows(values, rows.indices, indptr, rows.n_vars, rows.codes))
+
+    def _inspect(
+        self, rows: Rows, exponentiate: bool
+    ) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
+        """Sum each cell, what is left out of it included; flag the values that are here."""
+        sums, flags = np.zeros(rows.n_obs), np.zeros(rows.n_obs, np.uint8)
+        self._threads.share(
+            rows.n_obs,
+            lambda lo, hi: kernel.inspect_rows(
+                rows.data, rows.indptr, exponentiate, lo, hi, sums, flags
+            ),
+        )
+        if rows.left_out is not None:
+            sums += rows.left_out[:, int(exponentiate)]
+        return sums, flags
 
     def _refuse_values(self, rows: Rows, position: int, flags: NDArray[np.uint8]) -> None:
         for flag, fault, remedy in (
@@ -170,13 +179,7 @@ class Expression:
         self._fractions += len(fractions)
         if self.check is None or len(fractions) == 0:
             return
-        sums = np.zeros(rows.n_obs)
-        self._threads.share(
-            rows.n_obs,
-            lambda lo, hi: kernel.inspect_rows(
-                rows.data, rows.indptr, True, lo, hi, sums, np.zeros_like(flags)
-            ),
-        )
+        sums, _ = self._inspect(rows, exponentiate=True)
         done = fractions[np.abs(sums[fractions] - TARGET_SUM) <= TOLERANCE]
         self._done += len(done)
         self._most = max(self._most, float(rows.data.max()))

@@ -29,18 +29,19 @@ from streamtrain.annotations import (
 )
 from streamtrain.budget import BLOCK, READING_RESERVE, format_bytes, parse_bytes
 from streamtrain.cells import Labels, expression_of, require_file, select_rows
-from streamtrain.errors import InputError, some
+from streamtrain.errors import InputError
 from streamtrain.expression import MAX_LOG1P, Normalize
-from streamtrain.kernels import predict as kernel
 from streamtrain.model import Model
 from streamtrain.obs_columns import ObsFile
 from streamtrain.overcluster import over_cluster
 from streamtrain.progress import counted
 from streamtrain.rows import Rows
-from streamtrain.scaling import Scaler, places
+from streamtrain.scoring import scorer_of
 from streamtrain.sources import is_text, open_expression, open_source
 from streamtrain.sources.base import Source
+from streamtrain.sources.collection import report_files
 from streamtrain.sources.lines import read_lines
+from streamtrain.sources.members import Members, find_members
 from streamtrain.streaming import sweep
 from streamtrain.threads import Threads
 from streamtrain.voting import given_clusters, majority
@@ -53,71 +54,6 @@ Detail = Literal["probabilities", "scores"] | None
 COPIES = (".h5ad", ".zarr")
 LABELLED = ("predicted_labels", "conf_score")
 VOTED = ("predicted_labels", "over_clustering", "majority_voting", "conf_score")
-
-
-class Scorer:
-    """Scores of cells under a model, by CellTypist's rules.
-
-    The genes that model and source share are scaled by the model's mean and standard deviation
-    and clipped at 10; a gene of the model that the source lacks contributes nothing, which is its
-    mean. All in float64.
-
-    Parameters
-    ----------
-    model
-        The classifier.
-    genes
-        Gene names of the source, shape (n_vars,).
-    name
-        The source, for messages.
-
-    Raises
-    ------
-    InputError
-        If no gene is shared.
-    """
-
-    def __init__(
-        self, model: Model, genes: NDArray[np.object_], name: str, threads: Threads
-    ) -> None:
-        at = pd.Index(genes).get_indexer(pd.Index(model.features))
-        shared = np.flatnonzero(at >= 0)
-        if len(shared) == 0:
-            raise InputError(
-                f"{name}: none of its {len(genes):,} genes is in the model; it has names such as "
-                f"{some(genes)}, the model {some(model.features)}: gene names may stand in "
-                "another column of var (gene_key, --gene-key)"
-            )
-        logger.info("%s: %d of the model's %d genes", name, len(shared), len(at))
-        if len(shared) < len(at) / 2:
-            logger.warning(
-                "%s: only %d of the model's %d genes are there; predictions may be poor",
-                name, len(shared), len(at),
-            )  # fmt: skip
-        data = model.dataset
-        self._scale = Scaler(
-            data["mean"].to_numpy()[shared],
-            data["scale"].to_numpy()[shared],
-            places(at[shared], len(genes)),
-            with_mean=bool(data.attrs["with_mean"]),
-            dtype=np.float64,
-        )
-        coef = data["coef"].to_numpy()[:, shared].astype(np.float64)
-        self._weights = np.ascontiguousarray(coef.T)
-        self._constant = data["intercept"].to_numpy().astype(np.float64) - coef @ self._scale.shift
-        self._threads = threads
-
-    def __call__(self, rows: Rows) -> NDArray[np.float64]:
-        """Scores, shape (n_obs, n_classes), of normalised cells."""
-        cells = self._scale(rows).rows
-        out = np.empty((cells.n_obs, len(self._constant)))
-        self._threads.share(
-            cells.n_obs,
-            lambda lo, hi: kernel.scores(
-                cells.data, cells.indices, cells.indptr, self._weights, self._constant, lo, hi, out
-            ),
-        )
-        return out
 
 
 def predict(
@@ -156,6 +92,7 @@ def predict(
         A `Model`, or the path of a saved one.
     X, genes
         Cells x genes, as in `train`; gene names also as the path of a text file with one a line.
+        Cells of several files are annotated as each file alone would be.
     mode
         "best match" gives each cell the type of the highest score; "prob match" every type with a
         probability above `p_thres`, joined by "|", or "Unassigned".
@@ -229,9 +166,13 @@ def predict(
         raise InputError(
             "probabilities and scores both add a column for each cell type: choose one"
         )
+    members = find_members(X)
+    if members is not None:
+        X = members.items[0] if len(members.items) == 1 else members
     file = _file(X, out, in_place, prefix, overwrite)
     inputs = {
         "X": X, "model": model, "genes": genes, "cells": cells, "over_clustering": over_clustering,
+        **{f"X[{i}]": item for i, item in enumerate(members.items if members else [])},
     }  # fmt: skip
     if out is not None:
         _keep_inputs(out, inputs)
@@ -258,11 +199,12 @@ def predict(
         closing(
             opener(
                 X, layer=layer, gene_key=gene_key, genes=genes, transpose=transpose_input,
-                memory=budget // 4, scratch=scratch, progress=progress,
+                join=None, memory=budget // 4, scratch=scratch, progress=progress,
             )
         ) as source,
         Threads(n_jobs) as threads,
     ):  # fmt: skip
+        report_files(source, normalize, "range" if check_expression else None)
         rows = select_rows(source, where)
         n_obs = source.n_obs if rows is None else len(rows)
         if n_obs == 0:
@@ -280,7 +222,7 @@ def predict(
             clusters = given_clusters(source, over_clustering, rows)
         elif majority_voting:
             overcluster.check(n_obs, budget)
-        scorer = Scorer(model, source.genes, source.name, threads)
+        scorer = scorer_of(model, source, rows, threads)
         nbytes, most = _block(budget, model, source, bool(details))
 
         def expressed(stage: str, first: bool) -> Iterator[tuple[int, Rows]]:
@@ -302,13 +244,13 @@ def predict(
             names=_names(source, rows, cells),
         )
         calls: Iterable[Calls] = (
-            annotate(scorer(block), position, joined, p_thres, detail)
+            annotate(scorer(block, position), position, joined, p_thres, detail)
             for position, block in expressed("Predicting", first=True)
         )
         if majority_voting:
             calls = kept = Kept(calls, n_obs, 1 + len(details), scratch)
             layout.clusters = clusters or over_cluster(
-                None if source.is_table else X, rows, source.n_vars,
+                None if source.is_table or isinstance(X, Members) else X, rows, source.n_vars,
                 lambda: expressed("Reading", first=False),
                 threads=threads, scratch=scratch, show=progress,
             )  # fmt: skip
@@ -365,6 +307,11 @@ def _file(
         return TableFile(out, overwrite)
     if not (copy or in_place):
         return None
+    if isinstance(X, Members):
+        raise InputError(
+            f"obs columns are added to one .h5ad file or zarr folder, and {X.name} is several: "
+            "predict each by itself, or write to .parquet or .csv"
+        )
     if not isinstance(X, (str, os.PathLike)):
         raise InputError(
             "obs columns are added to an .h5ad file or a zarr folder, and X is a "

@@ -28,6 +28,10 @@ class Rows:
         Number of genes.
     codes
         Position of each cell's label among the classes, shape (n_obs,), or None.
+    left_out
+        Sum of x and of expm1(x) over the entries of each cell that are not here, as other files of
+        a collection lack their genes, shape (n_obs, 2); None for none. Normalisation is of the
+        whole cell.
     """
 
     data: NDArray[Any]
@@ -35,6 +39,7 @@ class Rows:
     indptr: NDArray[np.int64]
     n_vars: int
     codes: NDArray[np.int32] | None = None
+    left_out: NDArray[np.float64] | None = None
 
     @property
     def n_obs(self) -> int:
@@ -44,8 +49,8 @@ class Rows:
     @property
     def nbytes(self) -> int:
         """Bytes held by the arrays."""
-        codes = 0 if self.codes is None else self.codes.nbytes
-        return self.data.nbytes + self.indices.nbytes + self.indptr.nbytes + codes
+        beside = sum(array.nbytes for array in (self.codes, self.left_out) if array is not None)
+        return self.data.nbytes + self.indices.nbytes + self.indptr.nbytes + beside
 
     def take(
         self, index: NDArray[np.int64], dtypes: tuple[Any, Any] | None = None, threads: Any = None
@@ -73,22 +78,27 @@ class Rows:
         else:
             threads.share(len(index), copy)
         codes = None if self.codes is None else self.codes[index]
-        return Rows(data, indices, indptr, self.n_vars, codes)
+        left_out = None if self.left_out is None else self.left_out[index]
+        return Rows(data, indices, indptr, self.n_vars, codes, left_out)
 
     def slice(self, start: int, stop: int) -> Rows:
         """Cells start to stop, sharing memory with these."""
         lo, hi = self.indptr[start], self.indptr[stop]
         codes = None if self.codes is None else self.codes[start:stop]
+        left_out = None if self.left_out is None else self.left_out[start:stop]
         indptr = self.indptr[start : stop + 1] - lo
-        return Rows(self.data[lo:hi], self.indices[lo:hi], indptr, self.n_vars, codes)
+        return Rows(self.data[lo:hi], self.indices[lo:hi], indptr, self.n_vars, codes, left_out)
 
     def with_codes(self, codes: NDArray[np.int32]) -> Rows:
         """The same cells with label codes."""
         return replace(self, codes=codes)
 
 
-def concat(parts: list[Rows], n_vars: int, dtype: np.dtype[Any]) -> Rows:
-    """Cells of all parts, one part after the other; `n_vars` and `dtype` are those of no part."""
+def stack(parts: list[Rows], n_vars: int, dtype: np.dtype[Any]) -> Rows:
+    """Cells of all parts, one part after the other, without label codes.
+
+    `dtype` is that of the values where there is no part.
+    """
     if len(parts) == 1:
         return parts[0]
     if not parts:
@@ -98,9 +108,11 @@ def concat(parts: list[Rows], n_vars: int, dtype: np.dtype[Any]) -> Rows:
     offsets = [
         part.indptr[1:] + end - len(part.data) for part, end in zip(parts, ends, strict=True)
     ]
+    sums = [np.zeros((p.n_obs, 2)) if p.left_out is None else p.left_out for p in parts]
     return Rows(
         np.concatenate([part.data for part in parts]),
         np.concatenate([part.indices for part in parts]),
         np.concatenate([np.zeros(1, np.int64), *offsets]),
         n_vars,
+        left_out=None if all(p.left_out is None for p in parts) else np.concatenate(sums),
     )

@@ -68,7 +68,7 @@ def free_disk(folder: Folder) -> int:
     """
     place = place_of(folder)
     try:
-        return shutil.disk_usage(place).free
+        return int(shutil.disk_usage(place).free)
     except OSError as error:
         raise _unusable(place, error) from error
 
@@ -197,7 +197,7 @@ class MemoryArray:
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return self._n * self.dtype.itemsize
+        return int(self._n * self.dtype.itemsize)
 
     def append(self, values: NDArray[Any]) -> None:
         """Write values after those already there."""

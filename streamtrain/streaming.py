@@ -70,9 +70,8 @@ def takes(source: Source, rows: NDArray[np.int64], cells: int) -> Iterator[tuple
         Cells and the position of the first of them among `rows`.
     """
     starts = range(0, len(rows), cells)
-    return ahead(
-        (start, source.take(rows[start : start + cells], compact=True)) for start in starts
-    )
+    parts = ((start, rows[start : start + cells]) for start in starts)
+    return ahead((start, source.take(part, compact=True)) for start, part in parts)
 
 
 def _blocks(

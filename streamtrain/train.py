@@ -37,6 +37,7 @@ from streamtrain.selection import check_enough, top_genes
 from streamtrain.solvers.class_weight import class_weights
 from streamtrain.sources import open_expression, open_source
 from streamtrain.sources.base import Source
+from streamtrain.sources.collection import CollectionSource, report_files
 from streamtrain.sources.genes import Genes
 from streamtrain.spill import Spill
 from streamtrain.streaming import sweep
@@ -66,7 +67,9 @@ def train(
         expression normalised to 10,000 counts; or of raw counts, normalised here: a text table
         (.csv, .txt, .tsv, .tab), a Matrix Market file (.mtx), gzipped or not, or a 10x folder. In
         memory: an AnnData (backed ones too), a SciPy sparse matrix or array, a NumPy or Dask array,
-        a DataFrame.
+        a DataFrame. Several AnnData as one: a list, a pattern such as "atlases/*.h5ad", a folder of
+        them, or a collection that annbatch wrote; `file` is an obs column with the file of each
+        cell, and `join` says which genes.
     labels
         Name of the obs column with the cell types, or one label a cell: a list-like, or the path
         of a text file with one a line.
@@ -114,6 +117,7 @@ def train(
         Threads(config.n_jobs) as threads,
         closing(_open(X, genes, config, budget, threads, progress)) as source,
     ):
+        report_files(source, config.normalize, "sum" if config.check_expression else None)
         cells = labelled_cells(
             source, labels, where=config.where, drop_unlabeled=config.drop_unlabeled
         )
@@ -181,7 +185,7 @@ def train(
         if fitted.unconverged:
             _warn(fitted.unconverged)
         logger.info("Model training done")
-        provenance = _provenance(X, labels, source, cells, config)
+        provenance = _provenance(labels, source, cells, config)
         return _model(fitted, config, source, cells, moments, scale, features, provenance)
 
 
@@ -198,8 +202,8 @@ def _open(
     opener = open_source if config.normalize else open_expression
     return opener(
         X, layer=config.layer, gene_key=config.gene_key, genes=genes,
-        transpose=config.transpose_input, memory=budget // 4, scratch=config.scratch,
-        progress=progress, threads=threads,
+        transpose=config.transpose_input, join=config.join, memory=budget // 4,
+        scratch=config.scratch, progress=progress, threads=threads,
     )  # fmt: skip
 
 
@@ -363,15 +367,12 @@ def _model(
     )
 
 
-def _provenance(
-    X: Any, labels: Labels, source: Source, cells: Cells, config: Settings
-) -> dict[str, Any]:
+def _provenance(labels: Labels, source: Source, cells: Cells, config: Settings) -> dict[str, Any]:
     """What a model was made from, and with."""
-    origin = {"name": source.name, "n_obs": source.n_obs, "n_vars": source.n_vars}
-    if isinstance(X, (str, os.PathLike)):
-        origin["bytes"] = _stored_bytes(Path(X).expanduser())
+    one = [(source.name, source)]
+    files = source.by_file() if isinstance(source, CollectionSource) else one
     return {
-        "sources": [origin],
+        "sources": [_origin(name, part) for name, part in files],
         "labels": str(labels) if isinstance(labels, (str, os.PathLike)) else "given as values",
         "n_cells": cells.n_obs,
         "trained": datetime.now().isoformat(timespec="seconds"),
@@ -379,6 +380,12 @@ def _provenance(
         "python": platform.python_version(),
         "packages": {p: version(p) for p in ("streamtrain", "anndata", "numba", "numpy")},
     }
+
+
+def _origin(name: str, source: Source) -> dict[str, Any]:
+    origin = {"name": name, "n_obs": source.n_obs, "n_vars": source.n_vars}
+    path = getattr(source, "path", None)
+    return origin if path is None else origin | {"bytes": _stored_bytes(path)}
 
 
 def _stored_bytes(path: Path) -> int:

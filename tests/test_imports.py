@@ -24,13 +24,14 @@ PACKAGE = Path(streamtrain.__file__).parent
 LAYERS = [
     ("errors", "kernels"),
     ("atomic", "budget", "buffers", "config", "pickled", "progress", "rows", "scratch", "threads"),
-    ("scaling", "sampling", "expression", "synthetic", "writing"),
+    ("scaling", "sampling", "mixing", "expression", "synthetic", "writing"),
     ("sources", "decode"),
-    ("cells", "spill", "streaming", "batches", "tiles", "holdout"),
+    ("cells", "strata", "spill", "streaming", "batches", "tiles", "holdout", "ordered"),
+    ("strategies", "serving", "loader"),
     ("voting", "obs_columns", "annotations", "overcluster"),
     ("celltypist_export", "celltypist_import", "model_edit", "model_schema", "model_store"),
     ("solvers", "model", "gpu"),
-    ("rounds", "selection", "warm_start"),
+    ("rounds", "scoring", "selection", "warm_start"),
     ("train", "predict", "evaluate", "plot", "simulate", "cluster", "convert"),
     ("demo", "cli", "__main__", ""),
 ]

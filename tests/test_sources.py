@@ -654,7 +654,7 @@ def test_open__missing_layer(atlases):
 
 M = np.ones((2, 2))
 UNSUITABLE = {
-    "list": ([[1, 2]], {}, "X is a builtins.list, and must be a path"),
+    "list": ([[1, 2]], {}, r"paths or AnnData objects, and X\[0\] is a list: lists are not nested"),
     "coo": (sp.coo_matrix(M), {"genes": "ab"}, "coo_matrix, and must be"),
     "masked": (np.ma.masked_array(M), {"genes": list("ab")}, "MaskedArray, and must be"),
     "one_dimension": (np.ones(3), {"genes": ["a"]}, r"shape \(3,\), and must be cells x genes"),

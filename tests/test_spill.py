@@ -17,8 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamtrain import scratch
-from streamtrain import spill as module
-from streamtrain.batches import batches
+from streamtrain.batches import Waited, batches
 from streamtrain.errors import InputError
 from streamtrain.kernels import csr
 from streamtrain.rows import Rows
@@ -28,6 +27,7 @@ from streamtrain.scratch import require_free
 from streamtrain.sources import open_source
 from streamtrain.spill import Spill
 from streamtrain.streaming import ahead, sweep
+from streamtrain.threads import Threads
 
 DTYPES = (np.float32, np.float64, np.int32, np.uint16)
 
@@ -106,18 +106,15 @@ def test_from_dense__keeps_nan_and_strides():
         np.testing.assert_array_equal(data, np.array([np.nan, np.inf, 2], np.float32))
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.uint16])
-def test_place__as_python(dtype):
-    values = np.arange(100, 120).astype(dtype)
-    starts, stops = np.array([3, 0, 10, 10, 7]), np.array([5, 3, 10, 14, 10])
-    places = np.array([4, 0, 3, 1, 2])
-    lengths = np.zeros(5, int)
-    lengths[places] = stops - starts
-    indptr = np.concatenate([[0], np.cumsum(lengths)])
-    out = np.zeros(indptr[-1], dtype)
-    csr.place(values, starts, stops, places, indptr, out)
-    for start, stop, place in zip(starts, stops, places, strict=True):
-        assert out[indptr[place] : indptr[place + 1]].tolist() == values[start:stop].tolist()
+@pytest.mark.parametrize(("values", "found"), [
+    ([], True), ([0, 3, 65_535], True), ([65_536], False), ([-1], False), ([0.5], False),
+    ([np.nan], False), ([np.inf], False), ([-0.0], True),
+])  # fmt: skip
+def test_all_counts(values, found):
+    for dtype in (np.float32, np.float64):
+        assert csr.all_counts(np.array(values, dtype), 65_535) is found
+    if all(float(value).is_integer() for value in values):
+        assert csr.all_counts(np.array(values, np.int64), 65_535) is found
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.int64])
@@ -142,9 +139,9 @@ def test_check_indices__verdicts(cells, verdict, dtype):
     assert csr.check_indices(indices, indptr, 5) == verdict
 
 
-def spilled(rows, cuts=(), dtype=np.float32):
+def spilled(rows, cuts=(), dtype=np.float32, **options):
     """A finished Spill of `rows`, appended in pieces."""
-    spill = Spill(rows.n_vars, dtype, None)
+    spill = Spill(rows.n_vars, dtype, None, **options)
     edges = [0, *cuts, rows.n_obs]
     for lo, hi in pairwise(edges):
         spill.append(rows.slice(lo, hi))
@@ -175,52 +172,56 @@ def test_spill__gathers_what_it_got(n_vars, dtype):
             assert spill.entries(cells) == len(found.data)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     cells=st.lists(st.integers(0, 39), max_size=80),
-    gap=st.sampled_from([0, 30, 10**6]),
-    read=st.sampled_from([1, 20, 2**20]),
+    memory=st.sampled_from([0, 300, 10**6]),
+    counts=st.booleans(),
+    dtype=st.sampled_from(DTYPES),
+    n_threads=st.integers(1, 4),
+    cuts=st.lists(st.integers(0, 40), max_size=3).map(sorted),
 )
-def test_spill__any_order_gap_and_read_size(cells, gap, read):
-    rows = rows_of(positions(40, 11))
+def test_spill__any_order_and_place(cells, memory, counts, dtype, n_threads, cuts):
+    rows = rows_of(positions(40, 11, dtype))
     cells = np.array(cells, np.int64)
-    with pytest.MonkeyPatch.context() as patch, spilled(rows) as spill:
-        patch.setattr(module, "_GAP", gap)
-        patch.setattr(module, "_READ", read)
-        assert_rows(spill.gather(cells), rows.take(cells))
+    with (
+        Threads(n_threads) as threads,
+        spilled(rows, cuts, dtype, memory=memory, counts=counts, threads=threads) as spill,
+    ):
+        assert spill.in_memory == (memory > 300)
+        assert spill.held == (spill.nbytes if spill.in_memory else 0)
+        found = spill.gather(cells)
+        assert_rows(found, rows.take(cells))
+        assert found.data.dtype == dtype
+        assert spill.gather(cells, np.int32).indices.dtype == np.int32
+        whole = counts and dtype in (np.int32, np.uint16)
+        assert spill.entry_bytes == 2 + (2 if whole else np.dtype(dtype).itemsize)
 
 
-def test_spill__huge_gaps_are_not_read(monkeypatch):
-    """Cells far apart are read one by one; neighbours by one read."""
-    n, width = 300, 4000
-    rows = Rows(
-        np.arange(n * width, dtype=np.float32),
-        np.tile(np.arange(width, dtype=np.int32), n),
-        np.arange(n + 1) * width,
-        width,
-    )
-    sizes = []
-    real = os.preadv
-
-    def preadv(fd, buffers, offset):
-        sizes.append(sum(len(b) for b in buffers))
-        return real(fd, buffers, offset)
-
-    with spilled(rows) as spill:
-        monkeypatch.setattr(os, "preadv", preadv)
-        cells = np.array([299, 0, 150, 1])
-        assert_rows(spill.gather(cells), rows.take(cells))
-    assert sorted(sizes) == sorted(k * width * size for k in (2, 1, 1) for size in (4, 2))
+@pytest.mark.parametrize("memory", [0, 700, 10**6])
+def test_spill__counts_that_end(memory):
+    """Two bytes a value until one comes that they do not hold; what was there stays."""
+    whole = rows_of(np.floor(positions(40, 11)))
+    broken = rows_of(positions(40, 11))
+    with Spill(11, np.float32, None, memory=memory, counts=True) as spill:
+        spill.append(whole)
+        assert spill.entry_bytes == 4
+        before = spill.in_memory
+        spill.append(broken)
+        spill.append(whole)
+        spill.finish()
+        assert spill.entry_bytes == 6
+        assert (before, spill.in_memory) == {0: (False,) * 2, 700: (True, False)}.get(
+            memory, (True, True)
+        )
+        for i, part in enumerate((whole, broken, whole)):
+            assert_rows(spill.gather(np.arange(40 * i, 40 * (i + 1))), part)
 
 
-def test_spill__short_reads(monkeypatch):
-    """The system may return less than asked for."""
+def test_spill__scratch_that_was_cut_short():
     rows = rows_of(positions(40, 11))
-    real = os.preadv
     with spilled(rows) as spill:
-        monkeypatch.setattr(os, "preadv", lambda fd, b, at: real(fd, [b[0][:7]], at))
-        assert_rows(spill.gather(np.arange(40)), rows)
-        monkeypatch.setattr(os, "preadv", lambda *_: 0)
+        os.ftruncate(spill._arrays[0]._file.fileno(), 50)
         with pytest.raises(OSError, match="scratch file ended early"):
             spill.gather(np.arange(40))
 
@@ -349,60 +350,42 @@ def plan_of(**options):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("batch_number", [1, 6, 100])
-def test_batches__any_window_gives_the_direct_ones(batch_number, dtype):
-    dense = positions(N_OBS, N_VARS, dtype)
-    rows = rows_of(dense)
+def test_batches__are_the_direct_ones(batch_number, dtype):
+    rows = rows_of(positions(N_OBS, N_VARS, dtype))
     codes, plan = plan_of(batch_number=batch_number)
     drawn = plan.ever_drawn()
     rank = np.cumsum(drawn) - 1
     scaler = scaler_of(dtype)
-    direct = []
+    reported = []
+    with spilled(rows.take(np.flatnonzero(drawn)), (5,), dtype) as spill:
+        found = list(
+            batches(
+                plan, lambda p: spill.gather(rank[p]), codes, scaler,
+                lambda epoch, cells: reported.append((epoch, cells.tolist())),
+            )
+        )  # fmt: skip
+    at = iter(found)
     for epoch in range(3):
         order = plan.epoch(epoch)
+        assert reported[epoch] == (epoch, order.tolist())
         for start in range(0, len(order), 20):
-            cells = order[start : start + 20]
-            direct.append((epoch, codes[cells], scaler(rows.take(cells))))
-    with spilled(rows.take(np.flatnonzero(drawn)), (5,), dtype) as spill:
-        for window_bytes in (1, 1000, 3000, 10_000, 10**9):
-            found = list(batches(plan, spill, lambda p: rank[p], codes, scaler, window_bytes))
-            assert len(found) == len(direct)
-            for batch, (epoch, classes, expected) in zip(found, direct, strict=True):
-                assert batch.epoch == epoch
-                np.testing.assert_array_equal(batch.cells.rows.codes, classes)
-                assert_rows(batch.cells.rows, expected.rows)
-                np.testing.assert_array_equal(batch.cells.dots, expected.dots)
+            cells = order[start : start + 20].astype(np.int64)
+            expected, batch = scaler(rows.take(cells)), next(at)
+            assert batch.epoch == epoch
+            np.testing.assert_array_equal(batch.cells.rows.codes, codes[cells])
+            assert_rows(batch.cells.rows, expected.rows)
+            np.testing.assert_array_equal(batch.cells.dots, expected.dots)
+    assert next(at, None) is None
 
 
-def test_batches__windows_stay_within_their_bytes(monkeypatch):
-    rows = rows_of(positions(N_OBS, N_VARS))
-    codes, plan = plan_of()
-    windows = []
-    real = Spill.gather
-
-    def gather(self, cells):
-        found = real(self, cells)
-        windows.append((len(cells), found.data.nbytes + found.indices.nbytes + 8 * len(cells)))
-        return found
-
-    monkeypatch.setattr(Spill, "gather", gather)
-    with spilled(rows) as spill:
-        assert (
-            len(list(batches(plan, spill, lambda p: p, codes, scaler_of(np.float32), 3000))) == 18
-        )
-    assert max(nbytes for _, nbytes in windows) <= 3000
-    assert max(n for n, _ in windows) > 20, "windows must hold several batches"
-    assert sum(n for n, _ in windows) == 3 * 120
-
-
-def test_batches__two_windows_alive(monkeypatch):
+def test_batches__two_gathered_at_a_time():
     rows = rows_of(positions(N_OBS, N_VARS))
     codes, plan = plan_of(epochs=8)
     alive, most, lock = set(), [], threading.Lock()
-    real = Spill.gather
 
-    def gather(self, cells):
-        time.sleep(0.002)  # the solver gets to the batches of the window before
-        found = real(self, cells)
+    def gather(cells):
+        time.sleep(0.002)  # the solver gets to the batch before
+        found = rows.take(cells)
         with lock:
             name = object()
             alive.add(name)
@@ -410,17 +393,28 @@ def test_batches__two_windows_alive(monkeypatch):
         weakref.finalize(found.data, alive.discard, name)
         return found
 
-    monkeypatch.setattr(Spill, "gather", gather)
     gc.disable()  # memory must return without the collector's help
     try:
-        with spilled(rows) as spill:
-            for _ in batches(plan, spill, lambda p: p, codes, scaler_of(np.float32), 3000):
-                time.sleep(0.001)
+        for _ in batches(plan, gather, codes, scaler_of(np.float32)):
+            time.sleep(0.001)
     finally:
         gc.enable()
     assert len(most) > 10
-    assert max(most) == 2
+    assert max(most) <= 2
     assert not alive
+
+
+def test_waited__counts_the_time_in_next():
+    def items():
+        for i in range(3):
+            time.sleep(0.02)
+            yield i
+
+    waited = Waited(items())
+    assert list(waited) == [0, 1, 2]
+    assert 0.06 <= waited.waited <= waited.waited / waited.share
+    time.sleep(0.1)
+    assert waited.share < 0.9
 
 
 def test_batches__closed_early():
@@ -428,14 +422,14 @@ def test_batches__closed_early():
     codes, plan = plan_of()
     before = threading.active_count()
     with spilled(rows) as spill:
-        served = batches(plan, spill, lambda p: p, codes, scaler_of(np.float32), 1)
+        served = batches(plan, spill.gather, codes, scaler_of(np.float32))
         assert next(served).epoch == 0
         served.close()
     del served
     assert threading.active_count() == before
 
 
-def test_batches__errors_surface(monkeypatch):
+def test_batches__errors_surface():
     rows = rows_of(positions(N_OBS, N_VARS))
     codes, plan = plan_of()
     with spilled(rows) as spill:
@@ -447,8 +441,7 @@ def test_batches__errors_surface(monkeypatch):
                 raise OSError(errno.EIO, "lost the disk")
             return real(cells)
 
-        monkeypatch.setattr(spill, "gather", gather)
-        served = batches(plan, spill, lambda p: p, codes, scaler_of(np.float32), 1)
+        served = batches(plan, gather, codes, scaler_of(np.float32))
         with pytest.raises(OSError, match="lost the disk"):
             list(served)
 

@@ -217,7 +217,7 @@ class StoredArray:
             yield first, _plain(values)[:here]
 
     def _buffer(self, nbytes: int) -> Bytes:
-        """Give this thread's own, used again for every chunk: fresh pages would cost a tenth more."""
+        """Give this thread's own, used again for every chunk: fresh pages cost a tenth more."""
         held: Bytes | None = getattr(self._local, "buffer", None)
         if held is None or len(held) < nbytes:
             held = self._local.buffer = np.empty(nbytes, np.uint8)

@@ -26,9 +26,9 @@ def pick(fd, offsets, cells, indptr, stage, out):
         done = 0
         while done < n * size:
             got = _pread(fd, stage.ctypes.data + done, n * size - done, first * size + done)
-            if got <= 0:
+            if got <= 0:  # type: ignore[operator] # an ExternalFunction, typed as what it is not
                 return False
-            done += got
+            done += got  # type: ignore[operator]
         source, goal = stage[:n], out[indptr[i] : indptr[i] + n]
         for k in range(n):
             goal[k] = source[k]

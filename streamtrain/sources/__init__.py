@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ from streamtrain.sources.base import Source
 from streamtrain.threads import Threads
 
 if TYPE_CHECKING:
+    from streamtrain.sources.genes import Genes
+    from streamtrain.sources.members import Members
     from streamtrain.sources.text import Parse
 
 __all__ = ["Source", "is_text", "open_expression", "open_source"]
@@ -26,7 +29,6 @@ SUPPORTED = (
     f".h5ad, zarr (a folder or .zip), {', '.join(TEXT)} (each also with .gz), and a 10x folder "
     "(matrix.mtx, features.tsv or genes.tsv, barcodes.tsv)"
 )
-FIRST = 1000  # cells that tell whether X holds expression, as in CellTypist
 
 
 def open_source(
@@ -36,6 +38,7 @@ def open_source(
     gene_key: str | None = None,
     genes: Any = None,
     transpose: bool = False,
+    join: Genes | None = "inner",
     memory: int | None = None,
     scratch: str | Path | None = None,
     progress: bool = True,
@@ -50,7 +53,8 @@ def open_source(
         .tsv, .tab) or a Matrix Market file (.mtx), each gzipped (.gz) or not, or of a 10x folder;
         an AnnData, backed or not; a scipy CSR or CSC matrix or array, a two-dimensional numpy
         array, a DataFrame with one column per gene, or a dask array. Text is parsed here, in
-        blocks, onto scratch.
+        blocks, onto scratch. Several AnnData as one: a list of paths or objects, a pattern such as
+        "atlases/*.h5ad", a folder of them, or a collection that annbatch wrote.
     layer
         Which matrix of an AnnData: None for X, "raw" for raw/X with its own genes, else a layer's
         name.
@@ -62,6 +66,11 @@ def open_source(
         with one a line. Ignored where X names its genes, refused for an AnnData.
     transpose
         X is genes x cells. Ignored for an AnnData and a 10x folder, which say what they are.
+    join
+        Genes of several files: "inner" for those that every file has, in the order of the first;
+        "outer" for those of any, in order of appearance, zero in the cells of a file that lacks
+        them; or names, as a list or the path of a text file with one a line, in their order (of
+        one file, too). None is "outer" without its checks, for what treats each file by itself.
     memory
         Bytes that parsing text, and transposing a matrix stored by gene, may hold (default 256 MB).
     scratch
@@ -83,6 +92,67 @@ def open_source(
     InputError
         Where X is of another type, is damaged, or lacks what the other arguments name.
     """
+    X, members = _members(X, join)
+    if members is not None:
+        _refuse_for_anndata(genes, transpose)
+        one = partial(
+            open_source, layer=layer, gene_key=gene_key, memory=memory, scratch=scratch,
+            threads=threads,
+        )  # fmt: skip
+        return _collection(members, join, one)
+    return _open_one(X, layer, gene_key, genes, transpose, memory, scratch, progress, threads)
+
+
+def _members(X: Any, join: Genes | None) -> tuple[Any, Members | None]:
+    """Tell what files X means; one alone is itself, unless genes of it are to be chosen."""
+    from streamtrain.sources.joins import require_join
+    from streamtrain.sources.members import find_members
+    from streamtrain.sources.memory import is_a
+
+    require_join(join)
+    chosen = join is not None and not (isinstance(join, str) and join in ("inner", "outer"))
+    members = find_members(X)
+    if members is None and chosen:
+        if is_text(X) or not (isinstance(X, str | os.PathLike) or is_a(X, "anndata", "AnnData")):
+            what = X if isinstance(X, str | os.PathLike) else f"a {type(X).__name__}"
+            raise InputError(f"join with names of genes is for an AnnData, and X is {what}")
+        members = find_members([X])
+    elif members is not None and len(members.items) == 1 and not chosen:
+        return members.items[0], None
+    return X, members
+
+
+def _collection(members: Members, join: Genes | None, open_one: Callable[[Any], Any]) -> Source:
+    from streamtrain.sources.collection import CollectionSource
+
+    for item in members.items:
+        if isinstance(item, Path) and item.exists() and _parser(item) is not None:
+            raise InputError(
+                f"several files are trained on as one where each is an AnnData, and {item} is text:"
+                f" convert it (streamtrain convert {item} {item.stem}.zarr), or pass it alone"
+            )
+    return CollectionSource(members, open_one, join)
+
+
+def _refuse_for_anndata(genes: Any, transpose: bool) -> None:
+    if genes is not None:
+        raise InputError("genes= is for a matrix without gene names: name a var column, gene_key=")
+    if transpose:
+        logger.warning("an AnnData is cells x genes as it stands: transpose is ignored")
+
+
+def _open_one(
+    X: Any,
+    layer: str | None,
+    gene_key: str | None,
+    genes: Any,
+    transpose: bool,
+    memory: int | None,
+    scratch: str | Path | None,
+    progress: bool,
+    threads: Threads | None,
+) -> Source:
+    """Open one file or object; see `open_source`."""
     from streamtrain.sources import memory as in_memory
     from streamtrain.sources.mtx import parse_10x
     from streamtrain.sources.store import StoreSource
@@ -91,12 +161,7 @@ def open_source(
     path = Path(X).expanduser() if isinstance(X, str | os.PathLike) else None
     parse = None if path is None else _parser(path)
     if parse is None and (path is not None or in_memory.is_a(X, "anndata", "AnnData")):
-        if genes is not None:
-            raise InputError(
-                "genes= is for a matrix without gene names: name a var column, gene_key="
-            )
-        if transpose:
-            logger.warning("an AnnData is cells x genes as it stands: transpose is ignored")
+        _refuse_for_anndata(genes, transpose)
         if path is not None:
             return StoreSource(path, layer, gene_key, memory, scratch, threads)
         return in_memory.AnnDataSource(X, layer, gene_key, memory, scratch)
@@ -147,8 +212,8 @@ def _parser(path: Path) -> Parse | None:
 def open_expression(X: Any, *, above: float | None = None, **options: Any) -> Source:
     """Open an AnnData's raw matrix where X does not hold expression, else X, as CellTypist does.
 
-    Judged by the first 1,000 cells. Where `layer` is given, and for anything but an AnnData, it is
-    `open_source`.
+    Judged by the first 1,000 cells, of several files each by itself. Where `layer` is given, and
+    for anything but an AnnData, it is `open_source`.
 
     Parameters
     ----------
@@ -170,6 +235,11 @@ def open_expression(X: Any, *, above: float | None = None, **options: Any) -> So
     from streamtrain.sources.memory import AnnDataSource
     from streamtrain.sources.store import StoreSource
 
+    join = options.pop("join", "inner")
+    X, members = _members(X, join)
+    if members is not None:
+        _refuse_for_anndata(options.pop("genes", None), options.pop("transpose", False))
+        return _collection(members, join, partial(open_expression, above=above, **options))
     source = open_source(X, **options)
     if options.get("layer") is not None or not isinstance(source, StoreSource | AnnDataSource):
         return source
@@ -195,6 +265,8 @@ def open_expression(X: Any, *, above: float | None = None, **options: Any) -> So
 
 def _no_expression(source: Source, above: float, memory: int | None) -> str | None:
     """Word what in the first cells is no log1p expression; None for nothing."""
+    from streamtrain.sources.forms import FIRST
+
     for start, stop in source.blocks(BLOCK if memory is None else min(BLOCK, memory // 4)):
         if start >= FIRST:
             break

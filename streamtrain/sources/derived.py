@@ -10,7 +10,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from streamtrain.errors import InputError
-from streamtrain.rows import Rows, concat
+from streamtrain.rows import Rows, stack
 from streamtrain.sources.damage import plain_dtype, reading
 from streamtrain.sources.matrix import (
     GAP,
@@ -74,7 +74,7 @@ class SubsetMatrix:
             rows = self._matrix.read(low, int(cells[-1]) + 1).take(cells - low)
             places.append(place)
             parts.append(rows)
-        rows = concat(parts, self._matrix.shape[1], self.dtype)
+        rows = stack(parts, self._matrix.shape[1], self.dtype)
         order = np.concatenate(places) if places else np.empty(0, np.int64)
         if len(order) and np.any(np.diff(order) < 0):
             rows = rows.take(np.argsort(order, kind="stable"))
@@ -187,7 +187,7 @@ class SlicedMatrix:
         parts = [
             self._chunk(i).take(np.arange(low, high)) for i, low, high in self._spans(start, stop)
         ]
-        return concat(parts, self.shape[1], self.dtype)
+        return stack(parts, self.shape[1], self.dtype)
 
     def take(self, rows: NDArray[np.int64], *, compact: bool = False) -> Rows:  # noqa: ARG002
         """The cells `rows`, ascending and distinct."""

@@ -15,7 +15,7 @@ from streamtrain.buffers import empty
 from streamtrain.decode.arrays import as_gatherable
 from streamtrain.errors import InputError
 from streamtrain.kernels import csr
-from streamtrain.rows import Rows, concat
+from streamtrain.rows import Rows, stack
 from streamtrain.sources.damage import damaged, fetch, plain_dtype, reading
 from streamtrain.threads import Threads, every_cpu
 
@@ -101,7 +101,7 @@ def take_by_reading(matrix: Matrix, rows: NDArray[np.int64]) -> Rows:
         for part in np.split(rows, cuts)
         if len(part)
     ]
-    return concat(parts, matrix.shape[1], matrix.dtype)
+    return stack(parts, matrix.shape[1], matrix.dtype)
 
 
 def canonical(rows: Rows, name: str, threads: Threads | None = None) -> Rows:
@@ -402,7 +402,7 @@ class DenseMatrix:
         """Bytes of the chunks that hold the cells `rows`, ascending."""
         unit = min(self._units, default=1)
         n_units = np.count_nonzero(np.diff(rows // unit)) + (len(rows) > 0)
-        return n_units * unit * self.shape[1] * self.dtype.itemsize
+        return int(n_units) * unit * self.shape[1] * self.dtype.itemsize
 
     def cell_entries(self) -> float:
         """Genes: how many of them are not zero is told by reading alone."""

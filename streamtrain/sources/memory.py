@@ -138,10 +138,10 @@ class AnnDataSource(MatrixSource):
         scratch: str | Path | None = None,
     ) -> None:
         name = "AnnData" if adata.filename is None else f"AnnData({str(adata.filename)!r})"
-        self._options = layer, memory, scratch
+        self._options, self.matrix = (layer, memory, scratch), matrix_key(layer)
         parent = adata._adata_ref if adata.is_view else adata
         matrix, self._file = _anndata_matrix(parent, layer, name, memory, scratch)
-        raw = matrix_key(layer) == "raw/X"
+        raw = self.matrix == "raw/X"
         self._subset: tuple[NDArray[np.int64], NDArray[np.int64] | None] | None = None
         if adata.is_view:
             # A view's own X would copy its cells (and, backed, load the whole matrix).

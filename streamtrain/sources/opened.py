@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from streamtrain.errors import InputError
 from streamtrain.rows import Rows
 from streamtrain.sources.columns import Frame
+from streamtrain.sources.csc import CooMatrix
 from streamtrain.sources.matrix import Matrix
 
 
@@ -25,11 +27,13 @@ class MatrixSource:
     """
 
     is_table = False
+    matrix = "X"  # which matrix of an AnnData is read
 
     def __init__(self, name: str, matrix: Matrix, obs: Frame, genes: NDArray[np.object_]) -> None:
         self.name, self.genes = name, genes
         self.n_obs, self.n_vars = matrix.shape
         self.dtype, self.is_sparse = matrix.dtype, matrix.is_sparse
+        self.on_scratch = isinstance(matrix, CooMatrix)  # made anew at the read after a close
         self._matrix: Matrix | None = matrix
         self._obs: Frame | None = obs
         if len(obs) != self.n_obs:
@@ -42,6 +46,11 @@ class MatrixSource:
                 f"{name}: var has {len(genes)} genes and the matrix {self.n_vars}: "
                 "they must be equal; write the file anew"
             )
+
+    @property
+    def path(self) -> Path | None:
+        """Where it lies on disk; None for what is in memory."""
+        return None
 
     def _open(self) -> None:
         """Set `_matrix` and `_obs` again after they were dropped."""

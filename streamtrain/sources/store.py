@@ -50,17 +50,22 @@ class StoreSource(MatrixSource):
     ) -> None:
         self._path, self._layer = Path(path), layer
         self._memory, self._scratch, self._threads = memory, scratch, threads
-        self.name = str(path)
+        self.name, self.matrix = str(path), matrix_key(layer)
         self._open()
         try:
             matrix, obs = self._parts()
-            var_key = "raw/var" if matrix_key(self._layer) == "raw/X" else "var"
+            var_key = "raw/var" if self.matrix == "raw/X" else "var"
             with reading(self.name):
                 var = StoredFrame(self._root[var_key], f"{var_key} of {self.name}", self._uns())
             super().__init__(self.name, matrix, obs, gene_names(var, gene_key, self.name))
         except BaseException:
             self.close()
             raise
+
+    @property
+    def path(self) -> Path:
+        """Where it lies on disk."""
+        return self._path
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_root": None, "_matrix": None, "_obs": None, "_threads": None}
@@ -135,7 +140,10 @@ def _open_zarr(path: Path, name: str) -> Any:
 
     if path.is_dir() and not any((path / key).exists() for key in ("zarr.json", ".zgroup")):
         kind = "a zarr array" if (path / ".zarray").exists() else "a folder without zarr metadata"
-        raise InputError(f"{name} is not an AnnData: it is {kind}; {NOT_ANNDATA}")
+        raise InputError(
+            f"{name} is not an AnnData: it is {kind}, and holds no .h5ad files or zarr stores; "
+            f"{NOT_ANNDATA}"
+        )
     try:
         store = path if path.is_dir() else zarr.storage.ZipStore(path, mode="r")
         root = zarr.open(store, mode="r")

@@ -93,6 +93,11 @@ class TextSource(MatrixSource):
         super().__init__(self.name, parsed.matrix, parsed.obs, parsed.genes)
         self.is_sparse = parsed.is_sparse
 
+    @property
+    def path(self) -> Path:
+        """Where it lies on disk."""
+        return self._path
+
     def __getstate__(self) -> dict[str, Any]:
         room = Room(self._room.memory, self._room.scratch, self._room.progress)
         return {**self.__dict__, "_matrix": None, "_obs": None, "_room": room}
