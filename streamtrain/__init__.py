@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from streamtrain.config import Settings
     from streamtrain.errors import InputError
     from streamtrain.evaluate import Evaluation, evaluate
+    from streamtrain.loader import Loader
     from streamtrain.model import Model
     from streamtrain.predict import predict
     from streamtrain.simulate import simulate
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Evaluation": "evaluate",
     "InputError": "errors",
+    "Loader": "loader",
     "Model": "model",
     "Settings": "config",
     "evaluate": "evaluate",
@@ -31,6 +33,7 @@ _HOMES = {
 __all__ = [
     "Evaluation",
     "InputError",
+    "Loader",
     "Model",
     "Settings",
     "__version__",

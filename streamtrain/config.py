@@ -250,18 +250,18 @@ class Settings:
             if isinstance(field.default, bool) and field.name != "average":
                 _choose(field.name, value, (True, False))
         for name in ("batch_number", "batch_size", "epochs", "n_iter_no_change", "top_genes"):
-            _require(name, getattr(self, name), 1, whole=True)
+            require_number(name, getattr(self, name), 1, whole=True)
         if self.max_iter is not None:
-            _require("max_iter", self.max_iter, 1, whole=True)
+            require_number("max_iter", self.max_iter, 1, whole=True)
         for name in ("random_state", "average", "verbose"):
-            _require(name, getattr(self, name), 0, whole=True)
+            require_number(name, getattr(self, name), 0, whole=True)
         for name in ("alpha", "power_t", "eta0", "epsilon"):
-            _require(name, getattr(self, name), 0)
-        _require("intercept_scaling", self.intercept_scaling, 0, above=True)
+            require_number(name, getattr(self, name), 0)
+        require_number("intercept_scaling", self.intercept_scaling, 0, above=True)
         if not (
             isinstance(self.C, float) and math.isinf(self.C) and self.C > 0
         ):  # scikit-learn's word for no penalty
-            _require("C", self.C, 0, above=True)
+            require_number("C", self.C, 0, above=True)
         _choose("solver", self.solver, (*SOLVERS, None))
         _choose("penalty", self.penalty, ("l2", "l1", "elasticnet", None))
         _choose("loss", self.loss, LOSSES)
@@ -269,10 +269,10 @@ class Settings:
         _choose("learning_rate", self.learning_rate, _RATES)
         _choose("dtype", self.dtype, ("float32", "float64"))
         if self.tol is not None and self.tol != "auto":
-            _require("tol", self.tol, 0)
+            require_number("tol", self.tol, 0)
         if self.l1_ratio is not None:
-            _require("l1_ratio", self.l1_ratio, 0, most=1)
-        _require("validation_fraction", self.validation_fraction, 0, above=True, most=0.999)
+            require_number("l1_ratio", self.l1_ratio, 0, most=1)
+        require_number("validation_fraction", self.validation_fraction, 0, above=True, most=0.999)
         self._check_weights()
         self._check_steps()
         self._check_ways()
@@ -281,7 +281,7 @@ class Settings:
         weights = self.class_weight
         if isinstance(weights, Mapping):
             for name, weight in weights.items():
-                _require(f"class_weight[{name!r}]", weight, 0, above=True)
+                require_number(f"class_weight[{name!r}]", weight, 0, above=True)
         else:
             _choose("class_weight", weights, ("balanced", None))
 
@@ -414,7 +414,7 @@ def _fields() -> dict[str, Field[Any]]:
     return {f.name: f for f in fields(Settings)}
 
 
-def _require(
+def require_number(
     name: str,
     value: Any,
     least: float,
@@ -423,6 +423,13 @@ def _require(
     most: float = math.inf,
     whole: bool = False,
 ) -> None:
+    """Refuse a setting that is no number, or out of range.
+
+    Raises
+    ------
+    InputError
+        With the name, the rule and the value.
+    """
     number = isinstance(value, Integral if whole else Real)  # NumPy's too
     if isinstance(value, bool) and name not in ("average", "verbose"):
         number = False

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from streamtrain.budget import BLOCK, READING_RESERVE, format_bytes, free_memory, parse_bytes
 from streamtrain.cells import Cells, Labels, expression_of, labelled_cells, select_rows
+from streamtrain.config import require_number
 from streamtrain.errors import InputError
 from streamtrain.kernels.csr import all_counts
 from streamtrain.mixing import Mixing, mixing
@@ -161,6 +162,13 @@ class Loader:
             "batch_number": batch_number is not None, "strategy": strategy != "auto",
         }  # fmt: skip
         _check(order, options, labels is not None, strategy)
+        sizes = {
+            "batch_size": batch_size, "epochs": epochs, "block_size": block_size, "window": window,
+            "batch_number": 1 if batch_number is None else batch_number,
+        }  # fmt: skip
+        for name, number in sizes.items():
+            require_number(name, number, 1, whole=True)
+        require_number("random_state", random_state, 0, whole=True)
         if order == "blocks" and (window % block_size or window % batch_size):
             raise InputError(
                 f"window must hold whole blocks and whole batches; got window={window:,}, "

@@ -73,11 +73,6 @@ class PlanOrder:
             raise
 
     @property
-    def entry_bytes(self) -> int:
-        """Bytes of one stored entry."""
-        return self._spills[0].entry_bytes if self._spills else 0
-
-    @property
     def nbytes(self) -> int:
         """Bytes on scratch."""
         return sum(spill.nbytes for spill in self._spills)
@@ -93,6 +88,7 @@ class PlanOrder:
         """End the writing."""
         for spill in self._spills:
             spill.finish()
+        self.read = 0  # bytes so far
 
     def __iter__(self) -> Iterator[tuple[int, NDArray[np.int64], Rows]]:
         """Epoch, cells and rows of every batch; a window's scratch goes when it was served."""
@@ -100,7 +96,9 @@ class PlanOrder:
             wanted, spill = self._cells.pop(0), self._spills.pop(0)
             with spill:
                 for epoch, cells in window:
-                    yield epoch, cells, spill.gather(np.searchsorted(wanted, cells), np.int32)
+                    rows = spill.gather(np.searchsorted(wanted, cells), np.int32)
+                    self.read += len(rows.data) * spill.entry_bytes
+                    yield epoch, cells, rows
 
     def close(self) -> None:
         """Give the scratch back."""

@@ -185,8 +185,8 @@ def batch_size(config: Settings) -> int:
     return config.batch_size if config.mini_batch else _EPOCH_BATCH
 
 
-def check_room(config: Settings, room: float, cell_bytes: float, entry_bytes: int) -> None:
-    """Refuse batches that do not fit, of cells of `cell_bytes` as they are kept.
+def needed_room(config: Settings, room: float, cell_bytes: float, entry_bytes: int) -> float:
+    """Bytes that the batches take, of cells of `cell_bytes` as they are kept.
 
     Alive at a time are three scaled batches and one as gathered, and with early stopping the
     held-out cells of a sweep as stored, scaled and scored.
@@ -194,12 +194,18 @@ def check_room(config: Settings, room: float, cell_bytes: float, entry_bytes: in
     size = cell_bytes * batch_size(config)
     # Room for as many entries again: genes in most cells get one in every cell.
     scaled = 2 * size * (np.dtype(config.dtype).itemsize + 4) / entry_bytes
-    needed = size + 3 * scaled + 16 * 10**6 + 5 * _sweep_bytes(room) * config.early_stopping
-    if needed > room:
+    return size + 3 * scaled + 16 * 10**6 + 5 * _sweep_bytes(room) * config.early_stopping
+
+
+def check_room(config: Settings, room: float, cell_bytes: float, entry_bytes: int) -> None:
+    """Refuse batches that do not fit."""
+    missing = needed_room(config, room, cell_bytes, entry_bytes) - room
+    if missing > 0:
         remedy = "raise memory or lower batch_size" if config.mini_batch else "raise memory"
         raise InputError(
             f"memory is too small for batches of {batch_size(config):,} cells of "
-            f"{format_bytes(size)}: {format_bytes(needed - room)} more are needed; {remedy}"
+            f"{format_bytes(cell_bytes * batch_size(config))}: {format_bytes(missing)} more are "
+            f"needed; {remedy}"
         )
 
 
@@ -222,15 +228,13 @@ def _fit_sgd(
     record = stored.record if kept is None else lambda at: stored.record(kept[at])
     solver = _sgd(config, stored, scaler, start, threads)
     spill = stored.spill
-    room -= spill.held
-    check_room(config, room, spill.nbytes / spill.n_obs, spill.entry_bytes)
     served = Waited(batches(plan, lambda at: spill.gather(record(at)), codes, scaler))
     judged = not config.mini_batch or config.early_stopping
     certificate, unconverged = None, ""
     with stage("Training", plan.epochs * plan.epoch_size, show=progress) as bar:
         if judged and isinstance(solver, SGD):
             stopping = _until_stopped(
-                config, solver, stored, scaler, plan, served, bar, _sweep_bytes(room)
+                config, solver, stored, scaler, plan, served, bar, _sweep_bytes(room - spill.held)
             )
             certificate = {"n_iter": stopping.n_iter_, "converged": ~stopping.active}
             if config.stop_tol is not None:

@@ -136,10 +136,9 @@ def _ordered(
             order.append(rows, drawn[at : at + rows.n_obs])
         order.finish()
         done["written"] += order.nbytes
-        for epoch, cells, rows in order:
-            done["read"] += len(rows.data) * order.entry_bytes
-            yield epoch, cells, rows
+        yield from order
     finally:
+        done["read"] += order.read
         order.close()
 
 

@@ -100,10 +100,15 @@ class Spill:
             self._move((self.dtype, self._types[1]), in_memory=self.in_memory)
         more = len(rows.data) * self.entry_bytes
         if self.in_memory and self.nbytes + more > self._memory:
-            self._move(self._types, in_memory=False)
+            self.to_scratch()
         self._lengths.append(np.diff(rows.indptr).astype(np.uint32))
         for array, values in zip(self._arrays, (rows.data, rows.indices), strict=True):
             array.append(values)
+
+    def to_scratch(self) -> None:
+        """Keep no cells in memory."""
+        if self.in_memory:
+            self._move(self._types, in_memory=False)
 
     def _move(self, types: tuple[Any, Any], *, in_memory: bool) -> None:
         """Copy what is there into arrays of other types, or out of memory."""

@@ -11,9 +11,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from streamtrain.batches import planned
 from streamtrain.budget import format_bytes
 from streamtrain.errors import InputError
+from streamtrain.ordered import cells_of, windows
 from streamtrain.sampling import Plan
 from streamtrain.sources.base import Source
 
@@ -21,12 +21,12 @@ logger = logging.getLogger(__name__)
 
 Name = Literal["memory", "sweeps", "scratch", "plan order"]
 
-# Bytes a second on two cores, measured on cells of 2,550 entries: decoding blosc and deflate 1.4e9
-# (h5py's and zarr's own readers a third of that), scratch in the page cache 1.5e9 and 2.5e9, on the
-# disk beyond it a third of that.
-DECODE, WRITE, READ, DISK = 1.2e9, 1.5e9, 2.5e9, 0.5e9
-_BUCKETS = 100  # windows in plan order on scratch: two open files each, of the usual 1,024
-_SAMPLED = 8  # windows of which the cost of a sweep is told exactly, the others alike
+# Bytes a second on two cores, measured on cells of 2,550 entries: decoding blosc and deflate (a
+# third of it by h5py and zarr themselves); scratch in the page cache; on the disk beyond it, in
+# order and cell by cell.
+DECODE, WRITE, READ, DISK, SCATTERED = 1.2e9, 1.5e9, 2.5e9, 0.5e9, 0.1e9
+_BUCKETS = 200  # windows in plan order on scratch: two open files each, of the usual 1,024
+_SAMPLED = 8  # windows whose cells and bytes are counted, the others taken as like them
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Strategy:
         order; "plan order": decoded once, and written to scratch in the order of the windows that
         need them; "sweeps": decoded anew for each window of batches.
     window
-        Batches whose cells are gathered at a time by "sweeps" and "plan order".
+        Batches whose cells "sweeps" and "plan order" keep together.
     decoded, written, read, held
         Bytes of chunks decoded, of cells written to and read from scratch, of cells in memory.
     seconds
@@ -100,30 +100,32 @@ def choose(
     InputError
         If no strategy, or not the wanted one, fits in the room and the disk.
     """
+    n_batches = plan.epochs * -(-plan.epoch_size // plan.batch_size)
     total = plan.epochs * plan.epoch_size * cell_bytes
     distinct = len(drawn) * cell_bytes
     once = source.decoded_bytes(row(drawn))
     batch = plan.batch_size * cell_bytes
-    # Two windows are alive: the one that is served and the next.
-    window = max(1, int(means.room / 2 // batch))
-    n_windows = -(-plan.epochs * -(-plan.epoch_size // plan.batch_size) // window)
     found = []
     if distinct <= means.room:
         found.append(Strategy("memory", 0, once, 0, 0, distinct, once / DECODE))
     if distinct <= means.disk:
-        cached = distinct <= means.cache
-        seconds = once / DECODE + distinct / (WRITE if cached else DISK)
-        seconds += total / (READ if cached else DISK)
+        rates = (WRITE, READ) if distinct <= means.cache else (DISK, SCATTERED)
+        seconds = once / DECODE + distinct / rates[0] + total / rates[1]
         found.append(Strategy("scratch", 0, once, distinct, total, 0, seconds))
-    fits = window * batch * 2 <= means.room
-    if total <= means.disk and n_windows <= _BUCKETS and fits:
-        cached = total <= means.cache
-        seconds = once / DECODE + 2 * total / (READ if cached else DISK)
-        held = 2 * window * batch
-        found.append(Strategy("plan order", window, once, total, total, held, seconds))
-    if fits:
-        decoded = _swept(plan, source, row, window, n_windows)
-        held = 2 * window * batch
+    # A window on scratch is read at random, so that the page cache should hold it.
+    window = min(n_batches, max(1, int(means.cache / 4 // batch)))
+    n_windows = -(-n_batches // window)
+    if (n_windows <= _BUCKETS and distinct > means.cache) or wanted == "plan order":
+        cells, _ = _of_windows(plan, source, row, window, n_windows)
+        written = cells * cell_bytes
+        if written <= means.disk:
+            seconds = once / DECODE + written / DISK + total / DISK
+            found.append(Strategy("plan order", window, once, written, total, 0, seconds))
+    # Two windows are in memory: the one that is served and the next.
+    window = min(n_batches, max(1, int(means.room / 2 // batch)))
+    held = 2 * window * batch
+    if held <= means.room:
+        _, decoded = _of_windows(plan, source, row, window, -(-n_batches // window))
         found.append(Strategy("sweeps", window, decoded, 0, 0, held, decoded / DECODE))
     for strategy in found:
         logger.debug("possible: %s", strategy)
@@ -141,17 +143,17 @@ def choose(
     return best
 
 
-def _swept(
+def _of_windows(
     plan: Plan,
     source: Source,
     row: Callable[[NDArray[np.int64]], NDArray[np.int64]],
     window: int,
     n_windows: int,
-) -> float:
-    """Bytes that decoding anew for each window takes, from the first windows."""
-    batches = (cells for _, cells in planned(plan))
-    sizes = []
-    for _ in range(min(_SAMPLED, n_windows)):
-        cells = np.unique(np.concatenate(list(islice(batches, window))))
-        sizes.append(source.decoded_bytes(row(cells)))
-    return float(np.mean(sizes)) * n_windows
+) -> tuple[float, float]:
+    """Cells that windows need, each once a window, and bytes to decode them; by the first few."""
+    cells, decoded = [], []
+    for batches in islice(windows(plan, window), _SAMPLED):
+        needed = cells_of(batches)
+        cells.append(len(needed))
+        decoded.append(source.decoded_bytes(row(needed)))
+    return float(np.mean(cells)) * n_windows, float(np.mean(decoded)) * n_windows

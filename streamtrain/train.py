@@ -30,9 +30,18 @@ from streamtrain.errors import InputError
 from streamtrain.holdout import hold_out
 from streamtrain.model import Model
 from streamtrain.progress import counted
-from streamtrain.rounds import Fitted, Stored, check, check_room, fit, fixed_bytes, plan_epochs
+from streamtrain.rounds import (
+    Fitted,
+    Stored,
+    check,
+    check_room,
+    fit,
+    fixed_bytes,
+    needed_room,
+    plan_epochs,
+)
 from streamtrain.scaling import MomentsPass, RunningMoments, Scaler, places, standard_deviation
-from streamtrain.scratch import require_free
+from streamtrain.scratch import free_disk, require_free
 from streamtrain.selection import check_enough, top_genes
 from streamtrain.solvers.class_weight import class_weights
 from streamtrain.sources import open_expression, open_source
@@ -109,6 +118,8 @@ def train(
     if X is None or labels is None:
         raise InputError("train() needs both X and labels")
     check(config)
+    if config.scratch is not None:
+        free_disk(config.scratch)  # refuses what is no folder
     require_file(genes, "genes")
     config.warn_of_ignored()
     budget = parse_bytes(config.memory)
@@ -282,12 +293,17 @@ def _first_pass(
     for position, stored in counted(blocks, "Reading", cells.n_obs, show=progress):
         if position == 0:  # what the first cells tell of the rest, before hours are spent
             cell_bytes = len(stored.data) / stored.n_obs * spill.entry_bytes
-            held = min(cell_bytes * n_taken, kept)
+            held = cell_bytes * n_taken
+            sizes = cell_bytes, spill.entry_bytes
+            batches = needed_room(config, room, *sizes) if config.trains_sgd else 0
+            if held > min(kept, room - batches):
+                spill.to_scratch()
+                held = 0
             if config.trains_sgd:
-                check_room(config, room - held, cell_bytes, spill.entry_bytes)
+                check_room(config, room, *sizes)
             # By cell, by gene for the solver, and of the selected genes.
             copies = 1 + (not config.use_SGD) + config.feature_selection
-            if cell_bytes * n_taken * copies > kept:
+            if not held or copies > 1:
                 require_free(config.scratch, cell_bytes * n_taken * copies, "training")
         rows = expression(stored, position)
         moments.update(rows)

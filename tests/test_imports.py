@@ -225,6 +225,7 @@ def test_import__of_the_train_module():
 PUBLIC = {
     "Evaluation": "evaluate",
     "InputError": "errors",
+    "Loader": "loader",
     "Model": "model",
     "Settings": "config",
     "evaluate": "evaluate",

@@ -143,7 +143,7 @@ def test_train__same_model_for_any_block(tmp_path, monkeypatch):
     reference = streamtrain.train(path, "cell_type", **SMALL)
     module = sys.modules["streamtrain.train"]
     monkeypatch.setattr(module, "BLOCK", 2000)
-    monkeypatch.setattr(sys.modules["streamtrain.rounds"], "_WINDOW", 60_000)
+    monkeypatch.setattr(module, "_KEPT", 1e-6)  # cells go to scratch
     equal(streamtrain.train(path, "cell_type", **SMALL), reference)
 
 
@@ -267,6 +267,7 @@ def test_train__scratch_is_given_back(tmp_path):
     source = open_source(adata, scratch=tmp_path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "standard_deviation", look)
+        patch.setattr(module, "_KEPT", 1e-6)  # the drawn cells go to scratch, too
         patch.setattr(module, "open_source", lambda *_, **__: source)  # kept beyond the run
         streamtrain.train(adata, "cell_type", scratch=str(tmp_path), **SMALL)
     look(RunningMoments.empty(1))
@@ -332,6 +333,7 @@ def test_train__budgets_are_checked_at_the_first_block(monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10))
     module = sys.modules["streamtrain.train"]
     monkeypatch.setattr(module, "MomentsPass", lambda *_: SimpleNamespace())  # would fail if used
+    monkeypatch.setattr(module, "_KEPT", 1e-6)  # so that cells do not stay in memory
     with pytest.raises(InputError, match=r"training needs .* of scratch, and .* has 10 bytes free"):
         streamtrain.train(atlas.make(), "cell_type", **SMALL)
 
