@@ -14,7 +14,9 @@ LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(4), SIZES))
 PRINTS = np.random.default_rng(1).permutation(len(LABELS)).astype(np.uint64) * np.uint64(7)
 JOB = {"n_types": 4, "batch_size": 40, "batches": 12, "seed": 0}
 WAYS = {
-    "plan": {"way": "plan", "batches_an_epoch": 3},
+    "plan": {"way": "plan", "batches_an_epoch": 3, "replace": False},
+    "with replacement": {"way": "plan", "replace": True},
+    "blocks": {"way": "blocks"},
     "cells": {"way": "cells"},
     "chunks": {"way": 8},
 }
@@ -24,9 +26,11 @@ def drawn(way):
     """Cells as a contender of this way delivers them."""
     rng = np.random.default_rng(3)
     total = JOB["batches"] * JOB["batch_size"]
-    if way == "plan":
-        drawing = plan(LABELS.astype(np.int32), JOB | WAYS["plan"])
+    if way in ("plan", "with replacement"):
+        drawing = plan(LABELS.astype(np.int32), JOB | WAYS[way])
         return np.concatenate([drawing.epoch(e) for e in range(drawing.epochs)])
+    if way == "blocks":
+        return rng.permutation(len(LABELS))[:480]
     if way == "cells":
         weights = 1 / np.bincount(LABELS)[LABELS]
         return rng.choice(len(LABELS), total, p=weights / weights.sum())
@@ -92,6 +96,13 @@ def test_check__a_cell_twice_in_an_epoch(monkeypatch):
     cells[121] = cells[120 + np.flatnonzero(LABELS[cells[120:240]] == LABELS[cells[121]])[-1]]
     with pytest.raises(WrongWorkError, match="delivered a cell twice in epoch 1"):
         check(monkeypatch, "plan", *work(cells))
+
+
+def test_check__a_cell_twice_in_a_pass(monkeypatch):
+    cells = drawn("blocks")
+    cells[7] = cells[400]
+    with pytest.raises(WrongWorkError, match="delivered a cell twice in pass 0"):
+        check(monkeypatch, "blocks", *work(cells))
 
 
 def test_check__another_order_than_the_plan(monkeypatch):

@@ -78,17 +78,23 @@ def _possible(settings: dict[str, Any]) -> None:
 def contenders(settings: dict[str, Any], *, store: str, grouped: str) -> list[Contender]:
     """Ours, annbatch, scDataset and a loop by hand, with their `store` and `way` of drawing.
 
-    Ways: "plan" is streamtrain's own, "cells" draws each cell by itself, and a number is that of
-    neighbours of one class drawn together.
+    Ways: "plan" is streamtrain's own, "blocks" its fastest, which does not balance, "cells" draws
+    each cell by itself, and a number is that of neighbours of one class drawn together.
     """
     call = "benchmarks.contenders.{}:sample".format
+    own: dict[str, dict[str, Any]] = {
+        OURS: {"way": "plan", "replace": True},
+        f"{OURS}, in blocks, not balanced": {"way": "blocks", "block": settings["block"]},
+    } | {
+        f"{OURS}, without replacement, epochs of {n}": {
+            "way": "plan", "replace": False, "batches_an_epoch": n,
+        }
+        for n in settings["batches_an_epoch"]
+    }  # fmt: skip
     found = [
-        Contender(
-            f"{OURS}, epochs of {n} batches" if i else OURS, call("streamtrain"),
-            options={"store": store, "way": "plan", "batches_an_epoch": n},
-        )
-        for i, n in enumerate(settings["batches_an_epoch"])
-    ]  # fmt: skip
+        Contender(name, call("streamtrain"), options={"store": store, **options})
+        for name, options in own.items()
+    ]
     found += [
         Contender(
             f"annbatch, chunks of {n}", call("annbatch"), "annbatch",
@@ -126,14 +132,19 @@ def check(
         found, way = evidence[name][0], options[name]["way"]
         cells = _cells(found, whole, wrong)
         _full(found, case.job, wrong)
+        independent = way in ("cells", 1)
         if way == "plan":
             _planned(cells, whole["labels"], {**case.job, **options[name]}, wrong)
-        else:
-            chunk, left_out = 1 if way == "cells" else way, lines[0]["classes_left_out"]
+            independent = options[name]["replace"]
+        if way == "blocks":
+            _passes(cells, len(whole["labels"]), case.job["batch_size"], wrong)
+        elif independent or way != "plan":
+            chunk = 1 if independent else way
+            left_out = lines[0]["classes_left_out"]
             _even(found["classes"].sum(axis=0), whole["labels"], chunk, left_out, wrong)
-        if way in ("cells", 1):
+        if independent:
             _spread_out(cells, whole["labels"], wrong)
-        elif way != "plan":
+        elif way not in ("plan", "blocks"):
             _covered(cells, whole["labels"], wrong)
         for line in lines:
             _repeated(line, found, wrong)
@@ -167,14 +178,23 @@ def _full(found: Evidence, job: Mapping[str, Any], wrong: str) -> None:
 def _planned(
     cells: NDArray[np.int64], labels: NDArray[np.int64], job: dict[str, Any], wrong: str
 ) -> None:
-    """Exactly the cells of the plan, in its order; none twice in an epoch."""
+    """Exactly the cells of the plan, in its order; without replacement none twice in an epoch."""
     drawing = plan(labels.astype(np.int32), job)
     epochs = cells.reshape(drawing.epochs, -1)
     for number, epoch in enumerate(epochs):
-        if len(np.unique(epoch)) < len(epoch):
+        if not job["replace"] and len(np.unique(epoch)) < len(epoch):
             raise WrongWorkError(f"{wrong}delivered a cell twice in epoch {number}")
         if not np.array_equal(epoch, drawing.epoch(number)):
             raise WrongWorkError(f"{wrong}left the plan in epoch {number}")
+
+
+def _passes(cells: NDArray[np.int64], n_obs: int, size: int, wrong: str) -> None:
+    """No cell twice in the full batches of one pass."""
+    each = n_obs // size * size
+    for number, start in enumerate(range(0, len(cells), each)):
+        part = cells[start : start + each]
+        if len(np.unique(part)) < len(part):
+            raise WrongWorkError(f"{wrong}delivered a cell twice in pass {number}")
 
 
 def _even(
