@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 
+from streamtrain import buffers
 from streamtrain.errors import InputError
 
 _CGROUP, _PROC = Path("/sys/fs/cgroup"), Path("/proc/self")
@@ -94,6 +95,7 @@ def release_freed() -> None:
     would stand beside the next stage's buffers although nothing uses it. zarr's finished tasks
     hold decoded chunks in reference cycles, so those are collected first.
     """
+    buffers.clear()
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

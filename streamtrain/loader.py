@@ -13,7 +13,14 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from streamtrain.budget import BLOCK, READING_RESERVE, format_bytes, free_memory, parse_bytes
+from streamtrain.budget import (
+    BLOCK,
+    READING_RESERVE,
+    format_bytes,
+    free_memory,
+    parse_bytes,
+    release_freed,
+)
 from streamtrain.cells import Cells, Labels, expression_of, labelled_cells, select_rows
 from streamtrain.config import require_number
 from streamtrain.errors import InputError
@@ -266,8 +273,9 @@ class Loader:
             measure()
 
     def close(self) -> None:
-        """Close the file, and give threads and scratch back."""
+        """Close the file, and give threads, scratch and memory back."""
         self._open.close()
+        release_freed()
 
     def __enter__(self) -> Self:
         return self
