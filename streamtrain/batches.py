@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,7 @@ def batches(
     codes: NDArray[np.int32],
     scaler: Scaler,
     window_bytes: int,
+    report: Callable[[int, NDArray[Any]], None] | None = None,
 ) -> Iterator[Batch]:
     """Serve every batch of `plan`, in order.
 
@@ -45,13 +47,18 @@ def batches(
         Class of each cell of the plan.
     window_bytes
         Size of a window; two are alive at a time.
+    report
+        Called with the number of each epoch, from 0, and its positions before they are read.
     """
 
     def planned() -> Iterator[tuple[int, NDArray[np.int64]]]:
         for epoch in range(plan.epochs):
             order = plan.epoch(epoch)
+            if report is not None:
+                report(epoch, order)
             for start in range(0, len(order), plan.batch_size):
-                yield epoch, order[start : start + plan.batch_size]
+                # A copy, which does not keep the whole epoch alive beside the next.
+                yield epoch, order[start : start + plan.batch_size].astype(np.int64)
 
     def windows() -> Iterator[tuple[list[tuple[int, NDArray[np.int64]]], Rows]]:
         waiting: list[tuple[int, NDArray[np.int64]]] = []

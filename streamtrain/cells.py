@@ -39,11 +39,17 @@ class Cells:
         Class of each, shape (n,), int32.
     classes
         Names of the classes, sorted as their values, shape (n_classes,), str.
+    batch_key
+        Experimental batch of each to balance over, shape (n,), unsigned integer, or None.
+    weight
+        Weight of each in drawing, shape (n,), float64, or None.
     """
 
     rows: NDArray[np.int64] | None
     codes: NDArray[np.int32]
     classes: NDArray[np.object_]
+    batch_key: NDArray[Any] | None = None
+    weight: NDArray[np.float64] | None = None
 
     @property
     def n_obs(self) -> int:

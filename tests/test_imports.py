@@ -23,10 +23,10 @@ PACKAGE = Path(streamtrain.__file__).parent
 # place here; the longest prefix counts.
 LAYERS = [
     ("errors", "kernels"),
-    ("atomic", "budget", "config", "pickled", "progress", "rows", "scratch", "threads"),
-    ("scaling", "sampling", "expression", "synthetic", "writing"),
+    ("atomic", "budget", "config", "pickled", "progress", "quotas", "rows", "scratch", "threads"),
+    ("scaling", "sampling", "strata", "mixing", "expression", "synthetic", "writing"),
     ("sources", "decode"),
-    ("cells", "spill", "streaming", "batches", "tiles", "holdout"),
+    ("cells", "spill", "streaming", "batches", "sampling_columns", "tiles", "holdout"),
     ("voting", "obs_columns", "annotations", "overcluster"),
     ("celltypist_export", "celltypist_import", "model_edit", "model_schema", "model_store"),
     ("solvers", "model", "gpu"),
