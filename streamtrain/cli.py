@@ -6,11 +6,12 @@ import logging
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from cyclopts import App, Parameter
+from cyclopts import App, Parameter, convert
 
 from streamtrain.config import Settings
 from streamtrain.errors import InputError
@@ -26,6 +27,37 @@ app = App(
 )
 
 
+def _by_name(kind: Any, tokens: Any) -> Any:
+    """Turn --quotas.NAME 5 --quotas.OTHER 9 into a dict, and --quotas equal into a text."""
+    if not isinstance(tokens, dict):
+        return convert(kind, [token.value for token in tokens])
+    (number,) = (get_args(k)[1] for k in get_args(kind) if get_origin(k) is dict)
+    named: dict[str, Any] = {}
+    for name, given in tokens.items():
+        if isinstance(given, dict):  # a name with a dot in it
+            named |= {f"{name}.{rest}": n for rest, n in _by_name(kind, given).items()}
+            continue
+        try:
+            named[name] = number(given[-1].value)
+        except ValueError:
+            raise ValueError(f"{name!r} needs a number; got {given[-1].value!r}") from None
+    return named
+
+
+@dataclass(frozen=True)
+class _Settings(Settings):
+    # cyclopts converts neither to a union of a dict and a text by itself.
+    quotas: Annotated[dict[str, int] | Literal["equal"] | None, Parameter(converter=_by_name)] = (
+        None
+    )
+    class_weight: Annotated[
+        dict[str, float] | Literal["balanced"] | None, Parameter(converter=_by_name)
+    ] = None
+
+
+_Settings.__doc__ = Settings.__doc__
+
+
 @app.command
 def train(
     source: list[str],
@@ -37,7 +69,7 @@ def train(
     genes: str | None = None,
     overwrite: bool = False,
     quiet: bool = False,
-    settings: Annotated[Settings, Parameter(name="*")] = Settings(),  # noqa: B008 - frozen
+    settings: Annotated[_Settings, Parameter(name="*")] = _Settings(),
 ) -> None:
     """Train a classifier on the cells of SOURCE and save it.
 

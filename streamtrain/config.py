@@ -28,6 +28,7 @@ LOSSES = (
 _RATES = ("optimal", "constant", "invscaling", "adaptive", "pa1", "pa2")
 _SGD, _LOGISTIC = "use_SGD=True", "use_SGD=False"
 _MINI = "use_SGD=True with mini_batch=True"
+_STRATA = f"{_MINI}, and balance_cell_type=True or quotas"
 _PASSES = "logistic regression and whole epochs, not mini-batches"
 _JUDGED = "SGD over whole epochs, or early_stopping=True"
 _STOPS = f"logistic regression, {_JUDGED}"
@@ -43,7 +44,8 @@ _IGNORED = {
 _REFUSED = {
     "average": _SGD, "learning_rate": _SGD, "eta0": _SGD, "power_t": _SGD, "loss": _SGD,
     "epsilon": _SGD, "shuffle": _SGD, "early_stopping": _SGD, "n_iter_no_change": _SGD,
-    "dual": _LOGISTIC, "intercept_scaling": _LOGISTIC,
+    "dual": _LOGISTIC, "intercept_scaling": _LOGISTIC, "replace": _MINI, "quotas": _MINI,
+    "batch_key": _STRATA, "sampling_weight": _MINI,
     "validation_fraction": "early_stopping=True", "validation_groups": "early_stopping=True",
     "l1_ratio": "penalty='elasticnet'",
 }  # fmt: skip
@@ -89,9 +91,26 @@ class Settings:
     batch_size
         Cells per mini-batch. There must be more cells than this.
     epochs
-        Epochs, each a fresh draw of batch_number * batch_size cells without replacement.
+        Epochs, each a fresh draw of batch_number * batch_size cells, without replacement unless
+        asked for.
     balance_cell_type
-        Draw rare cell types more often: weight 1 / (types * cells of the type).
+        Draw rare cell types more often: weight 1 / (types * cells of the type). Without replacement
+        they run out first, and late mini-batches of an epoch hold the common types alone.
+    replace
+        Draw mini-batches with replacement: with balance_cell_type the type evenly, then a cell of
+        it evenly. An epoch may then draw more cells than there are.
+    quotas
+        Cells of each type in every mini-batch, in place of balance_cell_type: "equal", or by name,
+        those not named sharing what is left evenly; what cannot be shared goes to the types in
+        turn. The cells of a type come in random order, and in another one once all have come;
+        with replace each is drawn anew. An epoch may draw more cells than there are.
+    batch_key
+        Column of obs (donor, study) to balance over within each cell type: draw a type evenly, or
+        by its quota, then one of the values that occur in it evenly. A missing value is one more.
+    sampling_weight
+        Column of obs with a weight for each cell, not negative, or one number a cell: draw cells by
+        weight; with balance_cell_type, quotas and batch_key, within the type or batch. Without
+        replace successively: each draw by the weights of the cells that are left.
     feature_selection
         Train twice: SGD on all genes first, then the solver asked for on the genes that weigh most.
     top_genes
@@ -200,6 +219,10 @@ class Settings:
     batch_size: int = 1000
     epochs: int = 10
     balance_cell_type: bool = False
+    replace: bool = False
+    quotas: dict[str, int] | Literal["equal"] | None = None
+    batch_key: str | None = None
+    sampling_weight: str | None = None
     feature_selection: bool = False
     top_genes: int = 300
     normalize: Literal["log1p"] | None = None
@@ -274,6 +297,7 @@ class Settings:
             require_number("l1_ratio", self.l1_ratio, 0, most=1)
         require_number("validation_fraction", self.validation_fraction, 0, above=True, most=0.999)
         self._check_weights()
+        self._check_sampling()
         self._check_steps()
         self._check_ways()
 
@@ -284,6 +308,34 @@ class Settings:
                 require_number(f"class_weight[{name!r}]", weight, 0, above=True)
         else:
             _choose("class_weight", weights, ("balanced", None))
+
+    def _check_sampling(self) -> None:
+        for name in ("batch_key", "sampling_weight"):
+            column = getattr(self, name)
+            if not isinstance(column, (str, type(None))):
+                raise InputError(f"{name} must name a column of obs; got {column!r}")
+        if self.quotas is None:
+            return
+        if isinstance(self.quotas, Mapping):
+            for name, number in self.quotas.items():
+                require_number(f"quotas[{name!r}]", number, 1, whole=True)
+            total = sum(self.quotas.values())
+            if total > self.batch_size:
+                raise InputError(
+                    f"quotas must fit in a mini-batch: they take {total:,} cells of "
+                    f"batch_size={self.batch_size:,}; lower them, or raise batch_size"
+                )
+        else:
+            _choose("quotas", self.quotas, ("equal", None))
+        if self.balance_cell_type:
+            raise InputError(
+                "quotas set the cells of each type: leave out balance_cell_type, or the quotas"
+            )
+        if self.sampling_weight is not None and not self.replace:
+            raise InputError(
+                "quotas with sampling_weight draw with replacement: pass replace=True (--replace) "
+                "too, or leave one out"
+            )
 
     def _check_steps(self) -> None:
         if self.alpha == 0 and self.learning_rate == "optimal" and self.trains_sgd:
@@ -302,10 +354,12 @@ class Settings:
     def _elsewhere(self, table: dict[str, str]) -> dict[str, str]:
         """Those settings of `table` that are given although they belong to another way."""
         judged = self.trains_sgd and (not self.mini_batch or self.early_stopping)
+        mini = self.trains_sgd and self.mini_batch
         ways = {
             _LOGISTIC: not self.use_SGD,
             _SGD: self.trains_sgd,
-            _MINI: self.trains_sgd and self.mini_batch,
+            _MINI: mini,
+            _STRATA: mini and (self.balance_cell_type or self.quotas is not None),
             _PASSES: not (self.use_SGD and self.mini_batch),
             _JUDGED: judged,
             _STOPS: judged or not self.use_SGD,

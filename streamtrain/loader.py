@@ -26,14 +26,15 @@ from streamtrain.config import require_number
 from streamtrain.errors import InputError
 from streamtrain.kernels.csr import all_counts
 from streamtrain.mixing import Mixing, mixing
+from streamtrain.quotas import Quotas
 from streamtrain.rows import Rows
-from streamtrain.sampling import Plan, Quotas
+from streamtrain.sampling import Plan
+from streamtrain.sampling_columns import batch_keys, sampling_weights
 from streamtrain.scratch import free_disk
 from streamtrain.serving import Job, Served, in_blocks, serve
 from streamtrain.sources import open_source
 from streamtrain.sources.base import Source
 from streamtrain.sources.matrix import COUNTS
-from streamtrain.strata import batch_keys, sampling_weights
 from streamtrain.strategies import Means, Name, Strategy, choose
 from streamtrain.streaming import ahead
 from streamtrain.threads import Threads

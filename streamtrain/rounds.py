@@ -19,9 +19,12 @@ from streamtrain.budget import format_bytes
 from streamtrain.cells import Cells
 from streamtrain.config import Settings
 from streamtrain.errors import InputError, some
+from streamtrain.mixing import mixing
 from streamtrain.progress import stage
+from streamtrain.quotas import Quotas
 from streamtrain.rows import Rows
 from streamtrain.sampling import Plan
+from streamtrain.sampling_columns import check_weights
 from streamtrain.scaling import Scaler
 from streamtrain.solvers import fallback
 from streamtrain.solvers.class_weight import class_weights
@@ -122,11 +125,26 @@ def check(config: Settings) -> None:
 
 
 def plan_epochs(config: Settings, cells: Cells, held_out: NDArray[np.bool_] | None) -> Plan:
-    """Which cells SGD takes, in which order: positions among the cells that are not held out."""
-    codes = cells.codes if held_out is None else cells.codes[~held_out]
+    """Which cells SGD takes, in which order: positions among the cells that are not held out.
+
+    Raises
+    ------
+    InputError
+        For quotas of unknown cell types, or weights that leave too little to draw from.
+    """
+    kept = slice(None) if held_out is None else ~held_out
+    codes = cells.codes[kept]
+    batch_key = None if cells.batch_key is None else cells.batch_key[kept]
+    weight = None if cells.weight is None else cells.weight[kept]
     n = len(codes)
     whole = not config.mini_batch
     size = batch_size(config)
+    if weight is not None:
+        check_weights(
+            weight, codes, cells.classes,
+            by_class=config.balance_cell_type or config.quotas is not None,
+            n_draws=None if config.replace else min(size * config.batch_number, n),
+        )  # fmt: skip
     return Plan(
         codes,
         len(cells.classes),
@@ -137,6 +155,10 @@ def plan_epochs(config: Settings, cells: Cells, held_out: NDArray[np.bool_] | No
         shuffle=config.shuffle and not whole,
         as_stored=whole and not config.shuffle,
         seed=config.random_state,
+        replace=config.replace,
+        quotas=None if config.quotas is None else Quotas.of(config.quotas, cells.classes, size),
+        batch_key=batch_key,
+        weight=weight,
     )
 
 
@@ -228,7 +250,14 @@ def _fit_sgd(
     record = stored.record if kept is None else lambda at: stored.record(kept[at])
     solver = _sgd(config, stored, scaler, start, threads)
     spill = stored.spill
-    served = Waited(batches(plan, lambda at: spill.gather(record(at)), codes, scaler))
+
+    def report(epoch: int, positions: NDArray[Any]) -> None:
+        mixed = mixing(positions, codes, plan.n_classes, plan.batch_size)
+        logger.info("epoch %d: %s", epoch + 1, mixed)
+
+    drawn = config.mini_batch and logger.isEnabledFor(logging.INFO)
+    gather = lambda at: spill.gather(record(at))  # noqa: E731
+    served = Waited(batches(plan, gather, codes, scaler, report if drawn else None))
     judged = not config.mini_batch or config.early_stopping
     certificate, unconverged = None, ""
     with stage("Training", plan.epochs * plan.epoch_size, show=progress) as bar:

@@ -1,135 +1,145 @@
-"""Columns of obs in, the experimental batch and the weight in drawing of each labelled cell out."""
+"""Class, experimental batch and weight of each cell in, cells in groups to draw from out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
-from streamtrain.cells import Cells, Labels, name_cell, per_cell
-from streamtrain.errors import InputError, some
-from streamtrain.sources.base import Source
+from streamtrain.kernels import sampling as kernel
+
+CHUNK = 1 << 16  # uniforms made at a time, about: they stay in the cache
 
 
-def batch_keys(source: Source, cells: Cells, column: Labels) -> NDArray[Any]:
-    """Code the values of a column for each labelled cell, a missing one as one more.
+@dataclass(frozen=True, slots=True)
+class Strata:
+    """Cells of positive weight by stratum: a class, or an experimental batch within a class.
 
-    Returns
-    -------
-    ndarray
-        Shape (n,), uint16, or uint32 for more values than that holds.
-
-    Raises
-    ------
-    InputError
-        If there is no such column, or its values do not group cells.
-    """
-    series = _of_cells(source, cells, column, "batch_key").astype("category")
-    series = series.cat.remove_unused_categories()
-    codes, n = series.cat.codes.to_numpy(), len(series.cat.categories)
-    if 2 * n > cells.n_obs:
-        raise InputError(
-            f"batch_key={column!r} has {n:,} values for {cells.n_obs:,} cells: name a column of "
-            "donors, samples or studies"
-        )
-    keys = codes.astype(np.uint16 if n < 2**16 else np.uint32)
-    keys[codes < 0] = n
-    return keys
-
-
-def sampling_weights(source: Source, cells: Cells, values: Labels) -> NDArray[np.float64]:
-    """Weight of each labelled cell from a column, or from one number a cell.
-
-    Returns
-    -------
-    ndarray
-        Shape (n,), float64.
-
-    Raises
-    ------
-    InputError
-        If there is no such column, or a weight is no finite number of at least 0, or none is above.
-    """
-    series = _of_cells(source, cells, values, "sampling_weight")
-    weights = _numbers(series)
-    wrong = ~((weights >= 0) & (weights < np.inf))  # NaN too
-    if wrong.any():
-        at = int(wrong.argmax())
-        raise InputError(
-            f"{source.name}: sampling_weight must be finite numbers of at least 0; "
-            f"{name_cell(source, cells.rows, at)} has {series.iloc[at]} and {int(wrong.sum()):,} "
-            "cells have such: mend them, or leave these cells out with where (--where)"
-        )
-    with np.errstate(over="ignore"):
-        total = weights.sum()
-    if total == 0 or total == np.inf:
-        word = "are all zero" if total == 0 else "are too large to add up"
-        raise InputError(
-            f"{source.name}: the weights of sampling_weight {word}: name another column"
-        )
-    return weights
-
-
-def check_weights(
-    weight: NDArray[np.float64],
-    codes: NDArray[np.int32],
-    classes: Iterable[str],
-    *,
-    by_class: bool,
-    n_draws: int | None,
-) -> None:
-    """Refuse weights that leave too little to draw from.
-
-    Parameters
+    Attributes
     ----------
-    by_class
-        Whether every class is drawn.
-    n_draws
-        Cells that an epoch draws without replacement, or None.
-
-    Raises
-    ------
-    InputError
-        If there are fewer cells of positive weight, or a class has none.
+    order
+        The cells by stratum, ascending in each, shape (n,), uint32: 4 bytes a cell.
+    starts
+        Where each stratum begins in `order`, and its end, shape (n_strata + 1,).
+    first
+        First stratum of each class, and their number, shape (n_classes + 1,).
     """
-    positive = weight > 0
-    if by_class or not positive.any():
-        names = list(classes)
-        counts = np.bincount(codes[positive], minlength=len(names))
-        none = [name for name, count in zip(names, counts, strict=True) if count == 0]
-        if none:
-            raise InputError(
-                f"sampling_weight is 0 in every cell of {some(none)}: raise it there, or leave "
-                "out such types with where (--where)"
+
+    order: NDArray[np.uint32]
+    starts: NDArray[np.int64]
+    first: NDArray[np.int64]
+
+    @classmethod
+    def of(
+        cls,
+        n_obs: int,
+        codes: NDArray[np.int32] | None,
+        n_classes: int,
+        batch_key: NDArray[Any] | None,
+        weight: NDArray[np.float64] | None,
+    ) -> Strata:
+        """Group cells by what is given of their class, batch and weight."""
+        if codes is None and batch_key is None and weight is None:
+            order = np.arange(n_obs, dtype=np.uint32)
+            return cls(order, np.array([0, n_obs]), np.array([0, 1]))
+        given = _columns(n_obs, codes, batch_key, weight)
+        sizes = np.zeros(_table(codes, n_classes, batch_key), np.int64)
+        kernel.count(*given, sizes)
+        ends = np.cumsum(sizes)
+        order = np.empty(ends[-1], np.uint32)
+        kernel.group(*given, (ends - sizes.ravel()).reshape(sizes.shape), order)
+        starts = np.concatenate([[0], ends[sizes.ravel() > 0]])
+        first = np.concatenate([[0], np.cumsum(np.count_nonzero(sizes, axis=1))])
+        return cls(order, starts, first)
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Cells of each stratum, shape (n_strata,)."""
+        return np.diff(self.starts)
+
+    def evenly(
+        self, uniforms: NDArray[np.float64], classes: NDArray[np.int64] | None
+    ) -> NDArray[np.int64]:
+        """Choose a class evenly, unless `classes` are given, and a stratum of it evenly."""
+        if classes is None:
+            place = uniforms * (len(self.first) - 1)
+            classes = place.astype(np.int64)
+            uniforms = place - classes
+        first = self.first[classes]
+        return first + (uniforms * (self.first[classes + 1] - first)).astype(np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Race:
+    """Cells that are drawn successively by weight, in the order that they arrive in.
+
+    Attributes
+    ----------
+    columns
+        Class, experimental batch and weight of each cell, each of shape (n,).
+    scale
+        Factor of the weights of a class and batch, shape (n_classes, n_batches), so that all
+        batches of a class, and all classes, add up alike.
+    """
+
+    columns: tuple[NDArray[Any], NDArray[Any], NDArray[np.float64]]
+    scale: NDArray[np.float64]
+
+    @classmethod
+    def of(
+        cls,
+        n_obs: int,
+        codes: NDArray[np.int32] | None,
+        n_classes: int,
+        batch_key: NDArray[Any] | None,
+        weight: NDArray[np.float64],
+    ) -> Race:
+        """Balance weights by what is given of class and batch."""
+        columns = _columns(n_obs, codes, batch_key, weight)
+        sums = np.zeros(_table(codes, n_classes, batch_key))
+        kernel.total(*columns, sums)
+        there = sums > 0
+        shares = len(sums) * np.count_nonzero(there, axis=1)[:, None] * sums
+        return cls(columns, np.divide(1, shares, out=np.zeros_like(sums), where=there))
+
+    def first(self, n: int, stream: Callable[[int], NDArray[np.float64]]) -> NDArray[np.uint32]:
+        """Draw n cells, no more than there are of positive weight; one uniform for each cell."""
+        n_obs = len(self.columns[0])
+        room = min(n_obs, 2 * n + CHUNK)
+        keys, cells = np.empty(room), np.empty(room, np.uint32)
+        found, limit = 0, np.inf
+        for begin in range(0, n_obs, CHUNK):
+            numbers = stream(min(CHUNK, n_obs - begin))
+            if found + len(numbers) > room:
+                best = np.argpartition(keys[:found], n - 1)[:n]
+                keys[:n], cells[:n] = keys[best], cells[best]
+                found, limit = n, keys[:n].max()
+            found += kernel.race(
+                *self.columns, self.scale, begin, numbers, limit, keys[found:], cells[found:]
             )
-    n_positive = int(positive.sum())
-    if n_draws is not None and n_positive < n_draws:
-        raise InputError(
-            f"sampling_weight is above 0 in {n_positive:,} cells, and an epoch draws {n_draws:,} "
-            "without replacement: pass replace=True (--replace), or lower batch_number "
-            "(--batch-number)"
-        )
+        return cells[:found][np.argsort(keys[:found], kind="stable")[:n]]
 
 
-def _of_cells(source: Source, cells: Cells, values: Labels, what: str) -> pd.Series[Any]:
-    series = per_cell(source, values, what)
-    if len(series) != source.n_obs:
-        raise InputError(
-            f"{what} must have one value for each cell; got {len(series):,} for {source.n_obs:,} "
-            f"cells of {source.name}"
-        )
-    return series if cells.rows is None else series.iloc[cells.rows]
+def _columns(
+    n_obs: int,
+    codes: NDArray[np.int32] | None,
+    batch_key: NDArray[Any] | None,
+    weight: NDArray[np.float64] | None,
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.float64]]:
+    """Class, batch and weight of each cell; one value in the place of all takes no memory."""
+    return (
+        np.broadcast_to(np.int32(0), n_obs) if codes is None else codes,
+        np.broadcast_to(np.uint16(0), n_obs) if batch_key is None else batch_key,
+        np.broadcast_to(np.float64(1), n_obs) if weight is None else weight,
+    )
 
 
-def _numbers(series: pd.Series[Any]) -> NDArray[np.float64]:
-    """Values as numbers, NaN for what is none."""
-    if isinstance(series.dtype, pd.CategoricalDtype):
-        values = pd.to_numeric(pd.Series(series.cat.categories), errors="coerce")
-        known = np.append(values.to_numpy(np.float64, na_value=np.nan), np.nan)
-        of_cells: NDArray[np.float64] = known[series.cat.codes.to_numpy()]  # -1 is missing
-        return of_cells
-    numbers = pd.to_numeric(series, errors="coerce")
-    return numbers.to_numpy(np.float64, na_value=np.nan)
+def _table(
+    codes: NDArray[np.int32] | None, n_classes: int, batch_key: NDArray[Any] | None
+) -> tuple[int, int]:
+    """Shape of a table of classes and batches."""
+    n_batches = 1 if batch_key is None else int(batch_key.max(initial=0)) + 1
+    return 1 if codes is None else n_classes, n_batches

@@ -40,6 +40,7 @@ from streamtrain.rounds import (
     needed_room,
     plan_epochs,
 )
+from streamtrain.sampling_columns import batch_keys, sampling_weights
 from streamtrain.scaling import MomentsPass, RunningMoments, Scaler, places, standard_deviation
 from streamtrain.scratch import free_disk, require_free
 from streamtrain.selection import check_enough, top_genes
@@ -114,6 +115,10 @@ def train(
     before = as_model(start)
     if before is not None:
         settings["warm_start"] = "a Model" if start is before else str(start)
+    weight = settings.get("sampling_weight")
+    if weight is not None and not isinstance(weight, str):
+        path = isinstance(weight, os.PathLike)
+        settings["sampling_weight"] = str(weight) if path else "given as values"
     config = Settings.from_keywords(settings)
     if X is None or labels is None:
         raise InputError("train() needs both X and labels")
@@ -133,14 +138,18 @@ def train(
             source, labels, where=config.where, drop_unlabeled=config.drop_unlabeled
         )
         class_weights(config.class_weight, cells.classes, np.bincount(cells.codes))
+        if config.batch_key is not None:
+            cells = replace(cells, batch_key=batch_keys(source, cells, config.batch_key))
+        if weight is not None:
+            cells = replace(cells, weight=sampling_weights(source, cells, weight))
         if before is not None:
             check_shared(before, cells.classes, source.genes)
         if config.feature_selection:
             check_enough(source.name, source.n_vars, config.top_genes)
         held_out = _held_out(source, cells, config)
-        taken = _cells_taken(source.name, cells, held_out, config)
         known = 0 if before is None else before.dataset.nbytes
         room = _room(budget - known, source, cells, config)
+        taken = _cells_taken(source.name, cells, held_out, config)
         logger.info(
             "%s: %d cells x %d genes, %d cell types; memory budget %s",
             source.name, cells.n_obs, source.n_vars, len(cells.classes), format_bytes(budget),
@@ -247,9 +256,10 @@ def _cells_taken(
             "%s: %d cells are few for mini-batches; SGD over whole epochs (mini_batch=False) may "
             "do better", name, n,
         )  # fmt: skip
+    plan = plan_epochs(config, cells, held_out)  # refuses what cannot be drawn
     if not config.use_SGD:  # the second round takes every cell
         return None
-    drawn = plan_epochs(config, cells, held_out).ever_drawn()
+    drawn = plan.ever_drawn()
     if held_out is not None:
         every = np.ones(cells.n_obs, bool)
         every[~held_out] = drawn
@@ -322,20 +332,30 @@ def _room(budget: int, source: Source, cells: Cells, config: Settings) -> int:
     """Bytes of the budget that are left for cells.
 
     Taken already: weights, moments (twelve float64 arrays over the genes, names and temporaries
-    included), and per cell label, order, rank, mark, offset and row number; per draw of an epoch
-    its position and random numbers. A reserve stays for what reading leaves behind.
+    included), and per cell label, order, rank, mark, offset and row number, and its experimental
+    batch and weight where they are drawn by; per draw of an epoch its place in this and the next,
+    what drawing takes beside (two keys and cells to sort by weight) and what serving does. A
+    reserve stays for what reading leaves behind.
     """
     fixed = fixed_bytes(config, source.n_vars, len(cells.classes))
     fixed += 12 * 8 * source.n_vars + 32 * cells.n_obs + READING_RESERVE
+    if cells.batch_key is not None:
+        n_strata = (int(cells.batch_key.max()) + 1) * len(cells.classes)
+        fixed += cells.batch_key.nbytes + 64 * n_strata
+    if cells.weight is not None:
+        fixed += (9 + 8 * config.early_stopping) * cells.n_obs  # and of those not held out
+    repeats = config.replace or config.quotas is not None
     if config.trains_sgd:
         drawn = config.batch_number * config.batch_size if config.mini_batch else cells.n_obs
-        fixed += 64 * min(drawn, cells.n_obs)
+        drawn = drawn if repeats else min(drawn, cells.n_obs)
+        fixed += (40 if cells.weight is None or config.replace else 96) * drawn
     least = 16 * 10**6
     if budget < fixed + least:
+        remedy = f", as an epoch draws {drawn:,}: raise it, or lower batch_number" * repeats
         raise InputError(
             f"memory={format_bytes(budget)} is too small for {len(cells.classes)} cell types x "
             f"{source.n_vars:,} genes and {cells.n_obs:,} cells: at least "
-            f"{format_bytes(fixed + least)} is needed"
+            f"{format_bytes(fixed + least)} is needed{remedy}"
         )
     return budget - fixed
 

@@ -69,6 +69,30 @@ def test_cli__train_then_predict(folder):
     assert len(table) == 600
 
 
+def test_cli__settings_by_cell_type(folder, capsys, tmp_path):
+    train = ("train", folder / "atlas.h5ad", "--labels", "cell_type", *TRAIN, "--quiet", "--out")
+    code, _, err = call(
+        capsys, *train, tmp_path / "m.zarr", "--quotas.B", 7, "--quotas.T CD4", 30,
+        "--class-weight.NK", 2.5, "--batch-key", "donor",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    kept = Model.load(tmp_path / "m.zarr").settings
+    assert kept["quotas"] == {"B": 7, "T CD4": 30}
+    assert kept["class_weight"] == {"NK": 2.5}
+    assert kept["batch_key"] == "donor"
+    named = ("--quotas", "equal", "--replace", "--class-weight", "balanced", "--overwrite")
+    code, _, err = call(capsys, *train, tmp_path / "m.zarr", *named)
+    assert (code, err) == (0, "")
+    kept = Model.load(tmp_path / "m.zarr").settings
+    assert (kept["quotas"], kept["class_weight"], kept["replace"]) == ("equal", "balanced", True)
+    code, out, err = call(capsys, *train, tmp_path / "n.zarr", "--quotas.T.B", "many")
+    assert code != 0
+    assert "'B' needs a number; got 'many'" in out + err
+    code, _, err = call(capsys, *train, tmp_path / "n.zarr", "--quotas.T.B", 5)
+    assert code == 2
+    assert "quotas names 'T.B', which is no cell type" in err
+
+
 def test_cli__predict_in_place(folder, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     streamtrain.train(folder / "atlas.h5ad", "cell_type", tol=0.1, progress=False).save("m.zarr")

@@ -137,7 +137,7 @@ def test_most_passes__as_celltypist():
     assert Settings(max_iter=7).most_passes(10**6) == 7
 
 
-@pytest.mark.parametrize("name", ["with_mean", "balance_cell_type", "shuffle"])
+@pytest.mark.parametrize("name", ["with_mean", "balance_cell_type", "shuffle", "replace"])
 @pytest.mark.parametrize("value", ["False", None, 2])
 def test_settings__switches_are_booleans(name, value):
     with pytest.raises(InputError, match=f"{name} must be one of True, False; got"):
@@ -225,6 +225,40 @@ REFUSED = [
         {"use_SGD": True, "mini_batch": True, "learning_rate": "adaptive"},
         "learning_rate='adaptive' follows the loss of whole epochs: leave out mini_batch",
     ),
+    *[
+        ({name: value} | way, f"{name} is for use_SGD=True with mini_batch=True: leave it out")
+        for name, value in {"replace": True, "quotas": "equal", "sampling_weight": "w"}.items()
+        for way in ({}, {"use_SGD": True}, {"mini_batch": True})
+    ],
+    *[
+        (
+            {"batch_key": "donor"} | way,
+            "batch_key is for use_SGD=True with mini_batch=True, and balance_cell_type=True or",
+        )
+        for way in (
+            {},
+            {"use_SGD": True, "balance_cell_type": True},
+            {"use_SGD": True, "mini_batch": True},
+        )
+    ],
+    *[
+        ({"quotas": {"B": value}}, f"quotas['B'] {WHOLE} 1; got {value!r}")
+        for value in (0, -1, 1.5, "3", True, None)
+    ],
+    ({"quotas": "even"}, "quotas must be one of 'equal', None; got 'even'"),
+    (
+        {"quotas": {"B": 600, "T": 401}},
+        "quotas must fit in a mini-batch: they take 1,001 cells of batch_size=1,000; lower them",
+    ),
+    (
+        {"quotas": "equal", "balance_cell_type": True},
+        "quotas set the cells of each type: leave out balance_cell_type, or the quotas",
+    ),
+    (
+        {"quotas": "equal", "sampling_weight": "w"},
+        "quotas with sampling_weight draw with replacement: pass replace=True (--replace) too",
+    ),
+    ({"batch_key": 3}, "batch_key must name a column of obs; got 3"),
     ({"dtype": "float16"}, "dtype must be one of 'float32', 'float64'; got 'float16'"),
 ]
 
@@ -251,6 +285,9 @@ def test_settings__refuse(keywords, words):
         {"average": 700},
         {"average": 0},
         {"dtype": "float64", "normalize": "log1p"},
+        {"mini_batch": True, "quotas": {"B": 5}, "batch_key": "donor"},
+        {"mini_batch": True, "quotas": "equal", "sampling_weight": "w", "replace": True},
+        {"mini_batch": True, "balance_cell_type": True, "batch_key": "donor", "replace": True},
     ],
     ids=str,
 )

@@ -17,6 +17,7 @@ from sklearn.preprocessing import StandardScaler
 import streamtrain
 from streamtrain import InputError
 from streamtrain.cells import labelled_cells
+from streamtrain.quotas import Quotas
 from streamtrain.sampling import Plan
 from streamtrain.scaling import RunningMoments, standard_deviation
 from streamtrain.sources import open_source
@@ -33,8 +34,11 @@ def equal(a, b):
     assert a.cell_types.tolist() == b.cell_types.tolist()
 
 
-def celltypist_by_hand(X, codes, n_classes, options, sparse=False):
-    """celltypist.train's steps on a dense matrix, with the cells that our plan draws."""
+def celltypist_by_hand(X, codes, n_classes, options, sparse=False, draws=None):
+    """celltypist.train's steps on a dense matrix, with the cells that our plan draws.
+
+    `draws` are options of the plan alone.
+    """
     expressed = X.sum(axis=0) != 0
     scaler = StandardScaler(with_mean=options.get("with_mean", True))
     Z = scaler.fit_transform(X[:, expressed])
@@ -43,7 +47,7 @@ def celltypist_by_hand(X, codes, n_classes, options, sparse=False):
         codes.astype(np.int32), n_classes, batch_size=options["batch_size"],
         batch_number=options["batch_number"], epochs=options["epochs"],
         balance=options.get("balance_cell_type", False), shuffle=options.get("shuffle", True),
-        seed=options.get("random_state", 0),
+        seed=options.get("random_state", 0), **draws or {},
     )  # fmt: skip
     own = ("alpha", "learning_rate", "eta0", "power_t", "fit_intercept")
     classifier = SGDClassifier(
@@ -94,6 +98,155 @@ def test_train__equals_celltypists_steps(n_types, with_mean, more):
     np.testing.assert_allclose(model.dataset["scale"], scaler.scale_, rtol=1e-12)
     np.testing.assert_allclose(model.dataset["mean"], adata.X[:, expressed].mean(0), rtol=1e-12)
     assert model.dataset.attrs["t"] == classifier.t_
+
+
+def drawing():
+    """An atlas whose donors mix and whose cells have weights, some zero; codes of its types."""
+    adata = atlas.make(dtype=np.float64)
+    adata.X = adata.X.toarray()
+    rng = np.random.default_rng(2)
+    adata.obs["donor"] = pd.Categorical(
+        rng.choice(["D0", "D1", "D2", None], 600, p=[0.6, 0.2, 0.1, 0.1])
+    )
+    adata.obs["weight"] = np.where(rng.random(600) < 0.2, 0, rng.lognormal(0, 1, 600))
+    return adata, pd.Categorical(adata.obs["cell_type"].astype(str)).codes.astype(np.int32)
+
+
+# Settings, and the plan's options that they stand for; `donor` and `weight` are filled in.
+DRAWS = [
+    ({"replace": True, "batch_number": 8}, {"replace": True}),
+    ({"replace": True, "balance_cell_type": True}, {"replace": True}),
+    ({"quotas": "equal", "batch_number": 8}, {"quotas": Quotas.of("equal", list("abcde"), 100)}),
+    (
+        {"quotas": {"B": 7, "T CD4": 33}, "replace": True},
+        {"quotas": Quotas(np.array([7, 20, 20, 33, 20]), np.empty(0, int), 0), "replace": True},
+    ),
+    ({"batch_key": "donor", "balance_cell_type": True}, {"batch_key": "donor"}),
+    (
+        {"batch_key": "donor", "quotas": "equal"},
+        {"batch_key": "donor", "quotas": Quotas.of("equal", list("abcde"), 100)},
+    ),
+    ({"sampling_weight": "weight"}, {"weight": "weight"}),
+    (
+        {"sampling_weight": "weight", "replace": True, "balance_cell_type": True},
+        {"weight": "weight", "replace": True},
+    ),
+]
+
+
+@pytest.mark.parametrize(("more", "draws"), DRAWS, ids=[str(more) for more, _ in DRAWS])
+def test_train__takes_the_cells_of_the_plan(more, draws, caplog):
+    caplog.set_level("INFO", "streamtrain")
+    adata, codes = drawing()
+    # Small steps, which do not magnify rounding, however often a cell repeats.
+    rate = {"learning_rate": "constant", "eta0": 0.003}
+    options = SMALL | rate | more
+    model = streamtrain.train(adata, "cell_type", dtype="float64", **options)
+    donors = adata.obs["donor"].cat.codes.to_numpy()
+    columns = {
+        "donor": np.where(donors < 0, 3, donors).astype(np.uint16),  # a missing one is one more
+        "weight": adata.obs["weight"].to_numpy(),
+    }
+    plan = {name: columns[v] if isinstance(v, str) else v for name, v in draws.items()}
+    _, classifier, _ = celltypist_by_hand(adata.X, codes, 5, options, draws=plan)
+    for ours, theirs in (
+        (model.coef_, classifier.coef_),
+        (model.intercept_, classifier.intercept_),
+    ):
+        assert np.linalg.norm(ours - theirs) <= 1e-6 * np.linalg.norm(theirs)
+    assert {name: model.settings[name] for name in more} == more
+    logged = [r.getMessage() for r in caplog.records if "cells drawn" in r.msg % r.args]
+    drawn = options["batch_number"] * 100
+    assert [words.split(",")[0] for words in logged] == [
+        f"epoch {e}: {drawn} cells drawn" for e in (1, 2, 3)
+    ]
+
+
+def test_train__weights_and_batches_follow_the_cells():
+    """Cells that are left out, or held out, take theirs along; an array is as good as a column."""
+    adata, _ = drawing()
+    draws = {"batch_key": "donor", "balance_cell_type": True, "sampling_weight": "weight"}
+    draws |= {"replace": True, "early_stopping": True, "tol": None}
+    part = adata[adata.obs["n"] >= 100].copy()
+    reference = streamtrain.train(part, "cell_type", **SMALL | draws)
+    equal(streamtrain.train(adata, "cell_type", where="n >= 100", **SMALL | draws), reference)
+    draws["sampling_weight"] = part.obs["weight"].to_numpy()
+    model = streamtrain.train(part, "cell_type", **SMALL | draws)
+    equal(model, reference)
+    assert model.settings["sampling_weight"] == "given as values"
+    draws["sampling_weight"] = [f"{w}" for w in part.obs["weight"]]  # text, as from a file
+    equal(streamtrain.train(part, "cell_type", **SMALL | draws), reference)
+    del draws["sampling_weight"]
+    other = streamtrain.train(part, "cell_type", **SMALL | draws)
+    assert not np.array_equal(other.coef_, reference.coef_)
+
+
+def weighing(**changes):
+    """An atlas with obs column w: 1 but for the rows, or the type, given."""
+    adata = atlas.make()
+    adata.obs["w"] = 1.0
+    for rows, value in changes.items():
+        chosen = adata.obs["cell_type"] == "NK" if rows == "NK" else adata.obs["n"] >= int(rows[1:])
+        adata.obs.loc[chosen, "w"] = value
+    return adata
+
+
+UNDRAWABLE = {
+    "unknown type": (atlas.make, {"quotas": {"b": 2}}, "quotas names 'b', which is no cell type"),
+    "no such batch": (
+        atlas.make,
+        {"quotas": "equal", "batch_key": "donr"},
+        "no obs column 'donr' and there is no such file: did you mean 'donor'",
+    ),
+    "batch of one": (
+        atlas.make,
+        {"quotas": "equal", "batch_key": "n"},
+        "batch_key='n' has 600 values for 600 cells: name a column of donors",
+    ),
+    "negative": (
+        lambda: weighing(_590=-1.0),
+        {"sampling_weight": "w"},
+        r"finite numbers of at least 0; cell 590 \('cell-590'\) has -1.0 and 10 cells have such",
+    ),
+    "missing": (lambda: weighing(_599=np.nan), {"sampling_weight": "w"}, "has nan and 1 cells"),
+    "infinite": (lambda: weighing(_0=np.inf), {"sampling_weight": "w"}, "has inf and 600 cells"),
+    "text": (atlas.make, {"sampling_weight": "donor"}, r"cell 0 \('cell-0'\) has D0 and 600 cells"),
+    "zero": (lambda: weighing(_0=0.0), {"sampling_weight": "w"}, "are all zero: name another"),
+    "huge": (lambda: weighing(_0=1e308), {"sampling_weight": "w"}, "are too large to add up"),
+    "too few": (
+        lambda: weighing(_300=0.0),
+        {"sampling_weight": "w"},
+        "is above 0 in 300 cells, and an epoch draws 400 without replacement: pass replace=True",
+    ),
+    "a type of none": (
+        lambda: weighing(NK=0.0),
+        {"sampling_weight": "w", "balance_cell_type": True, "replace": True},
+        "sampling_weight is 0 in every cell of 'NK': raise it there, or leave out such types",
+    ),
+    "more draws than memory": (
+        atlas.make,
+        {"replace": True, "batch_number": 10**7, "memory": "1GB"},
+        "memory=1 GB is too small for 5 cell types .* at least 40.* GB is needed, as an epoch "
+        "draws 1,000,000,000: raise it, or lower batch_number",
+    ),
+    "too short": (
+        atlas.make,
+        {"sampling_weight": np.ones(3)},
+        "sampling_weight must have one value for each cell; got 3 for 600 cells",
+    ),
+    "to select genes": (
+        atlas.make,
+        {"use_SGD": False, "feature_selection": True, "top_genes": 9, "quotas": {"b": 2}},
+        "quotas names 'b', which is no cell type",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "options", "message"), UNDRAWABLE.values(), ids=UNDRAWABLE.keys())
+def test_train__what_cannot_be_drawn_is_refused_before_reading(make, options, message, monkeypatch):
+    monkeypatch.setattr(sys.modules["streamtrain.train"], "_first_pass", None)
+    with pytest.raises(InputError, match=message):
+        streamtrain.train(make(), "cell_type", **SMALL | options)
 
 
 def test_train__sparse_without_centring_equals_celltypists_steps():

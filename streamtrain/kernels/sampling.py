@@ -152,22 +152,26 @@ def by_weight(order, starts, blocks, weights, upper, strata, uniforms, out):
 
 
 @jit
-def race(order, starts, scale, weights, begin, uniforms, limit, keys, cells):
-    """Give the cells order[begin:] their times of arrival, and keep those up to `limit`.
+def total(codes, batch_keys, weights, sums):
+    """Add the weights of the cells to `sums`, by class and experimental batch."""
+    for i in range(len(codes)):
+        sums[codes[i], batch_keys[i]] += weights[i]
 
-    A cell of stratum s arrives at -log(1 - u) / (weight * scale[s]), u its uniform: in order of
-    arrival, cells are drawn successively by weight (Efraimidis and Spirakis 2006, whose keys these
-    are but for the sign). Returns how many were written into `keys` and `cells`.
+
+@jit
+def race(codes, batch_keys, weights, scale, begin, uniforms, limit, keys, cells):
+    """Give the cells from `begin` on their times of arrival, and keep those up to `limit`.
+
+    A cell arrives at -log(1 - u) / (weight * scale of its class and batch), u its uniform: in order
+    of arrival, cells are drawn successively by weight (Efraimidis and Spirakis 2006, whose keys
+    these are but for the sign). Returns how many were written into `keys` and `cells`.
     """
     found = 0
-    s = np.searchsorted(starts, begin, side="right") - 1
     for i in range(len(uniforms)):
-        while begin + i >= starts[s + 1]:
-            s += 1
-        cell = order[begin + i]
-        weight = weights[cell] * scale[s]
+        cell = begin + i
+        weight = weights[cell] * scale[codes[cell], batch_keys[cell]]
         # -log(1 - u) is at least u: most cells of a large store need no logarithm.
-        if uniforms[i] > 1.000001 * limit * weight:
+        if weight == 0 or uniforms[i] > 1.000001 * limit * weight:
             continue
         key = -np.log1p(-uniforms[i]) / weight
         if key <= limit:
