@@ -340,7 +340,7 @@ status, marks = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 small, large, *ways = sys.argv[1:]
 def peak(source, memory, options):
     marks.write_text("5")  # the high-water mark begins again here
-    with Loader(source, "cell_type", batch_size=500, memory=memory, progress=False, **options) as l:
+    with Loader(source, "cell_type", batch_size=512, memory=memory, progress=False, **options) as l:
         cells = sum(batch.cells.n_obs for batch in l)
     return int(re.search(r"VmHWM:\\s+(\\d+)", status.read_text())[1]) * 1024, cells
 ways = [(memory, dict([option.split("=")])) for memory, option in (w.split(" ", 1) for w in ways)]

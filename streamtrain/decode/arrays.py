@@ -3,47 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
 from threading import local
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from streamtrain.decode.chunks import Chunks, Place, of_hdf5, of_zarr
+from streamtrain.decode.chunks import Chunks, Place
 from streamtrain.decode.codecs import Decoder
-from streamtrain.decode.files import Bytes, LocalFiles
-from streamtrain.kernels import decode as kernel
+from streamtrain.decode.files import Bytes
+from streamtrain.decode.hdf5 import of_hdf5
+from streamtrain.decode.slices import Gatherable, as_gatherable, pieces, plain, put
+from streamtrain.decode.zarr import of_zarr
 from streamtrain.threads import Threads, every_cpu
 
 _TASK = 1 << 20  # decoded bytes that one task takes at least: it costs 30 us to hand over
 _READ = 1 << 22  # encoded bytes fetched by one read at most
-
-
-class Sliceable(Protocol):
-    """What h5py, zarr and numpy arrays have in common."""
-
-    shape: Any
-    dtype: Any
-
-    def __getitem__(self, part: slice) -> Any: ...
-
-
-class Gatherable(Sliceable, Protocol):
-    """A one-dimensional array that gives stretches of its entries, as `StoredArray` does."""
-
-    decoded: int  # bytes so far
-
-    def gather(
-        self,
-        starts: NDArray[np.int64],
-        stops: NDArray[np.int64],
-        out: NDArray[Any],
-        limit: int | None = None,
-    ) -> bool:
-        """Copy stretches into `out`; tell whether all are whole numbers from 0 to `limit` - 1."""
-        ...
 
 
 def gatherable(array: Any, threads: Threads | None) -> Gatherable:
@@ -64,50 +40,9 @@ def gatherable(array: Any, threads: Threads | None) -> Gatherable:
             chunks = of_zarr(array)
     if chunks is None:
         return as_gatherable(array)
-    fill = getattr(array, "fillvalue", None) or getattr(array, "fill_value", None) or 0
-    return StoredArray(chunks, int(array.shape[0]), array.dtype, fill, threads or every_cpu())
-
-
-def as_gatherable(array: Any) -> Gatherable:
-    """Leave an array that gives stretches as it is, and read others by slices."""
-    return array if hasattr(array, "gather") else SlicedArray(array)
-
-
-class SlicedArray:
-    """Any sliceable array, whose stretches are read by slices."""
-
-    def __init__(self, array: Sliceable) -> None:
-        self._array = array
-        self.shape, self.dtype = array.shape, array.dtype
-        self.chunks = getattr(array, "chunks", None)
-        self.decoded = 0
-
-    def __getitem__(self, part: slice) -> Any:
-        return self._array[part]
-
-    def gather(
-        self,
-        starts: NDArray[np.int64],
-        stops: NDArray[np.int64],
-        out: NDArray[Any],
-        limit: int | None = None,
-    ) -> bool:
-        """Copy stretches into `out`; tell whether all are whole numbers from 0 to `limit` - 1."""
-        some = stops > starts
-        starts, stops = starts[some], stops[some]
-        offsets = np.concatenate([[0], np.cumsum(stops - starts)])
-        gap = LocalFiles.gap // self.dtype.itemsize
-        cuts = np.flatnonzero(starts[1:] - stops[:-1] > gap) + 1
-        fine = True
-        for lo, hi in pairwise([0, *cuts.tolist(), len(starts)]) if len(starts) else ():
-            first, last = int(starts[lo]), int(stops[hi - 1])
-            values = _plain(np.asarray(self._array[first:last]))
-            if len(values) != last - first:
-                raise OSError(f"entries {first} to {last}: only {len(values)} could be read")
-            self.decoded += values.nbytes
-            where = values, first, starts, stops, offsets, lo, hi
-            fine &= _put(where, limit, out)
-        return fine
+    fill = array.fillvalue if isinstance(array, h5py.Dataset) else array.fill_value
+    fill = 0 if fill is None else fill  # null, which zarr v2 allows
+    return StoredArray(chunks, int(array.shape[0]), array.dtype, fill, threads)
 
 
 class StoredArray:
@@ -124,17 +59,36 @@ class StoredArray:
     fill
         Value of chunks that were never written.
     threads
-        They share the chunks.
+        They share the chunks; None for all CPUs.
     """
 
-    def __init__(self, chunks: Chunks, size: int, dtype: Any, fill: Any, threads: Threads) -> None:
-        self.shape, self.dtype = (size,), _plain(np.empty(0, dtype)).dtype
+    def __init__(
+        self, chunks: Chunks, size: int, dtype: Any, fill: Any, threads: Threads | None
+    ) -> None:
+        self.shape, self.dtype = (size,), plain(np.empty(0, dtype)).dtype
         self.chunks = (chunks.n,)
         self._chunks, self._fill, self._threads = chunks, fill, threads
-        self._local = local()
         self.decoded = 0
+        self._forget()
+
+    def _forget(self) -> None:
+        self._local = local()  # each thread's buffer
         # What the last read in order left of its last chunk: its first entry, and values.
         self._rest: tuple[int, NDArray[Any]] = 0, np.empty(0, self.dtype)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {**self.__dict__, "_threads": None}
+        del state["_local"], state["_rest"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
+
+    def close(self) -> None:
+        """Give up files and what the last read left; a later read opens anew."""
+        self._forget()
+        self._chunks.files.close()
 
     def __getitem__(self, part: slice) -> NDArray[Any]:
         start, stop, _ = part.indices(self.shape[0])
@@ -171,36 +125,37 @@ class StoredArray:
             return True
         offsets = np.concatenate([[0], np.cumsum(stops - starts)])
         n, end = self._chunks.n, int(stops[-1])
-        touched = _touched(starts, stops, n)
+        _, touched = pieces(starts, stops, n)
+        touched = touched[np.diff(touched, prepend=-1) > 0]
         rest, self._rest = self._rest, (0, np.empty(0, self.dtype))
         wrong: list[int] = []
 
-        def put(first: int, values: NDArray[Any]) -> None:
+        def place(first: int, values: NDArray[Any]) -> None:
             lo = int(np.searchsorted(stops, first, side="right"))
             hi = int(np.searchsorted(starts, first + len(values), side="left"))
-            where = values, first, starts, stops, offsets, lo, hi
-            if not _put(where, limit, out):
+            if not put((values, first, starts, stops, offsets, lo, hi), limit, out):
                 wrong.append(first)
 
         def work(part: NDArray[np.int64]) -> None:
             for first, values in self._decoded(part):
-                put(first, values)
+                place(first, values)
                 # A read in order goes on here: the chunk need not be decoded again.
                 if len(starts) == 1 and end < first + len(values):
-                    self._rest = end, values[end - first :].copy()
+                    self._rest = end, plain(values[end - first :].copy())
 
         if len(rest[1]) and rest[0] // n == touched[0] and rest[0] <= starts[0]:
-            put(*rest)
+            place(*rest)
             if end < rest[0] + len(rest[1]):
                 self._rest = end, rest[1][end - rest[0] :]
             touched = touched[1:]
         self.decoded += len(touched) * n * self.dtype.itemsize
-        self._threads.each(work, self._tasks(touched))
+        threads = self._threads or every_cpu()
+        threads.each(work, self._tasks(touched, threads.n))
         return not wrong
 
-    def _tasks(self, touched: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    def _tasks(self, touched: NDArray[np.int64], n_threads: int) -> list[NDArray[np.int64]]:
         chunk = self._chunks.n * self.dtype.itemsize
-        size = min(max(1, _TASK // chunk), -(-len(touched) // self._threads.n) or 1)
+        size = min(max(1, _TASK // chunk), -(-len(touched) // n_threads) or 1)
         return [touched[i : i + size] for i in range(0, len(touched), size)]
 
     def _decoded(self, chunks: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[Any]]]:
@@ -210,14 +165,14 @@ class StoredArray:
             first = i * n
             here = min(n, size - first)
             if raw is None or decoder is None:
-                yield first, np.full(here, self._fill, self.dtype)
+                yield first, plain(np.full(here, self._fill, self.dtype))
                 continue
             due = n if self._chunks.padded else here
             values = decoder(raw, due, self._buffer(due * decoder.dtype.itemsize))
-            yield first, _plain(values)[:here]
+            yield first, plain(values)[:here]
 
     def _buffer(self, nbytes: int) -> Bytes:
-        """Give this thread's own, used again for every chunk: fresh pages cost a tenth more."""
+        """Give this thread's own, used for every chunk: fresh pages would cost a tenth more."""
         held: Bytes | None = getattr(self._local, "buffer", None)
         if held is None or len(held) < nbytes:
             held = self._local.buffer = np.empty(nbytes, np.uint8)
@@ -246,36 +201,8 @@ class StoredArray:
             at += len(run)
 
 
-def _put(where: tuple[Any, ...], limit: int | None, out: NDArray[Any]) -> bool:
-    """Place values; tell whether all are whole numbers from 0 to `limit` - 1."""
-    if limit is None:
-        kernel.place(*where, out)
-        return True
-    whole = where[0].dtype.kind in "iu"
-    return bool((kernel.place_below if whole else kernel.place_counts)(*where, limit, out))
-
-
 def _follows(before: Place, place: Place | None, gap: int, end: int) -> bool:
     """Whether two places are read at once: near each other in a file, and before `end`."""
     if place is None or place.stop is None or place.key != before.key or before.stop is None:
         return False
     return before.stop <= place.start <= before.stop + gap and place.stop <= end
-
-
-def _touched(starts: NDArray[np.int64], stops: NDArray[np.int64], n: int) -> NDArray[np.int64]:
-    """Numbers of the chunks of `n` entries that hold any of the stretches, ascending."""
-    first, last = starts // n, (stops - 1) // n
-    counts = last - first + 1
-    begins = np.cumsum(counts) - counts
-    every = np.arange(counts.sum()) + np.repeat(first - begins, counts)
-    found: NDArray[np.int64] = every[np.concatenate([[True], np.diff(every) > 0])]
-    return found
-
-
-def _plain(values: NDArray[Any]) -> NDArray[Any]:
-    """Values in a type and byte order that kernels take."""
-    if values.dtype.kind == "b":
-        return values.view(np.uint8)
-    if values.dtype.kind == "f" and values.dtype.itemsize not in (4, 8):
-        return values.astype(np.float32 if values.dtype.itemsize == 2 else np.float64)
-    return values.astype(values.dtype.newbyteorder("="), copy=False)

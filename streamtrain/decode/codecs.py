@@ -1,17 +1,19 @@
 """Names of codecs as zarr and HDF5 write them enter; a function from bytes to entries leaves.
 
-Every step runs off the GIL. What is not listed here is left to the format's own library.
+Every step runs off the GIL but crc32c, which is fast. What is not listed here is left to the
+format's own library.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import deflate
 import google_crc32c
 import numpy as np
-from numcodecs import blosc, fletcher32, lz4, zstd
+from numcodecs import blosc, lz4, zstd
 from numpy.typing import NDArray
 
 from streamtrain.decode.files import Bytes
@@ -21,10 +23,14 @@ from streamtrain.kernels import decode as kernel
 Step = Callable[[Bytes, int, Bytes], Bytes]
 
 
+def _require(told: int, nbytes: int) -> None:
+    if told != nbytes:
+        raise ValueError(f"a chunk decodes to {told} bytes, and {nbytes} are due")
+
+
 def _as_bytes(values: Any, nbytes: int) -> Bytes:
     found: Bytes = np.frombuffer(values, np.uint8)
-    if len(found) != nbytes:
-        raise ValueError(f"a chunk decodes to {len(found)} bytes, and {nbytes} are due")
+    _require(len(found), nbytes)
     return found
 
 
@@ -41,18 +47,26 @@ def _zstd(raw: Bytes, nbytes: int, buffer: Bytes) -> Bytes:  # noqa: ARG001 - a 
     return _as_bytes(zstd.decompress(raw), nbytes)
 
 
-def _lz4(raw: Bytes, nbytes: int, buffer: Bytes) -> Bytes:  # noqa: ARG001 - a Step
-    return _as_bytes(lz4.decompress(raw), nbytes)
+# numcodecs fills only as much of a buffer as the header tells, and its blosc reads as far as the
+# header tells, beyond the end of a chunk that was cut short: both are checked before.
+
+
+def _lz4(raw: Bytes, nbytes: int, buffer: Bytes) -> Bytes:
+    _require(_number(raw, 0), nbytes)
+    lz4.decompress(raw, buffer)
+    return buffer
 
 
 def _blosc(raw: Bytes, nbytes: int, buffer: Bytes) -> Bytes:
-    # The header tells the decoded size (bytes 4 to 8): a chunk that says less would leave the rest
-    # of the buffer as it was.
-    told = int.from_bytes(raw[4:8].tobytes(), "little") if len(raw) >= 16 else 0
-    if told != nbytes:
-        raise ValueError(f"a chunk decodes to {told} bytes, and {nbytes} are due")
+    _require(_number(raw, 4), nbytes)
+    if _number(raw, 12) != len(raw):
+        raise ValueError(f"a chunk has {len(raw)} bytes, and {_number(raw, 12)} are due")
     blosc.decompress(raw, buffer)
     return buffer
+
+
+def _number(raw: Bytes, at: int) -> int:
+    return int.from_bytes(raw[at : at + 4].tobytes(), "little")
 
 
 def _crc32c(raw: Bytes, nbytes: int, buffer: Bytes) -> Bytes:  # noqa: ARG001 - a Step
@@ -74,7 +88,11 @@ def verified(raw: Bytes) -> Bytes:
 
 
 def _fletcher32(raw: Bytes, nbytes: int, buffer: Bytes) -> Bytes:  # noqa: ARG001 - a Step
-    return np.frombuffer(fletcher32.Fletcher32().decode(raw), np.uint8)
+    # numcodecs has it, too, but holds the GIL, and raises IndexError for a chunk cut short.
+    body, told = raw[:-4], raw[-4:].tobytes()
+    if int(kernel.fletcher32(body)).to_bytes(4, "little") != told:
+        raise ValueError("a checksum (fletcher32) does not match its bytes")
+    return body
 
 
 def _lzf(raw: Bytes, nbytes: int, buffer: Bytes) -> Bytes:
@@ -83,23 +101,17 @@ def _lzf(raw: Bytes, nbytes: int, buffer: Bytes) -> Bytes:
     return buffer
 
 
-def _unshuffle(itemsize: int) -> Step:
-    def step(raw: Bytes, nbytes: int, buffer: Bytes) -> Bytes:
-        if len(raw) != nbytes:
-            raise ValueError(f"a chunk decodes to {len(raw)} bytes, and {nbytes} are due")
-        if itemsize == 1:
-            return raw
-        if np.shares_memory(raw, buffer):
-            raw = raw.copy()
-        if itemsize == 4:
-            kernel.unshuffle4(raw, buffer.view(np.uint32))
-        elif itemsize == 2:
-            kernel.unshuffle2(raw, buffer.view(np.uint16))
-        else:
-            kernel.unshuffle(raw, itemsize, buffer)
-        return buffer
+_WIDE = {2: np.uint16, 4: np.uint32, 8: np.uint64}
 
-    return step
+
+def _unshuffle(itemsize: int, raw: Bytes, nbytes: int, buffer: Bytes) -> Bytes:
+    _require(len(raw), nbytes)
+    if itemsize == 1:
+        return raw
+    if np.shares_memory(raw, buffer):
+        raw = raw.copy()
+    kernel.UNSHUFFLE[itemsize](raw, buffer.view(_WIDE[itemsize]))
+    return buffer
 
 
 class Decoder:
@@ -126,6 +138,8 @@ class Decoder:
 _ZARR: dict[str, Step] = {"blosc": _blosc, "zstd": _zstd, "gzip": _gzip}
 _ZARR2: dict[str, Step] = _ZARR | {"lz4": _lz4, "zlib": _deflate}
 _DEFLATE, _SHUFFLE, _FLETCHER32, _LZF = 1, 2, 3, 32000
+_HDF5: dict[int, Step] = {_DEFLATE: _deflate, _FLETCHER32: _fletcher32, _LZF: _lzf}
+_HDF5_ORDER = {_SHUFFLE: 0, _DEFLATE: 1, _LZF: 1, _FLETCHER32: 2}
 
 
 def for_zarr3(codecs: Sequence[dict[str, Any]], dtype: Any) -> Decoder | None:
@@ -153,20 +167,11 @@ def for_zarr2(compressor: dict[str, Any] | None, filters: Any, dtype: Any) -> De
     return None if step is None else Decoder([step], dtype)
 
 
-def for_hdf5(filters: Sequence[tuple[int, Sequence[int]]], dtype: Any) -> Decoder | None:
-    """Decoder for filters (number, parameters) in the order of encoding; None for others."""
-    itemsize = np.dtype(dtype).itemsize
-    known: dict[int, Step] = {
-        _DEFLATE: _deflate,
-        _SHUFFLE: _unshuffle(itemsize),
-        _FLETCHER32: _fletcher32,
-        _LZF: _lzf,
-    }
-    numbers = [number for number, _ in filters]
-    if any(number not in known for number in numbers) or len(set(numbers)) < len(numbers):
+def for_hdf5(filters: Sequence[int], dtype: Any) -> Decoder | None:
+    """Decoder for the numbers of filters in the order of encoding; None for others."""
+    # Only in the order in which HDF5 and h5py put them: others change the sizes in between.
+    ranks = [_HDF5_ORDER.get(number, -1) for number in filters]
+    if -1 in ranks or ranks != sorted(set(ranks)):
         return None
-    # What is compressed must have the chunk's own size, as HDF5 and h5py write it.
-    sized = [n for n in numbers if n in (_DEFLATE, _LZF)]
-    if len(sized) > 1 or (sized and _FLETCHER32 in numbers[: numbers.index(sized[0])]):
-        return None
-    return Decoder([known[number] for number in reversed(numbers)], dtype)
+    steps: dict[int, Step] = {**_HDF5, _SHUFFLE: partial(_unshuffle, np.dtype(dtype).itemsize)}
+    return Decoder([steps[number] for number in reversed(filters)], dtype)

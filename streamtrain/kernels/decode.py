@@ -1,4 +1,4 @@
-"""Bytes of chunks to entries: HDF5's shuffle and lzf undone, stretches copied to their places."""
+"""Bytes of chunks to entries: HDF5's own filters undone, stretches copied to their places."""
 
 from __future__ import annotations
 
@@ -26,12 +26,39 @@ def unshuffle4(raw, out):
 
 
 @jit
-def unshuffle(raw, size, out):
-    """Undo HDF5's shuffle of values of `size` bytes; `raw` and `out` bytes."""
-    n = len(out) // size
-    for j in range(size):
-        for i in range(n):
-            out[i * size + j] = raw[j * n + i]
+def unshuffle8(raw, out):
+    """Undo HDF5's shuffle of eight-byte values; `raw` bytes, `out` uint64."""
+    n = len(out)
+    for i in range(n):
+        value = np.uint64(raw[i])
+        for j in range(1, 8):
+            value |= np.uint64(raw[j * n + i]) << np.uint64(8 * j)
+        out[i] = value
+
+
+UNSHUFFLE = {2: unshuffle2, 4: unshuffle4, 8: unshuffle8}
+
+
+@jit
+def fletcher32(raw):
+    """HDF5's checksum of bytes: two sums modulo 65535 of their big-endian pairs, a 0 after an odd.
+
+    A sum that is a multiple of 65535 is 65535, but 0 where every byte is 0.
+    """
+    low = high = np.uint64(0)
+    for first in range(0, len(raw), 720):  # after 360 pairs neither sum has left 32 bits
+        last = min(first + 720, len(raw))
+        for i in range(first, last - 1, 2):
+            low += (np.uint64(raw[i]) << np.uint64(8)) | np.uint64(raw[i + 1])
+            high += low
+        if last % 2:
+            low += np.uint64(raw[last - 1]) << np.uint64(8)
+            high += low
+        low = (low & np.uint64(0xFFFF)) + (low >> np.uint64(16))
+        high = (high & np.uint64(0xFFFF)) + (high >> np.uint64(16))
+    low = (low & np.uint64(0xFFFF)) + (low >> np.uint64(16))
+    high = (high & np.uint64(0xFFFF)) + (high >> np.uint64(16))
+    return (high << np.uint64(16)) | low
 
 
 @jit
@@ -41,7 +68,7 @@ def unlzf(raw, out):
     A control byte c below 32 precedes c + 1 literal bytes. Else its upper three bits are a length
     (7: the next byte is added) less 2, its lower five and the next byte a distance less 1 back.
     """
-    i = o = 0
+    i = o = np.int64(0)
     while i < len(raw):
         control = np.int64(raw[i])
         i += 1

@@ -12,15 +12,7 @@ from numpy.typing import NDArray
 from streamtrain.errors import InputError
 from streamtrain.rows import Rows, stack
 from streamtrain.sources.damage import plain_dtype, reading
-from streamtrain.sources.matrix import (
-    GAP,
-    Matrix,
-    canonical,
-    cut,
-    from_scipy,
-    sparsify,
-    take_by_reading,
-)
+from streamtrain.sources.matrix import GAP, Matrix, canonical, cut, from_scipy, sparsify
 
 
 class SubsetMatrix:
@@ -46,21 +38,16 @@ class SubsetMatrix:
         self.shape = (len(obs_index), n_vars)
         self._matrix, self._obs, self._var = matrix, obs_index, var_index
 
-    def _runs(self, start: int, stop: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        """Positions in the answer and cells to take, by stretches that one read covers."""
-        wanted = self._obs[start:stop]
-        order = np.argsort(wanted, kind="stable")
-        ascending = wanted[order]
-        breaks = np.flatnonzero(np.diff(ascending) > GAP) + 1
-        yield from zip(np.split(order, breaks), np.split(ascending, breaks), strict=True)
-
     def row_bytes(self, start: int, stop: int) -> NDArray[np.int64]:
         """Bytes of each cell before its genes are taken; the taken copy is counted, too."""
-        out = np.empty(stop - start, np.int64)
-        for places, cells in self._runs(start, stop):
-            low = int(cells[0])
-            out[places] = self._matrix.row_bytes(low, int(cells[-1]) + 1)[cells - low]
-        return 2 * out
+        cells, place = np.unique(self._obs[start:stop], return_inverse=True)
+        breaks = np.flatnonzero(np.diff(cells) > GAP) + 1
+        sizes = [
+            self._matrix.row_bytes(int(near[0]), int(near[-1]) + 1)[near - near[0]]
+            for near in np.split(cells, breaks)
+            if len(near)
+        ]
+        return 2 * np.concatenate([np.empty(0, np.int64), *sizes])[place]
 
     def blocks(self, nbytes: int) -> Iterator[tuple[int, int]]:
         """Row ranges cut by the cost of their cells."""
@@ -68,16 +55,10 @@ class SubsetMatrix:
 
     def read(self, start: int, stop: int) -> Rows:
         """Cells start to stop of the subset."""
-        places, parts = [], []
-        for place, cells in self._runs(start, stop):
-            low = int(cells[0])
-            rows = self._matrix.read(low, int(cells[-1]) + 1).take(cells - low)
-            places.append(place)
-            parts.append(rows)
-        rows = stack(parts, self._matrix.shape[1], self.dtype)
-        order = np.concatenate(places) if places else np.empty(0, np.int64)
-        if len(order) and np.any(np.diff(order) < 0):
-            rows = rows.take(np.argsort(order, kind="stable"))
+        cells, place = np.unique(self._obs[start:stop], return_inverse=True)
+        rows = self._matrix.take(cells)
+        if not np.array_equal(place, np.arange(len(cells))):
+            rows = rows.take(place)
         if self._var is None:
             return rows
         taken = _as_scipy(rows)[:, self._var]
@@ -191,7 +172,12 @@ class SlicedMatrix:
 
     def take(self, rows: NDArray[np.int64], *, compact: bool = False) -> Rows:  # noqa: ARG002
         """The cells `rows`, ascending and distinct."""
-        return take_by_reading(self, rows)
+        chunk_of = np.searchsorted(self._starts, rows, side="right") - 1
+        parts = [
+            self._chunk(i).take(rows[chunk_of == i] - self._starts[i])
+            for i in np.unique(chunk_of).tolist()
+        ]
+        return stack(parts, self.shape[1], self.dtype)
 
     def decoded_bytes(self, rows: NDArray[np.int64]) -> int:
         """Bytes of the chunks that hold the cells `rows`, ascending, as if they were dense."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from streamtrain.budget import format_bytes
 from streamtrain.buffers import empty
-from streamtrain.decode.arrays import as_gatherable
+from streamtrain.decode.slices import as_gatherable
 from streamtrain.errors import InputError
 from streamtrain.kernels import csr
 from streamtrain.rows import Rows, stack
@@ -25,6 +25,7 @@ INDPTR_SLICE = 1 << 20  # cells whose offsets are held at once: 8 MB, whatever t
 
 COUNTS = 2**16  # what two bytes do not hold any more
 GAP = 32  # rows read and thrown away rather than ask the store once more
+TOGETHER = 16 << 20  # bytes, decoded, of dense cells that are read together, unless a chunk is more
 
 
 class Matrix(Protocol):
@@ -91,17 +92,6 @@ def cut(
             yield start + first, start + last
             first, done = last, int(ends[last - 1])
         start += first
-
-
-def take_by_reading(matrix: Matrix, rows: NDArray[np.int64]) -> Rows:
-    """Take cells, ascending, from a matrix that reads ranges; near ones are read by one range."""
-    cuts = np.flatnonzero(np.diff(rows) > GAP) + 1
-    parts = [
-        matrix.read(int(part[0]), int(part[-1]) + 1).take(part - part[0])
-        for part in np.split(rows, cuts)
-        if len(part)
-    ]
-    return stack(parts, matrix.shape[1], matrix.dtype)
 
 
 def canonical(rows: Rows, name: str, threads: Threads | None = None) -> Rows:
@@ -180,7 +170,7 @@ class CsrMatrix:
         self.name = name
         check_compressed(data, indices, indptr, self.shape[0], name)
         self._data, self._indices = as_gatherable(data), as_gatherable(indices)
-        self._indptr = indptr
+        self._indptr = as_gatherable(indptr)
         self._threads = threads
         self._index: RowIndex | None = None
         self._are_counts = True  # as far as has been seen
@@ -216,7 +206,8 @@ class CsrMatrix:
     def read(self, start: int, stop: int) -> Rows:
         """Cells start to stop, made canonical."""
         offsets = self._offsets(start, stop)
-        return self._gather(offsets[:1], offsets[-1:], offsets - offsets[0], np.array([start]))
+        cells = range(start, stop)
+        return self._gather(offsets[:1], offsets[-1:], offsets - offsets[0], cells)
 
     def take(self, rows: NDArray[np.int64], *, compact: bool = False) -> Rows:
         """The cells `rows`, ascending and distinct, made canonical; each chunk is decoded once.
@@ -229,17 +220,17 @@ class CsrMatrix:
         indptr = np.concatenate([[0], np.cumsum(stops - starts)])
         first = np.flatnonzero(np.concatenate([[True], np.diff(rows) != 1])[: len(rows)])
         last = np.concatenate([first[1:], [len(rows)]])[: len(first)] - 1
-        return self._gather(starts[first], stops[last], indptr, rows[first], compact)
+        return self._gather(starts[first], stops[last], indptr, rows, compact)
 
     def _gather(
         self,
         starts: NDArray[np.int64],
         stops: NDArray[np.int64],
         indptr: NDArray[np.int64],
-        first: NDArray[np.int64],
+        cells: Sequence[int] | NDArray[np.int64],
         compact: bool = False,
     ) -> Rows:
-        """Read stretches of entries, each of consecutive cells of which the first is `first`."""
+        """Read stretches of entries, which make up `cells` at `indptr`."""
         n_vars, n = self.shape[1], indptr[-1]
         indices = empty(n, np.uint16 if compact and n_vars <= COUNTS else np.int32)
         data = empty(n, np.uint16 if compact and self._are_counts else self.dtype)
@@ -253,24 +244,27 @@ class CsrMatrix:
             # Checked before the cast to int32, which could wrap a damaged position into the range.
             fine = self._indices.gather(starts, stops, indices, n_vars)
         if not fine:
-            self._refuse_position(starts, stops, first)
+            self._refuse_position(starts, stops, indptr, cells)
         return canonical(Rows(data, indices, indptr, n_vars), self.name, self._threads)
 
     def _refuse_position(
-        self, starts: NDArray[np.int64], stops: NDArray[np.int64], first: NDArray[np.int64]
+        self,
+        starts: NDArray[np.int64],
+        stops: NDArray[np.int64],
+        indptr: NDArray[np.int64],
+        cells: Sequence[int] | NDArray[np.int64],
     ) -> None:
         """Name the first entry with a gene position out of range."""
-        n_vars = self.shape[1]
-        for low, high, cell in zip(starts.tolist(), stops.tolist(), first.tolist(), strict=True):
+        n_vars, entry = self.shape[1], 0
+        for low, high in zip(starts.tolist(), stops.tolist(), strict=True):
             stored = fetch(self._indices, low, high, self.name)
             wrong = (stored < 0) | (stored >= n_vars)
-            while wrong.any():
-                entry = low + int(wrong.argmax())
-                while self._offsets(cell, cell + 1)[1] <= entry:
-                    cell += 1
-                position = stored[entry - low]
-                what = f"cell {cell} has gene position {position}, outside 0 to {n_vars - 1}"
+            if wrong.any():
+                first = int(wrong.argmax())
+                cell = cells[int(np.searchsorted(indptr, entry + first, side="right")) - 1]
+                what = f"cell {cell} has gene position {stored[first]}, outside 0 to {n_vars - 1}"
                 raise damaged(self.name, what)
+            entry += high - low
 
     def decoded_bytes(self, rows: NDArray[np.int64]) -> int:
         """Bytes of the chunks that hold the cells `rows`, taking cells as equally long."""
@@ -293,8 +287,10 @@ class CsrMatrix:
         return float(self._data.shape[0] / max(1, self.shape[0]))
 
     def close(self) -> None:
-        """Forget the index; the next read of cells in any order makes it anew."""
+        """Forget the index, and close files; the next read makes and opens them anew."""
         self._index = None
+        for array in (self._data, self._indices, self._indptr):
+            array.close()
 
 
 class RowIndex:
@@ -395,8 +391,17 @@ class DenseMatrix:
         return sparsify(fetch(self._array, start, stop, self.name), self.dtype)
 
     def take(self, rows: NDArray[np.int64], *, compact: bool = False) -> Rows:  # noqa: ARG002
-        """The cells `rows`, ascending and distinct."""
-        return take_by_reading(self, rows)
+        """The cells `rows`, ascending and distinct; near ones, and those of a chunk, together."""
+        chunk = self._units[-1] if self._units else 1
+        most = chunk * max(1, TOGETHER // (chunk * int(self.row_bytes(0, 1)[0])))
+        apart = (np.diff(rows) > GAP) & (np.diff(rows // chunk) > 0)
+        cuts = np.flatnonzero(apart | (np.diff(rows // most) > 0)) + 1
+        parts = [
+            self.read(int(near[0]), int(near[-1]) + 1).take(near - near[0])
+            for near in np.split(rows, cuts)
+            if len(near)
+        ]
+        return stack(parts, self.shape[1], self.dtype)
 
     def decoded_bytes(self, rows: NDArray[np.int64]) -> int:
         """Bytes of the chunks that hold the cells `rows`, ascending."""

@@ -1,0 +1,149 @@
+"""An open zarr array enters; the places of its chunks, and their decoder, leave."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamtrain.decode import codecs
+from streamtrain.decode.chunks import Chunks, Place
+from streamtrain.decode.codecs import Decoder
+from streamtrain.decode.files import Files, LocalFiles
+
+_INDEXES = 64  # shard indexes kept: 16 bytes a chunk, about 5 kB each
+_MISSING = 2**64 - 1  # offset and size of a chunk that was never written
+
+
+@dataclass
+class ZarrChunks:
+    """Chunks of a zarr array, each a file of its own."""
+
+    files: Files
+    n: int
+    decoder: Decoder
+    metadata: Any
+    path: str
+    padded = True
+
+    def key(self, i: int) -> str:
+        """File of the i-th chunk."""
+        name = self.metadata.encode_chunk_key((i,))
+        return f"{self.path}/{name}" if self.path else str(name)
+
+    def places(self, chunks: NDArray[np.int64]) -> list[Place | None]:
+        """Where they lie, if they do."""
+        return [Place(self.key(i), 0, None, self.decoder) for i in chunks.tolist()]
+
+
+@dataclass
+class ShardedChunks:
+    """Chunks within the shards of a zarr v3 array; indexes of shards are kept, and verified."""
+
+    shards: ZarrChunks
+    n: int
+    per_shard: int
+    at_end: bool
+    checksum: bool
+    padded = True
+    _indexes: OrderedDict[int, NDArray[np.uint64] | None] = field(default_factory=OrderedDict)
+    _lock: Any = field(default_factory=Lock)
+
+    @property
+    def files(self) -> Files:
+        """Those of the shards."""
+        return self.shards.files
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_indexes": OrderedDict(), "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=Lock())
+
+    def _index(self, shard: int) -> NDArray[np.uint64] | None:
+        """Offset and size of each chunk of a shard; None where there is no such file."""
+        with self._lock:
+            if shard in self._indexes:
+                self._indexes.move_to_end(shard)
+                return self._indexes[shard]
+        nbytes = 16 * self.per_shard + 4 * self.checksum
+        key, files = self.shards.key(shard), self.files
+        if self.at_end:
+            raw = files.tail(key, nbytes)
+        else:
+            try:
+                raw = files.read(key, 0, nbytes)
+            except FileNotFoundError:
+                raw = None
+        index = None
+        if raw is not None:
+            if len(raw) != nbytes:
+                raise ValueError(f"shard {key} has {len(raw)} bytes, fewer than its index")
+            body = codecs.verified(raw) if self.checksum else raw
+            index = body.view("<u8").reshape(self.per_shard, 2)
+        with self._lock:
+            self._indexes[shard] = index
+            if len(self._indexes) > _INDEXES:
+                self._indexes.popitem(last=False)
+        return index
+
+    def places(self, chunks: NDArray[np.int64]) -> list[Place | None]:
+        """Where they lie, if they do."""
+        found: list[Place | None] = []
+        for i in chunks.tolist():
+            shard, inner = divmod(i, self.per_shard)
+            index = self._index(shard)
+            start, size = (_MISSING, _MISSING) if index is None else index[inner].tolist()
+            if start == size == _MISSING:
+                found.append(None)
+                continue
+            found.append(Place(self.shards.key(shard), start, start + size, self.shards.decoder))
+        return found
+
+
+def of_zarr(array: Any) -> Chunks | None:
+    """Chunks of a zarr array; None where only zarr can read it.
+
+    So it is in a .zip file or in memory, and with codecs that `codecs` does not know.
+    """
+    from zarr.storage import LocalStore
+
+    store = array.store_path.store
+    if not isinstance(store, LocalStore):
+        return None
+    files: Files = LocalFiles(store.root)
+    metadata, path = array.metadata, array.path
+    if metadata.zarr_format == 2:
+        compressor = metadata.compressor
+        config = None if compressor is None else compressor.get_config()
+        filters = metadata.filters
+        decoder = codecs.for_zarr2(config, filters, metadata.dtype.to_native_dtype())
+        if decoder is None:
+            return None
+        return ZarrChunks(files, int(array.chunks[0]), decoder, metadata, path)
+    named = metadata.to_dict()
+    if named["chunk_grid"]["name"] != "regular":
+        return None
+    chain: Sequence[dict[str, Any]] = named["codecs"]
+    if chain[0]["name"] != "sharding_indexed":
+        decoder = codecs.for_zarr3(chain, array.dtype)
+        if decoder is None:
+            return None
+        return ZarrChunks(files, int(array.chunks[0]), decoder, metadata, path)
+    if len(chain) > 1:
+        return None
+    sharding = chain[0]["configuration"]
+    decoder = codecs.for_zarr3(sharding["codecs"], array.dtype)
+    index = [codec["name"] for codec in sharding["index_codecs"]]
+    little = sharding["index_codecs"][0].get("configuration", {}).get("endian") == "little"
+    if decoder is None or index not in (["bytes"], ["bytes", "crc32c"]) or not little:
+        return None
+    shard, n = int(array.shards[0]), int(array.chunks[0])
+    shards = ZarrChunks(files, shard, decoder, metadata, path)
+    at_end = sharding.get("index_location", "end") == "end"
+    return ShardedChunks(shards, n, shard // n, at_end, "crc32c" in index)
