@@ -16,6 +16,7 @@ from streamtrain.scaling import Scaled, Scaler
 from streamtrain.streaming import ahead
 
 T = TypeVar("T")
+Served = Iterator[tuple[int, NDArray[np.int64], Rows]]  # epoch, planned cells, their expression
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,28 +43,25 @@ def planned(
             yield epoch, order[start : start + plan.batch_size].astype(np.int64)
 
 
-def batches(
+def gathered(
     plan: Plan,
     gather: Callable[[NDArray[np.int64]], Rows],
-    codes: NDArray[np.int32],
-    scaler: Scaler,
     report: Callable[[int, NDArray[Any]], None] | None = None,
-) -> Iterator[Batch]:
-    """Serve every batch of `plan`, in order; the next is gathered and scaled ahead.
+) -> Served:
+    """Epoch, cells and expression of every batch of a plan, in order.
 
-    Parameters
-    ----------
-    gather
-        Gives planned cells by their position in the plan.
-    codes
-        Class of each cell of the plan.
-    report
-        As of `planned`.
+    `gather` gives planned cells by their position in the plan; `report` is as of `planned`.
     """
+    for epoch, cells in planned(plan, report):
+        yield epoch, cells, gather(cells)
+
+
+def batches(served: Served, codes: NDArray[np.int32], scaler: Scaler) -> Iterator[Batch]:
+    """Scale what is served, with the class of each cell of the plan; the next is made ahead."""
 
     def scaled() -> Iterator[Batch]:
-        for epoch, positions in planned(plan, report):
-            yield Batch(epoch, scaler(gather(positions).with_codes(codes[positions])))
+        for epoch, cells, rows in served:
+            yield Batch(epoch, scaler(rows.with_codes(codes[cells])))
 
     return ahead(scaled())
 

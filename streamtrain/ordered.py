@@ -5,13 +5,13 @@ An external shuffle of exactly the sampled cells: every byte is written and read
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from streamtrain.batches import planned
+from streamtrain.batches import Served, planned
 from streamtrain.rows import Rows
 from streamtrain.sampling import Plan
 from streamtrain.scratch import Folder
@@ -19,10 +19,12 @@ from streamtrain.spill import Spill
 from streamtrain.threads import Threads
 
 
-def windows(plan: Plan, size: int) -> Iterator[list[tuple[int, NDArray[np.int64]]]]:
-    """Epoch and cells of the batches of a plan, `size` batches at a time."""
+def windows(
+    plan: Plan, size: int, report: Callable[[int, NDArray[Any]], None] | None = None
+) -> Iterator[list[tuple[int, NDArray[np.int64]]]]:
+    """Epoch and cells of the batches of a plan, `size` batches at a time; `report` as `planned`."""
     held = []
-    for batch in planned(plan):
+    for batch in planned(plan, report):
         held.append(batch)
         if len(held) == size:
             yield held
@@ -64,7 +66,6 @@ class PlanOrder:
         # 4 bytes a draw: which cells of the sweep each window waits for.
         self._cells = [cells_of(window).astype(np.uint32) for window in windows(plan, size)]
         self._spills: list[Spill] = []
-        self._seen = 0
         try:
             for _ in self._cells:
                 self._spills.append(Spill(n_vars, dtype, scratch, counts=counts, threads=threads))
@@ -90,9 +91,12 @@ class PlanOrder:
             spill.finish()
         self.read = 0  # bytes so far
 
-    def __iter__(self) -> Iterator[tuple[int, NDArray[np.int64], Rows]]:
-        """Epoch, cells and rows of every batch; a window's scratch goes when it was served."""
-        for window in windows(self._plan, self._size):
+    def serve(self, report: Callable[[int, NDArray[Any]], None] | None = None) -> Served:
+        """Epoch, cells and rows of every batch; a window's scratch goes when it was served.
+
+        `report` is as of `planned`.
+        """
+        for window in windows(self._plan, self._size, report):
             wanted, spill = self._cells.pop(0), self._spills.pop(0)
             with spill:
                 for epoch, cells in window:

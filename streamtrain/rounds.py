@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streamtrain.batches import Batch, Waited, batches
+from streamtrain.batches import Batch, Waited, batches, gathered
 from streamtrain.budget import format_bytes
 from streamtrain.cells import Cells
 from streamtrain.config import Settings
 from streamtrain.errors import InputError, some
 from streamtrain.mixing import mixing
+from streamtrain.ordered import PlanOrder
 from streamtrain.progress import stage
 from streamtrain.quotas import Quotas
 from streamtrain.rows import Rows
@@ -66,6 +67,8 @@ class Stored:
         Whether each labelled cell is held out to judge epochs by, shape (n,); None for none.
     is_sparse
         Whether scikit-learn would see a sparse matrix where cells are not centred.
+    ordered
+        The cells of every mini-batch, in place of `spill`; None where they are there.
     """
 
     spill: Spill
@@ -73,6 +76,7 @@ class Stored:
     cells: Cells
     held_out: NDArray[np.bool_] | None
     is_sparse: bool
+    ordered: PlanOrder | None = None
 
     @property
     def counts(self) -> NDArray[np.int64]:
@@ -256,8 +260,11 @@ def _fit_sgd(
         logger.info("epoch %d: %s", epoch + 1, mixed)
 
     drawn = config.mini_batch and logger.isEnabledFor(logging.INFO)
-    gather = lambda at: spill.gather(record(at))  # noqa: E731
-    served = Waited(batches(plan, gather, codes, scaler, report if drawn else None))
+    if stored.ordered is not None:
+        cells = stored.ordered.serve(report if drawn else None)
+    else:
+        cells = gathered(plan, lambda at: spill.gather(record(at)), report if drawn else None)
+    served = Waited(batches(cells, codes, scaler))
     judged = not config.mini_batch or config.early_stopping
     certificate, unconverged = None, ""
     with stage("Training", plan.epochs * plan.epoch_size, show=progress) as bar:

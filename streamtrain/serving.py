@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streamtrain.batches import planned
+from streamtrain.batches import Served, planned
 from streamtrain.ordered import PlanOrder, cells_of, windows
 from streamtrain.progress import counted
 from streamtrain.rows import Rows
@@ -22,8 +22,6 @@ from streamtrain.streaming import ahead, sweep, takes
 from streamtrain.threads import Threads
 
 _RARE = 0.25  # share of the room for cells of rare classes, which stay decoded between sweeps
-
-Served = Iterator[tuple[int, NDArray[np.int64], Rows]]  # epoch, cells, and their expression
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +134,7 @@ def _ordered(
             order.append(rows, drawn[at : at + rows.n_obs])
         order.finish()
         done["written"] += order.nbytes
-        yield from order
+        yield from order.serve()
     finally:
         done["read"] += order.read
         order.close()

@@ -112,10 +112,9 @@ def choose(
         rates = (WRITE, READ) if distinct <= means.cache else (DISK, SCATTERED)
         seconds = once / DECODE + distinct / rates[0] + total / rates[1]
         found.append(Strategy("scratch", 0, once, distinct, total, 0, seconds))
-    # A window on scratch is read at random, so that the page cache should hold it.
-    window = min(n_batches, max(1, int(means.cache / 4 // batch)))
-    n_windows = -(-n_batches // window)
-    if (n_windows <= _BUCKETS and distinct > means.cache) or wanted == "plan order":
+    window = window_in_cache(plan, cell_bytes, means.cache)
+    if window and (distinct > means.cache or wanted == "plan order"):
+        n_windows = -(-n_batches // window)
         cells, _ = _of_windows(plan, source, row, window, n_windows)
         written = cells * cell_bytes
         if written <= means.disk:
@@ -141,6 +140,16 @@ def choose(
     best = min(possible, key=lambda s: s.seconds)
     logger.info("cells come by %s", best)
     return best
+
+
+def window_in_cache(plan: Plan, cell_bytes: float, cache: float) -> int:
+    """Batches of a window that is kept on scratch together; 0 where there would be too many.
+
+    It is read at random, so that the page cache should hold it.
+    """
+    n_batches = plan.epochs * -(-plan.epoch_size // plan.batch_size)
+    window = min(n_batches, max(1, int(cache / 4 / (plan.batch_size * cell_bytes))))
+    return window if n_batches <= _BUCKETS * window else 0
 
 
 def _of_windows(

@@ -274,7 +274,7 @@ def test_plan_order__scratch_goes_window_by_window():
     order.finish()
     assert order.nbytes == 6 * X.nnz
     left = []
-    for _, cells, rows in order:
+    for _, cells, rows in order.serve():
         left.append(order.nbytes)
         dense = sp.csr_matrix((rows.data, rows.indices, rows.indptr), (10, 20)).toarray()
         np.testing.assert_array_equal(dense, X[cells].toarray())
@@ -363,7 +363,7 @@ def test_loader__stays_in_the_budget(tmp_path):
     )
     ways = {
         "strategy=scratch": 160, "strategy=plan order": 160, "strategy=sweeps": 160,
-        "order=stored": 160, "order=blocks": 260, "strategy=memory": 420,
+        "order=stored": 160, "order=blocks": 260, "strategy=memory": 450,
     }  # fmt: skip
     given = [f"{memory}MB {way}" for way, memory in ways.items()]
     done = subprocess.run(  # noqa: S603 - our own interpreter

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamtrain import scratch
-from streamtrain.batches import Waited, batches
+from streamtrain.batches import Waited, batches, gathered
 from streamtrain.errors import InputError
 from streamtrain.kernels import csr
 from streamtrain.rows import Rows
@@ -360,8 +360,11 @@ def test_batches__are_the_direct_ones(batch_number, dtype):
     with spilled(rows.take(np.flatnonzero(drawn)), (5,), dtype) as spill:
         found = list(
             batches(
-                plan, lambda p: spill.gather(rank[p]), codes, scaler,
-                lambda epoch, cells: reported.append((epoch, cells.tolist())),
+                gathered(
+                    plan, lambda p: spill.gather(rank[p]),
+                    lambda epoch, cells: reported.append((epoch, cells.tolist())),
+                ),
+                codes, scaler,
             )
         )  # fmt: skip
     at = iter(found)
@@ -395,7 +398,7 @@ def test_batches__two_gathered_at_a_time():
 
     gc.disable()  # memory must return without the collector's help
     try:
-        for _ in batches(plan, gather, codes, scaler_of(np.float32)):
+        for _ in batches(gathered(plan, gather), codes, scaler_of(np.float32)):
             time.sleep(0.001)
     finally:
         gc.enable()
@@ -422,7 +425,7 @@ def test_batches__closed_early():
     codes, plan = plan_of()
     before = threading.active_count()
     with spilled(rows) as spill:
-        served = batches(plan, spill.gather, codes, scaler_of(np.float32))
+        served = batches(gathered(plan, spill.gather), codes, scaler_of(np.float32))
         assert next(served).epoch == 0
         served.close()
     del served
@@ -441,7 +444,7 @@ def test_batches__errors_surface():
                 raise OSError(errno.EIO, "lost the disk")
             return real(cells)
 
-        served = batches(plan, gather, codes, scaler_of(np.float32))
+        served = batches(gathered(plan, gather), codes, scaler_of(np.float32))
         with pytest.raises(OSError, match="lost the disk"):
             list(served)
 

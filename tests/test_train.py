@@ -605,3 +605,18 @@ def test_labelled_cells__codes_follow_sorted_names():
     assert cells.classes[cells.codes].tolist() == adata.obs["cell_type"].astype(str).tolist()
     assert cells.classes.tolist() == sorted(cells.classes)
     assert pickle.loads(pickle.dumps(cells)).n_obs == 600  # noqa: S301 - our own bytes
+
+
+def test_train__scratch_in_plan_order(monkeypatch, caplog):
+    """Where the page cache would not hold the drawn cells; the model is the same."""
+    adata, options = atlas.make(), SMALL | {"epochs": 3, "batch_number": 4, "batch_size": 50}
+    module = sys.modules["streamtrain.train"]
+    for way in ({}, {"balance_cell_type": True}, {"quotas": "equal"}, {"where": "donor != 'D1'"}):
+        reference = streamtrain.train(adata, "cell_type", **options, **way)
+        with monkeypatch.context() as patch, caplog.at_level(logging.INFO):
+            patch.setattr(module, "_KEPT", 1e-6)
+            patch.setattr(module, "free_memory", lambda: 50_000)
+            model = streamtrain.train(adata, "cell_type", **options, **way)
+        assert "of drawn cells go to scratch in plan order" in caplog.text
+        caplog.clear()
+        equal(model, reference)
