@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from streamtrain.config import Settings
+    from streamtrain.convert import convert
     from streamtrain.errors import InputError
     from streamtrain.evaluate import Evaluation, evaluate
     from streamtrain.model import Model
@@ -21,6 +22,7 @@ _HOMES = {
     "InputError": "errors",
     "Model": "model",
     "Settings": "config",
+    "convert": "convert",
     "evaluate": "evaluate",
     "open_source": "sources",
     "predict": "predict",
@@ -34,6 +36,7 @@ __all__ = [
     "Model",
     "Settings",
     "__version__",
+    "convert",
     "evaluate",
     "open_source",
     "predict",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from streamtrain.kernels import sampling as kernel
 
-_DRAW, _SHUFFLE, HOLD_OUT = 0, 1, 2  # purposes of a random stream
+_DRAW, _SHUFFLE, HOLD_OUT, _PERMUTE = 0, 1, 2, 3  # purposes of a random stream
+_PIECE = 1 << 20  # random numbers held at a time
 
 
 def uniforms(seed: int, purpose: int, epoch: int, n: int) -> NDArray[np.float64]:
@@ -16,9 +19,32 @@ def uniforms(seed: int, purpose: int, epoch: int, n: int) -> NDArray[np.float64]
     The raw stream of a bit generator is fixed across NumPy releases, where Generator's methods
     are not: same seed, same model.
     """
-    raw = np.random.Philox(np.random.SeedSequence((seed, purpose, epoch))).random_raw(n)
+    return _next(_stream(seed, purpose, epoch), n)
+
+
+def _stream(seed: int, purpose: int, epoch: int) -> np.random.Philox:
+    return np.random.Philox(np.random.SeedSequence((seed, purpose, epoch)))
+
+
+def _next(stream: np.random.Philox, n: int) -> NDArray[np.float64]:
+    raw = stream.random_raw(n)
     numbers: NDArray[np.float64] = (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
     return numbers
+
+
+def permutation(n: int, seed: int) -> NDArray[Any]:
+    """Draw one of all orders of n cells, each as likely as any other.
+
+    Returns
+    -------
+    array
+        Which cell comes first, second, ..., shape (n,): 4 bytes a cell below 2^32 cells.
+    """
+    order: NDArray[Any] = np.arange(n, dtype=np.uint32 if n < 2**32 else np.int64)
+    stream = _stream(seed, _PERMUTE, 0)
+    for stop in range(n, 0, -_PIECE):
+        kernel.permute(order, stop, _next(stream, min(_PIECE, stop)))
+    return order
 
 
 class Plan:

@@ -23,15 +23,15 @@ PACKAGE = Path(streamtrain.__file__).parent
 # place here; the longest prefix counts.
 LAYERS = [
     ("errors", "kernels"),
-    ("atomic", "budget", "config", "pickled", "progress", "rows", "scratch", "threads"),
-    ("scaling", "sampling", "expression", "synthetic", "writing"),
+    ("atomic", "budget", "config", "partial", "pickled", "progress", "rows", "scratch", "threads"),
+    ("scaling", "sampling", "expression", "sharded", "shards", "shuffle", "synthetic", "writing"),
     ("sources", "decode"),
-    ("cells", "spill", "streaming", "batches", "tiles", "holdout"),
+    ("cells", "spill", "streaming", "batches", "tiles", "holdout", "named"),
     ("voting", "obs_columns", "annotations", "overcluster"),
     ("celltypist_export", "celltypist_import", "model_edit", "model_schema", "model_store"),
     ("solvers", "model", "gpu"),
     ("rounds", "selection", "warm_start"),
-    ("train", "predict", "evaluate", "plot", "simulate", "cluster", "convert"),
+    ("train", "predict", "evaluate", "plot", "simulate", "cluster", "convert", "conversion"),
     ("demo", "cli", "__main__", ""),
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
@@ -226,6 +226,7 @@ PUBLIC = {
     "InputError": "errors",
     "Model": "model",
     "Settings": "config",
+    "convert": "convert",
     "evaluate": "evaluate",
     "open_source": "sources",
     "predict": "predict",

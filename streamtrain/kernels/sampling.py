@@ -1,4 +1,4 @@
-"""Draws without replacement, by class mass and then within the class."""
+"""Draws without replacement, by class mass and then within the class, and permutations."""
 
 from __future__ import annotations
 
@@ -51,3 +51,16 @@ def draw(order, starts, uniforms, out):
     for d in range(len(out) - 1, -1, -1):
         j, last = swapped[d, 0], swapped[d, 1]
         order[j], order[last] = order[last], order[j]
+
+
+@jit
+def permute(order, stop, uniforms):
+    """Carry a Fisher-Yates shuffle (Durstenfeld 1964) on: place the cells `stop` - 1 downwards.
+
+    One place of `order` is settled by each of the numbers in [0, 1). Their 53 random bits leave
+    each of n cells a chance within n / 2^53 of even.
+    """
+    for k in range(len(uniforms)):
+        i = stop - 1 - k
+        j = np.int64(uniforms[k] * (i + 1))
+        order[i], order[j] = order[j], order[i]
