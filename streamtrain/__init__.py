@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from streamtrain.config import Settings
+    from streamtrain.convert import convert
     from streamtrain.errors import InputError
     from streamtrain.evaluate import Evaluation, evaluate
     from streamtrain.loader import Loader
@@ -23,6 +24,7 @@ _HOMES = {
     "Loader": "loader",
     "Model": "model",
     "Settings": "config",
+    "convert": "convert",
     "evaluate": "evaluate",
     "open_source": "sources",
     "predict": "predict",
@@ -37,6 +39,7 @@ __all__ = [
     "Model",
     "Settings",
     "__version__",
+    "convert",
     "evaluate",
     "open_source",
     "predict",

@@ -99,22 +99,35 @@ def replacing(
         The block ended without creating anything.
     """
     target = check_output(path, overwrite, folder=folder)
-    stem = target.parent / f".{target.name}.{secrets.token_hex(4)}"
-    partial, old = Path(f"{stem}.partial"), Path(f"{stem}.old")
+    partial = target.parent / f".{target.name}.{secrets.token_hex(4)}.partial"
     try:
         yield partial
-        _fsync_tree(partial)
-        check_output(path, overwrite, folder=partial.is_dir())
-        _rename(partial, target, old)
+        put_in_place(partial, path, overwrite)
     except BaseException:
-        _remove(partial)
+        remove(partial)
         raise
-    _fsync(target.parent)
+
+
+def put_in_place(partial: Path, path: str | os.PathLike[str], overwrite: bool = False) -> None:
+    """Fsync a finished file or folder, and rename it to `path` on the same disk.
+
+    Parameters
+    ----------
+    partial
+        What was written.
+    path, overwrite
+        As in `check_output`, which runs once more.
+    """
+    _fsync_tree(partial)
+    target = check_output(path, overwrite, folder=partial.is_dir())
+    old = target.parent / f".{target.name}.{secrets.token_hex(4)}.old"
+    _rename(partial, target, old)
+    fsync(target.parent)
     if old.exists():
         try:
             shutil.rmtree(old)
         except OSError as error:  # the new output is in place: work done must not end in an error
-            warnings.warn(f"could not delete the former output {old}: {error}", stacklevel=3)
+            warnings.warn(f"could not delete the former output {old}: {error}", stacklevel=4)
 
 
 def _rename(partial: Path, target: Path, old: Path) -> None:
@@ -130,7 +143,8 @@ def _rename(partial: Path, target: Path, old: Path) -> None:
         raise
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if it is there."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)  # the caller's own exception matters more
     else:
@@ -140,13 +154,14 @@ def _remove(path: Path) -> None:
 def _fsync_tree(path: Path) -> None:
     for folder, _, names in os.walk(path):
         for name in names:
-            _fsync(Path(folder, name))
-        _fsync(Path(folder))
+            fsync(Path(folder, name))
+        fsync(Path(folder))
     if not path.is_dir():
-        _fsync(path)
+        fsync(path)
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Have the system write a file or a folder's list of names to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -328,6 +328,97 @@ def simulate(
 
 
 @app.command
+def convert(
+    sources: list[str],
+    /,
+    *,
+    out: Path,
+    shuffle: bool = False,
+    random_state: int = 0,
+    layer: str | None = None,
+    gene_key: str | None = None,
+    genes: Path | None = None,
+    transpose_input: bool = False,
+    where: str | None = None,
+    compression: Literal["blosc", "zstd", "none"] = "blosc",
+    index_dtype: Literal["int32", "uint16"] = "int32",
+    chunk_size: int | None = None,
+    shard_size: int | None = None,
+    memory: str | None = None,
+    scratch: str | None = None,
+    n_jobs: int | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Write the cells of SOURCES as one zarr AnnData that reads fast, shuffled if asked.
+
+    Example: streamtrain convert atlas.h5ad --out atlas.zarr --shuffle
+
+    Values and the columns of obs and var stay as they are; other layers, obsm and uns are left out.
+    anndata, scanpy and annbatch open the output. With --shuffle the cells come in random order,
+    drawn from all orders alike, so that reading them in order is reading at random; it takes disk
+    space of the size of the matrix, uncompressed, beside the output or in --scratch. Everything is
+    read back and compared before the output appears. Stopped half-way, even killed, the same
+    command goes on where it was; what is done so far stands in .NAME.partial beside the output.
+
+    Parameters
+    ----------
+    sources
+        AnnData on disk, an .h5ad file or a zarr folder; or a text table (.csv, .txt, .tsv, .tab), a
+        Matrix Market file (.mtx), gzipped or not, or a 10x folder. Several are joined.
+    out
+        Folder for the AnnData, ending in .zarr.
+    shuffle
+        Shuffle the cells.
+    random_state
+        Seed of the shuffle. Same seed, same order.
+    layer
+        Matrix to read: "raw" for raw/X, or the name of a layer. The default is X.
+    gene_key
+        Column of var that holds the gene names. The default is the index of var.
+    genes
+        Text file with the gene names, one a line, for a matrix without them.
+    transpose_input
+        The text table is genes x cells.
+    where
+        Select cells by obs columns: "tissue == 'lung' and is_primary_data".
+    compression
+        blosc (lz4), zstd or none. zstd takes half the space for normalised values, as much for
+        counts, and reads at half the speed.
+    index_dtype
+        Type of the gene positions. uint16 is for up to 65,536 genes and decodes a third faster.
+    chunk_size
+        Entries of a chunk, which is decoded whole. The default is 131,072, about 50 cells.
+    shard_size
+        Entries of a file, a multiple of chunk-size. The default is 16,777,216.
+    memory
+        Bytes to stay within: "2GB". The default is a quarter of the free memory.
+    scratch
+        Folder on a local disk for shuffling. The default is beside the output.
+    n_jobs
+        Threads. The default takes all CPUs; the output is the same for any number.
+    overwrite
+        Replace the output if it exists.
+    quiet
+        Print nothing but warnings and errors.
+    """
+    _log(quiet)
+    from streamtrain.convert import convert as run
+
+    sizes = {"chunk_size": chunk_size, "shard_size": shard_size}
+    run(
+        sources[0] if len(sources) == 1 else sources, out, shuffle=shuffle,
+        random_state=random_state, layer=layer, gene_key=gene_key, genes=genes,
+        transpose_input=transpose_input, where=where, compression=compression,
+        index_dtype=index_dtype, memory=memory, scratch=scratch, n_jobs=n_jobs,
+        overwrite=overwrite, progress=not quiet,
+        **{name: size for name, size in sizes.items() if size is not None},
+    )  # fmt: skip
+    if not quiet:
+        print(f"saved as {out}")
+
+
+@app.command
 def demo(folder: Path = Path("streamtrain-demo"), *, overwrite: bool = False) -> None:
     """Simulate a small atlas, train on some of its donors, predict the others, show how well.
 

@@ -13,6 +13,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from streamtrain.batches import Served
 from streamtrain.budget import (
     BLOCK,
     READING_RESERVE,
@@ -31,7 +32,7 @@ from streamtrain.rows import Rows
 from streamtrain.sampling import Plan
 from streamtrain.sampling_columns import batch_keys, sampling_weights
 from streamtrain.scratch import free_disk
-from streamtrain.serving import Job, Served, in_blocks, serve
+from streamtrain.serving import Job, in_blocks, serve
 from streamtrain.sources import open_source
 from streamtrain.sources.base import Source
 from streamtrain.sources.matrix import COUNTS

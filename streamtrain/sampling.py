@@ -13,7 +13,8 @@ from streamtrain.kernels import sampling as kernel
 from streamtrain.quotas import Quotas
 from streamtrain.strata import Race, Strata
 
-_DRAW, _SHUFFLE, HOLD_OUT, SHUFFLED, BLOCKS, MIX = range(6)  # purposes of a random stream
+_DRAW, _SHUFFLE, HOLD_OUT, _PERMUTE, BLOCKS, MIX = range(6)  # purposes of a random stream
+_PIECE = 1 << 20  # random numbers held at a time
 
 
 class Stream:
@@ -36,6 +37,21 @@ class Stream:
 def uniforms(seed: int, purpose: int, epoch: int, n: int) -> NDArray[np.float64]:
     """Take the first n numbers of a `Stream`, shape (n,)."""
     return Stream(seed, purpose, epoch)(n)
+
+
+def permutation(n: int, seed: int) -> NDArray[Any]:
+    """Draw one of all orders of n cells, each as likely as any other.
+
+    Returns
+    -------
+    array
+        Which cell comes first, second, ..., shape (n,): 4 bytes a cell below 2^32 cells.
+    """
+    order: NDArray[Any] = np.arange(n, dtype=np.uint32 if n < 2**32 else np.int64)
+    stream = Stream(seed, _PERMUTE, 0)
+    for stop in range(n, 0, -_PIECE):
+        kernel.permute(order, stop, stream(min(_PIECE, stop)))
+    return order
 
 
 class Plan:

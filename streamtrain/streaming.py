@@ -32,7 +32,11 @@ def ahead(items: Iterator[T]) -> Iterator[T]:
 
 
 def sweep(
-    source: Source, selected: NDArray[np.int64] | None, nbytes: int, most: int | None = None
+    source: Source,
+    selected: NDArray[np.int64] | None,
+    nbytes: int,
+    most: int | None = None,
+    start: int = 0,
 ) -> Iterator[tuple[int, Rows]]:
     """Read the selected cells in storage order, blocks of at most `nbytes` decoded.
 
@@ -42,6 +46,8 @@ def sweep(
         Row numbers, ascending, or None for all.
     most
         Cells that a block may hold; None for any number.
+    start
+        Position of the cell to begin with.
 
     Yields
     ------
@@ -51,6 +57,9 @@ def sweep(
     # Asked for here, not while reading ahead: a source that must be transposed first does so in
     # the caller's thread, where an interrupt reaches it.
     ranges = source.blocks(nbytes)
+    if start:
+        low = start if selected is None else int(selected[start])
+        ranges = ((max(first, low), stop) for first, stop in ranges if stop > low)
     return ahead(_blocks(source, selected, ranges, most))
 
 

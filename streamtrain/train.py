@@ -304,7 +304,7 @@ def _first_pass(
     )  # fmt: skip
     moments = MomentsPass(source.n_vars, threads)
     ordered: PlanOrder | None = None
-    n_taken = cells.n_obs if taken is None else np.count_nonzero(taken)
+    n_taken = cells.n_obs if taken is None else int(np.count_nonzero(taken))
     # Alive at a time: the block at hand and the next, each as stored and as read, the normalised
     # values and the spilled copy.
     block = int(min((room - kept) / 6, BLOCK))

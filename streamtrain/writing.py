@@ -41,6 +41,44 @@ _NAMES = 1 << 16  # rows of a chunk of obs
 _GZIP_LEVEL, _ZSTD_LEVEL, _LZ4_LEVEL = 1, 3, 5
 
 
+def lay_out(
+    root: Any, obs: pd.DataFrame, var: pd.DataFrame, uns: dict[str, Any], n_obs: int, named: Any
+) -> Any:
+    """Write all of an AnnData but its matrix and columns of obs, and return the empty group X.
+
+    anndata lays out its own format for no cells; what it made is then only appended to. `named`
+    goes to every array: `shards` for zarr, since anndata warns wherever it is left to decide.
+    """
+    write_elem(root, "/", AnnData(obs=obs, var=var, uns=uns), dataset_kwargs=named)
+    if "raw" in root:  # the mark that there is none, at which anndata's own backed mode stumbles
+        del root["raw"]
+    x, shape = root.create_group("X"), [n_obs, len(var)]
+    x.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": shape})
+    return x
+
+
+def compressor(codec: str) -> Any:
+    """The codec of a zarr array, for its metadata."""
+    return {
+        "none": None,
+        "zstd": ZstdCodec(level=_ZSTD_LEVEL),
+        "blosc": BloscCodec(cname="lz4", clevel=_LZ4_LEVEL, shuffle="bitshuffle"),
+    }[codec]
+
+
+def encoder(codec: str) -> Callable[[NDArray[Any]], Any]:
+    """The same codec as a function: zarr's one event loop took 26 us a cell more.
+
+    Blosc on a thread of a pool has one thread, and so gives the same bytes each time.
+    """
+    encode: Callable[[NDArray[Any]], Any] = {
+        "none": lambda values: values,
+        "zstd": Zstd(_ZSTD_LEVEL).encode,
+        "blosc": Blosc("lz4", _LZ4_LEVEL, Blosc.BITSHUFFLE).encode,
+    }[codec]
+    return encode
+
+
 class GrowingAnnData:
     """An AnnData on disk that cells are appended to, as rows of a CSR matrix; a context manager.
 
@@ -89,18 +127,10 @@ class GrowingAnnData:
     def _lay_out(
         self, obs: pd.DataFrame, var: pd.DataFrame, uns: dict[str, Any], n_obs: int
     ) -> None:
-        # anndata lays out its own format for no cells; what it made is then only appended to.
-        # `shards` is named since anndata warns wherever it is left to decide.
         named: dict[str, Any] = {} if self.h5 else {"shards": None}
-        write_elem(self.root, "/", AnnData(obs=obs[[]], var=var, uns=uns), dataset_kwargs=named)
-        # The mark that there is no raw, at which anndata's own backed mode stumbles.
-        if "raw" in self.root:
-            del self.root["raw"]
+        x = lay_out(self.root, obs[[]], var, uns, n_obs, named)
         grows = {"maxshape": (None,)} if self.h5 else named
         write_elem(self.root, "obs", obs, dataset_kwargs={**grows, "chunks": (_NAMES,)})
-        x = self.root.create_group("X")
-        shape = [n_obs, len(var)]
-        x.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": shape})
         store = _hdf5_store if self.h5 else _zarr_store
         self.columns = {"indptr": _Column(self._create(x, "indptr", np.int64))}
         for name, dtype in (("data", np.float32), ("indices", np.int32)):
@@ -116,14 +146,10 @@ class GrowingAnnData:
 
     def _create(self, group: Any, name: str, dtype: type) -> Any:
         if not self.h5:
-            compressor = {
-                "none": None,
-                "zstd": ZstdCodec(level=_ZSTD_LEVEL),
-                "blosc": BloscCodec(cname="lz4", clevel=_LZ4_LEVEL, shuffle="bitshuffle"),
-            }[self.codec]
             return group.create_array(
-                name, shape=(0,), dtype=dtype, chunks=(ZARR_CHUNK,), compressors=compressor
-            )
+                name, shape=(0,), dtype=dtype, chunks=(ZARR_CHUNK,),
+                compressors=compressor(self.codec),
+            )  # fmt: skip
         filters = {
             "none": {},
             "lzf": {"compression": "lzf", "shuffle": True},
@@ -246,18 +272,13 @@ def _by_library(array: Any) -> Store:
 
 
 def _zarr_store(array: Any, codec: str) -> Store:
-    """Encode on the thread that calls: zarr's one event loop took 26 us a cell more."""
-    encode = {
-        "none": lambda values: values,
-        "zstd": Zstd(_ZSTD_LEVEL).encode,
-        "blosc": Blosc("lz4", _LZ4_LEVEL, Blosc.BITSHUFFLE).encode,
-    }[codec]
+    encode = encoder(codec)
     folder, chunk = Path(array.store_path.store.root, array.path), array.chunks[0]
 
     def store(start: int, values: NDArray[Any]) -> None:
         path = folder / array.metadata.encode_chunk_key((start // chunk,))
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(encode(_padded(values, chunk)))
+        path.write_bytes(encode(padded(values, chunk)))
 
     return store
 
@@ -268,7 +289,7 @@ def _hdf5_store(array: Any, codec: str) -> Store:
     lock, chunk = Lock(), array.chunks[0]
 
     def store(start: int, values: NDArray[Any]) -> None:
-        encoded = encode(_padded(values, chunk))
+        encoded = encode(padded(values, chunk))
         with lock:
             array.resize((max(array.shape[0], start + len(values)),))
             array.id.write_direct_chunk((start,), encoded)
@@ -276,7 +297,7 @@ def _hdf5_store(array: Any, codec: str) -> Store:
     return store
 
 
-def _padded(values: NDArray[Any], n: int) -> NDArray[Any]:
+def padded(values: NDArray[Any], n: int) -> NDArray[Any]:
     """Fill a chunk up to its length, as both formats have it on disk."""
     return values if len(values) == n else np.pad(values, (0, n - len(values)))
 

@@ -21,40 +21,26 @@ PACKAGE = Path(streamtrain.__file__).parent
 
 # DESIGN, section 2: each module imports from its own layer or those below. A new module needs a
 # place here; the longest prefix counts.
+# fmt: off
 LAYERS = [
     ("errors", "kernels"),
     (
-        "atomic",
-        "budget",
-        "buffers",
-        "config",
-        "pickled",
-        "progress",
-        "quotas",
-        "rows",
-        "scratch",
-        "threads",
+        "atomic", "budget", "buffers", "config", "partial", "pickled", "progress", "quotas", "rows",
+        "scratch", "threads",
     ),
-    ("scaling", "sampling", "strata", "mixing", "expression", "synthetic", "writing"),
+    ("scaling", "sampling", "strata", "mixing", "expression"),
+    ("sharded", "shards", "shuffle", "synthetic", "writing"),
     ("sources", "decode"),
-    (
-        "cells",
-        "spill",
-        "streaming",
-        "batches",
-        "sampling_columns",
-        "tiles",
-        "holdout",
-        "ordered",
-    ),
-    ("strategies", "serving", "loader"),
+    ("cells", "spill", "streaming", "batches", "sampling_columns", "tiles", "holdout", "named"),
+    ("ordered", "strategies", "serving", "loader"),
     ("voting", "obs_columns", "annotations", "overcluster"),
     ("celltypist_export", "celltypist_import", "model_edit", "model_schema", "model_store"),
     ("solvers", "model", "gpu"),
     ("rounds", "scoring", "selection", "warm_start"),
-    ("train", "predict", "evaluate", "plot", "simulate", "cluster", "convert"),
+    ("train", "predict", "evaluate", "plot", "simulate", "cluster", "convert", "conversion"),
     ("demo", "cli", "__main__", ""),
 ]
+# fmt: on
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # Only these may import them, and inside functions.
 GUARDED = {"gpu": {"rounds", "train", "cluster"}, "cluster": {"train"}}
@@ -248,6 +234,7 @@ PUBLIC = {
     "Loader": "loader",
     "Model": "model",
     "Settings": "config",
+    "convert": "convert",
     "evaluate": "evaluate",
     "open_source": "sources",
     "predict": "predict",

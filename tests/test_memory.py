@@ -22,6 +22,8 @@ elif what == "solve":
     streamtrain.train(
         source, "cell_type", normalize="log1p", memory=memory, max_iter=3, progress=False
     )
+elif what == "convert":
+    streamtrain.convert(source, model, memory=memory, shuffle=True, progress=False, overwrite=True)
 else:
     streamtrain.predict(
         model, source, normalize="log1p", memory=memory, out=rest[0], overwrite=True,
@@ -59,3 +61,7 @@ def test_memory__stays_in_the_budget(tmp_path):
     assert peak("train", large, model, "150MB") - base < 150e6
     assert peak("solve", large, model, "150MB") - base < 150e6
     assert peak("predict", large, model, "150MB", tmp_path / "p.parquet") - base < 150e6
+    out = tmp_path / "out.zarr"
+    peak("convert", tiny, out, "150MB")
+    base = peak("convert", tiny, out, "150MB")
+    assert peak("convert", large, out, "150MB") - base < 150e6

@@ -83,6 +83,16 @@ def from_dense(dense, indptr, data, indices):
 
 
 @jit
+def place(values, starts, stops, places, indptr, out):
+    """Copy the stretches [start, stop) of `values` to the cells `places` of `out` at `indptr`."""
+    for i in range(len(places)):
+        source = values[starts[i] : stops[i]]
+        target = out[indptr[places[i]] : indptr[places[i] + 1]]
+        for k in range(len(source)):
+            target[k] = source[k]
+
+
+@jit
 def select_genes(data, indices, indptr, position, out_data, out_indices):
     """Keep the entries of the genes with a `position` of at least 0, there; returns the offsets."""
     out_indptr = np.empty(len(indptr), np.int64)

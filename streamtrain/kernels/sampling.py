@@ -1,4 +1,4 @@
-"""Cells grouped into strata, and draws: first of a stratum, then of a cell in it.
+"""Cells grouped into strata, draws: first of a stratum, then of a cell in it; permutations.
 
 Cells of a stratum lie in `order` from starts[s] to starts[s + 1]; no stratum is empty. The strata
 of class k are first[k] to first[k + 1].
@@ -179,3 +179,16 @@ def race(codes, batch_keys, weights, scale, begin, uniforms, limit, keys, cells)
             cells[found] = cell
             found += 1
     return found
+
+
+@jit
+def permute(order, stop, uniforms):
+    """Carry a Fisher-Yates shuffle (Durstenfeld 1964) on: place the cells `stop` - 1 downwards.
+
+    One place of `order` is settled by each of the numbers in [0, 1). Their 53 random bits leave
+    each of n cells a chance within n / 2^53 of even.
+    """
+    for k in range(len(uniforms)):
+        i = stop - 1 - k
+        j = np.int64(uniforms[k] * (i + 1))
+        order[i], order[j] = order[j], order[i]

@@ -52,6 +52,32 @@ def factorise(slices: Iterable[NDArray[np.object_]], length: int) -> pd.Categori
     return pd.Categorical.from_codes(rank[codes], categories=pd.Index(names[order], dtype=object))
 
 
+def plain_text(values: pd.Series[Any]) -> pd.Series[Any]:
+    """A column as `Frame.column` gives it, but text with a value of its own in each row as text.
+
+    Text comes as a categorical from any frame; AnnData, too, makes text one if values repeat.
+    """
+    if not isinstance(values.dtype, pd.CategoricalDtype) or values.cat.ordered:
+        return values
+    names = values.cat.categories
+    sorted_text = names.dtype.kind == "O" and names.is_monotonic_increasing
+    return values.astype(object) if sorted_text and len(names) == len(values) else values
+
+
+def table(frame: Frame, names: NDArray[np.object_]) -> pd.DataFrame:
+    """All columns of a frame under `names`; text with a value of its own in each row stays text.
+
+    The frame's own index, where `names` differ from it, is kept as the column "var_names".
+    """
+    columns: dict[str, Any] = {}
+    for name in frame.columns():
+        columns[name] = plain_text(frame.column(name)).array
+    index = frame.index(0, len(frame))
+    if "var_names" not in columns and not np.array_equal(index, names):
+        columns["var_names"] = index
+    return pd.DataFrame(columns, index=pd.Index(names, dtype=object))
+
+
 def as_text(values: Any) -> NDArray[np.object_]:
     """Turn an array of any string type into an object array of str."""
     text: NDArray[np.object_] = np.asarray(values).astype(object)

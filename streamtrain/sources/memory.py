@@ -13,13 +13,14 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from streamtrain.errors import InputError
-from streamtrain.sources.columns import MemoryFrame
+from streamtrain.sources.columns import MemoryFrame, table
 from streamtrain.sources.csc import CscMatrix
 from streamtrain.sources.derived import SlicedMatrix, SubsetMatrix
 from streamtrain.sources.genes import IGNORED, Genes, gene_names, given_names
 from streamtrain.sources.matrix import CsrMatrix, DenseMatrix, Matrix
 from streamtrain.sources.opened import MatrixSource
 from streamtrain.sources.store import (
+    OTHERS,
     close_root,
     matrix_key,
     no_matrix,
@@ -149,9 +150,13 @@ class AnnDataSource(MatrixSource):
             var_index = None if raw else np.arange(parent.n_vars)[adata._vidx]
             self._subset = obs_index, var_index
             matrix = SubsetMatrix(matrix, *self._subset)
-        var = MemoryFrame(parent.raw.var if raw else adata.var, f"var of {name}")
-        genes = gene_names(var, gene_key, name)
-        # A view's obs is of a class that holds on to the whole AnnData, pickled or not.
+        # A view's obs and var are of a class that holds on to the whole AnnData, pickled or not.
+        frame = parent.raw.var if raw else pd.DataFrame(adata.var) if adata.is_view else adata.var
+        self._var = MemoryFrame(frame, f"var of {name}")
+        genes = gene_names(self._var, gene_key, name)
+        groups = [f"{g}/{k}" for g in OTHERS for k in getattr(parent, g)]
+        groups += ["X"] * (parent.X is not None) + ["raw/X"] * (parent.raw is not None)
+        self._left_out = [key for key in groups if key != matrix_key(layer)]
         obs = pd.DataFrame(adata.obs) if adata.is_view else adata.obs
         super().__init__(name, matrix, MemoryFrame(obs, f"obs of {name}"), genes)
         self._root: Any = None
@@ -159,6 +164,14 @@ class AnnDataSource(MatrixSource):
     def __getstate__(self) -> dict[str, Any]:
         state = {**self.__dict__, "_root": None}
         return state if self._file is None else {**state, "_matrix": None}
+
+    def var(self) -> pd.DataFrame:
+        """The columns of var, under the gene names."""
+        return table(self._var, self.genes)
+
+    def left_out(self) -> list[str]:
+        """Names of what else the AnnData holds beside obs, var and this matrix."""
+        return self._left_out
 
     def _open(self) -> None:
         layer, memory, scratch = self._options

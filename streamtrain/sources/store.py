@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import pandas as pd
 
 from streamtrain.decode.arrays import gatherable
 from streamtrain.errors import InputError, near
-from streamtrain.sources.columns import StoredFrame
+from streamtrain.sources.columns import StoredFrame, table
 from streamtrain.sources.csc import CscMatrix
 from streamtrain.sources.damage import READ_ERRORS, reading, stored_attr
 from streamtrain.sources.genes import gene_names
@@ -17,6 +18,7 @@ from streamtrain.sources.matrix import CsrMatrix, DenseMatrix, Matrix
 from streamtrain.sources.opened import MatrixSource
 from streamtrain.threads import Threads
 
+OTHERS = ("layers", "obsm", "varm", "obsp", "varp", "uns")
 NOT_ANNDATA = "write one with AnnData.write_h5ad or AnnData.write_zarr"
 
 
@@ -54,10 +56,8 @@ class StoreSource(MatrixSource):
         self._open()
         try:
             matrix, obs = self._parts()
-            var_key = "raw/var" if self.matrix == "raw/X" else "var"
-            with reading(self.name):
-                var = StoredFrame(self._root[var_key], f"{var_key} of {self.name}", self._uns())
-            super().__init__(self.name, matrix, obs, gene_names(var, gene_key, self.name))
+            genes = gene_names(self._var(), gene_key, self.name)
+            super().__init__(self.name, matrix, obs, genes)
         except BaseException:
             self.close()
             raise
@@ -84,6 +84,24 @@ class StoreSource(MatrixSource):
         except BaseException:
             close_root(self._root)
             raise
+
+    def _var(self) -> StoredFrame:
+        key = "raw/var" if matrix_key(self._layer) == "raw/X" else "var"
+        with reading(self.name):
+            return StoredFrame(self._root[key], f"{key} of {self.name}", self._uns())
+
+    def var(self) -> pd.DataFrame:
+        """The columns of var, under the gene names."""
+        self._parts()
+        return table(self._var(), self.genes)
+
+    def left_out(self) -> list[str]:
+        """Names of what else the AnnData holds beside obs, var and this matrix."""
+        self._parts()
+        with reading(self.name):
+            groups = [f"{g}/{k}" for g in OTHERS if g in self._root for k in self._root[g]]
+            groups += [key for key in ("X", "raw/X") if key in self._root]
+        return [key for key in groups if key != matrix_key(self._layer)]
 
     def close(self) -> None:
         """Close the file and delete scratch, if any."""

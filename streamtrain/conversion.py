@@ -1,0 +1,241 @@
+"""Cells enter; a checked AnnData in a partial folder leaves, by stages that can be gone on with."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from streamtrain.budget import BLOCK, format_bytes, release_freed
+from streamtrain.errors import InputError
+from streamtrain.named import PER_CELL, NamedCells
+from streamtrain.partial import Partial, State
+from streamtrain.progress import counted
+from streamtrain.sampling import permutation
+from streamtrain.sharded import Named, ShardedAnnData, create
+from streamtrain.shuffle import CELL_BYTES, MOST, Buckets, index_type
+from streamtrain.sources import open_source
+from streamtrain.sources.base import Source
+from streamtrain.streaming import ahead
+
+logger = logging.getLogger(__name__)
+
+_EVERY = 60.0  # seconds from one commit to the next; what a kill loses
+_SLICE = 1 << 20  # cells whose places are held at a time beside the permutation
+_VERIFIED = 16 * 10**6  # bytes of stored cells read back at a time
+_NAME, _FILES = 24, 36  # bytes of a name on disk, about, and of a cell's obs, offset, sum, lengths
+
+
+class Conversion:
+    """The stages of one conversion, each of which goes on from what the journal holds.
+
+    Parameters
+    ----------
+    cells
+        What to convert.
+    partial
+        The folder to do it in.
+    settings
+        The arguments of `convert`.
+    room
+        Bytes for cells.
+    pool
+        Threads that encode.
+    """
+
+    def __init__(
+        self, cells: NamedCells, partial: Partial, settings: State, room: int, pool: Executor
+    ) -> None:
+        self.cells, self.partial, self.settings, self.pool = cells, partial, settings, pool
+        self.block, self.window = min(BLOCK, room // 6), room // 3
+        self.dtype = cells.source.dtype
+        self._committed = time.monotonic()
+        folder, scratch = partial.folder / "buckets", settings["scratch"]
+        if scratch is not None:
+            key = hashlib.sha256(str(partial.folder).encode()).hexdigest()[:12]
+            folder = Path(scratch).expanduser() / f".streamtrain-{key}"
+        self.buckets_folder = partial.beside(folder) if settings["shuffle"] else folder
+        self._order: NDArray[Any] | None = None
+
+    def _due(self) -> bool:
+        return time.monotonic() - self._committed >= _EVERY
+
+    def _commit(self, **state: Any) -> None:
+        self.partial.commit(**state)
+        self._committed = time.monotonic()
+
+    def lay_out(self) -> None:
+        """Check that all will fit, and write obs and var."""
+        if self.partial.state and self._intact():
+            logger.info("going on with what stands in %s", self.partial.folder)
+            return
+        cells, settings, source = self.cells, self.settings, self.cells.source
+        n_buckets = self._require_space()
+        left_out: list[str] = getattr(source, "left_out", list)()
+        if left_out:
+            logger.warning("%s: left out of the output: %s", source.name, ", ".join(left_out))
+        if settings["shuffle"]:
+            self._order = permutation(cells.n_obs, settings["random_state"])
+        columns = ((c, cells.obs(c, self._order)) for c in source.obs_columns())
+        how = {"shuffle": settings["shuffle"], "generator": "streamtrain.convert"}
+        if settings["shuffle"]:
+            how["random_state"] = settings["random_state"]
+        create(
+            self.partial.store, source.name, columns, _var(source), {"convert": how}, cells.n_obs,
+            {"data": self.dtype, "indices": np.dtype(settings["index_dtype"])},
+            settings["compression"], settings["chunk_size"], settings["shard_size"],
+        )  # fmt: skip
+        self._commit(n_buckets=n_buckets, swept=0, written={})
+
+    def _require_space(self) -> int:
+        """Refuse to begin what will not fit; returns into how many buckets the cells go."""
+        n, settings = self.cells.n_obs, self.settings
+        entries, encoded = self.cells.sizes(settings["compression"], settings["index_dtype"])
+        entry = self.dtype.itemsize + index_type(self.cells.source.n_vars).itemsize
+        moved = n * (entries * entry + CELL_BYTES + _NAME) if settings["shuffle"] else 0
+        final = n * (encoded + _FILES + _NAME)
+        what = f"{n:,} cells of {entries:,.0f} entries"
+        if settings["scratch"] is not None and moved:
+            require(self.buckets_folder, moved, f"shuffling {what}", "scratch=FOLDER (--scratch)")
+            moved = 0
+        remedy = "out (--out)"
+        if moved:
+            what = f"{what}, while they are shuffled,"
+            remedy += ", or shuffle on another by scratch=FOLDER (--scratch)"
+        require(self.partial.folder, final + moved, what, remedy)
+        return int(np.clip(-(-n * (entries * entry + PER_CELL) // self.window), 1, MOST))
+
+    def _intact(self) -> bool:
+        """Whether the buckets that are still needed are there; else all is begun anew."""
+        if not self.settings["shuffle"]:
+            return True
+        if self._buckets().intact(self.partial.state["written"].get("n_obs", 0)):
+            return True
+        logger.warning("files in %s are missing: it is begun anew", self.buckets_folder)
+        self.partial.clear()
+        return False
+
+    def _buckets(self) -> Buckets:
+        state, source = self.partial.state, self.cells.source
+        return Buckets(
+            self.buckets_folder, self.cells.n_obs, source.n_vars, self.dtype, state["n_buckets"],
+            state.get("sizes"),
+        )  # fmt: skip
+
+    def scatter(self) -> None:
+        """Sweep the source once, and append each cell to the bucket of its place."""
+        cells, start = self.cells, self.partial.state["swept"]
+        if start == cells.n_obs:
+            return
+        place = _places(self._order, cells.n_obs, self.settings["random_state"])
+        self._order = None
+        buckets = self._buckets()
+        for position, block in cells.stream(start, self.block, "Shuffling"):
+            start = position + block.rows.n_obs
+            buckets.append(block, place[position:start].astype(np.int64))
+            if start == cells.n_obs or self._due():
+                buckets.sync()
+                self._commit(swept=start, sizes=buckets.sizes)
+
+    def _blocks(self, start: int) -> Iterator[tuple[int, Named]]:
+        """Cells in the order to be written, from `start` on."""
+        if not self.settings["shuffle"]:
+            return self.cells.stream(start, self.block, "Converting")
+        windows = ahead(_numbered(self._buckets().windows(start, self.window), start))
+        return counted(windows, "Writing", self.cells.n_obs, show=self.cells.progress)
+
+    def write(self) -> None:
+        """Append the cells to the store in their order, and check it."""
+        cells, state = self.cells, self.partial.state["written"]
+        store = ShardedAnnData(
+            self.partial.folder, self.partial.store, self.settings["compression"], self.pool,
+            2 * cells.threads.n, state,
+        )  # fmt: skip
+        with closing(store):
+            if store.n_obs < cells.n_obs:
+                for _, block in self._blocks(store.n_obs):
+                    store.append(block)
+                    if store.n_obs == cells.n_obs or self._due():
+                        self._commit(written=store.commit())
+                        if self.settings["shuffle"]:
+                            self._buckets().delete_before(store.n_obs)
+            store.finish()
+            release_freed()
+            self._verify(store)
+
+    def _verify(self, store: ShardedAnnData) -> None:
+        start, n_obs = time.monotonic(), self.cells.n_obs
+        different = self._difference(store)
+        if different is not None:
+            self.partial.discard()
+            raise OSError(
+                f"what was written reads back as something else ({different} different): the disk "
+                "or the memory of this machine may be faulty; nothing was kept"
+            )
+        seconds = time.monotonic() - start
+        logger.info("%s cells read back and found the same in %.1f s", f"{n_obs:,}", seconds)
+
+    def _difference(self, store: ShardedAnnData) -> str | None:
+        """Read everything back, and name what differs from what was read from the source."""
+        # zarr leaves the chunks that it decoded to the garbage collector: 50 MB took 350.
+        nbytes = min(_VERIFIED, self.block // 2)
+        with closing(open_source(self.partial.store, memory=nbytes)) as written:
+            found = NamedCells(written, None, self.cells.threads, self.cells.progress)
+            source = self.cells.source
+            if found.n_obs != self.cells.n_obs or list(written.genes) != list(source.genes):
+                return "its cells or genes are"
+            for position, block in found.stream(0, nbytes, "Checking"):
+                expected = store.files["sums"][position : position + block.rows.n_obs]
+                differ = np.flatnonzero(expected != block.sums)
+                if len(differ):
+                    return f"cell {position + int(differ[0])} is"
+        return None
+
+
+def _numbered(windows: Iterator[Named], start: int) -> Iterator[tuple[int, Named]]:
+    for window in windows:
+        yield start, window
+        start += window.rows.n_obs
+
+
+def _places(order: NDArray[Any] | None, n_obs: int, seed: int) -> NDArray[Any]:
+    """Where each cell goes: the inverse of the permutation, which is drawn again if need be."""
+    if order is None:
+        order = permutation(n_obs, seed)
+    place = np.empty_like(order)
+    for start in range(0, n_obs, _SLICE):
+        part = order[start : start + _SLICE]
+        place[part] = np.arange(start, start + len(part))
+    return place
+
+
+def require(folder: Path, nbytes: float, what: str, remedy: str) -> None:
+    """Refuse to begin what will not fit.
+
+    Raises
+    ------
+    InputError
+        If the disk of `folder` has less than `nbytes` free.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < nbytes:
+        raise InputError(
+            f"{what} takes about {format_bytes(nbytes)}, and {folder.parent} has "
+            f"{format_bytes(free)} free: choose a larger disk by {remedy}"
+        )
+
+
+def _var(source: Source) -> pd.DataFrame:
+    """Columns of var, where the source has such (a joined collection has the names alone)."""
+    columns = getattr(source, "var", None)
+    return pd.DataFrame(index=source.genes) if columns is None else columns()

@@ -1,0 +1,224 @@
+"""convert(): cells from anywhere in; a sharded zarr AnnData, shuffled if asked, out; streamed."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from numbers import Integral
+from pathlib import Path
+from typing import Any, Literal
+
+from streamtrain.atomic import check_output
+from streamtrain.budget import READING_RESERVE, format_bytes, parse_bytes, release_freed
+from streamtrain.cells import select_rows
+from streamtrain.conversion import Conversion
+from streamtrain.errors import InputError, near
+from streamtrain.named import NamedCells
+from streamtrain.partial import Partial, State
+from streamtrain.shards import CHUNK, SHARD
+from streamtrain.sources import open_source
+from streamtrain.sources.base import Source
+from streamtrain.sources.genes import Genes
+from streamtrain.threads import Threads
+from streamtrain.writing import COMPRESSION
+
+_LEAST = 32 * 10**6  # bytes of cells that must fit in the budget beside what is fixed
+
+
+def convert(
+    X: Any,
+    out: str | os.PathLike[str],
+    *,
+    shuffle: bool = False,
+    random_state: int = 0,
+    layer: str | None = None,
+    gene_key: str | None = None,
+    genes: Genes | None = None,
+    transpose_input: bool = False,
+    where: str | None = None,
+    compression: Literal["blosc", "zstd", "none"] = "blosc",
+    index_dtype: Literal["int32", "uint16"] = "int32",
+    chunk_size: int = CHUNK,
+    shard_size: int = SHARD,
+    memory: int | str | None = None,
+    scratch: str | None = None,
+    n_jobs: int | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Path:
+    """Write cells as a zarr AnnData that reads fast, in storage order or shuffled.
+
+    The values stay as they are, and so do all columns of obs and var, but that text which repeats
+    becomes categories. What else an AnnData holds (other layers, obsm, uns) is left out and
+    logged. With `shuffle` the cells come in one of all orders, each as likely as any other: cell
+    ``order[k]`` of those selected becomes the k-th, for
+    ``order = streamtrain.sampling.permutation(n, random_state)``. Reading the result in order then
+    is reading at random.
+
+    Everything is read back and compared at the end, cell by cell, before the output takes its
+    place. A run that was interrupted or killed goes on when it is called again with the same
+    arguments, and gives the same bytes; until then `.NAME.partial` stands beside the output. It
+    loses the last minute at most. Cells in memory cannot be compared with what was begun, and are
+    begun anew.
+
+    Parameters
+    ----------
+    X, genes, layer, gene_key, transpose_input, where
+        Cells x genes and which of them, as in `train`; names by `gene_key` become var's index.
+    out
+        Folder for the AnnData, ending in .zarr.
+    shuffle
+        Whether to shuffle the cells. This takes scratch of the size of the matrix, uncompressed.
+    random_state
+        Seed of the shuffle.
+    compression
+        Of the matrix: "blosc" (lz4 with bitshuffle), "zstd" or "none". zstd takes half the space
+        of blosc for normalised values and as much for counts, and decodes at half the speed.
+    index_dtype
+        Type of the gene positions. "uint16", for up to 65,536 genes, decodes a third faster;
+        anndata, scanpy and annbatch read it as well.
+    chunk_size, shard_size
+        Entries of a chunk, which is decoded whole, and of a file; the second a multiple of the
+        first. The defaults are 131,072 (about 50 cells) and 16,777,216.
+    memory
+        Bytes to stay within, as in `train`; 8 bytes a cell of it are for the permutation.
+    scratch
+        Folder on a local disk for shuffling. The default is beside the output.
+    n_jobs
+        Threads; None and -1 take every CPU. The output is the same for any number.
+    overwrite
+        Replace `out` if it exists.
+    progress
+        Show progress on standard error if it takes more than two seconds.
+
+    Returns
+    -------
+    Path
+        The AnnData.
+
+    Raises
+    ------
+    InputError
+        If the cells cannot be read, `out` exists or cannot be written, a setting is out of range,
+        or the disk or the budget is too small.
+    FileNotFoundError
+        If X does not exist.
+    OSError
+        If what was written reads back as something else.
+    """
+    _check(shuffle, random_state, compression, index_dtype, chunk_size, shard_size)
+    path = Path(out)
+    if path.suffix != ".zarr":
+        raise InputError(f"the output must end in .zarr and is {str(path)!r}: rename it")
+    target = check_output(path, overwrite, folder=True)
+    files = _files(X)
+    _keep_inputs(target, files)
+    budget = parse_bytes(memory)
+    with (
+        closing(
+            open_source(
+                X, layer=layer, gene_key=gene_key, genes=genes, transpose=transpose_input,
+                memory=budget // 4, scratch=scratch, progress=progress,
+            )
+        ) as source,
+        Threads(n_jobs) as threads,
+        ThreadPoolExecutor(threads.n, "streamtrain-encode") as pool,
+    ):  # fmt: skip
+        rows = select_rows(source, where)
+        cells = NamedCells(source, rows, threads, progress)
+        if cells.n_obs == 0:
+            raise InputError(f"{source.name} has no cells")
+        if index_dtype == "uint16" and source.n_vars > 2**16:
+            raise InputError(
+                f"index_dtype='uint16' is for at most 65,536 genes, and {source.name} has "
+                f"{source.n_vars:,}: leave it out (--index-dtype)"
+            )
+        settings: State = {
+            "layer": layer, "where": where, "shuffle": bool(shuffle), "scratch": scratch,
+            "random_state": int(random_state) if shuffle else None, "compression": compression,
+            "index_dtype": index_dtype, "chunk_size": int(chunk_size),
+            "shard_size": int(shard_size),
+        }  # fmt: skip
+        known = None if files is None else settings | _identity(source, files)
+        with Partial(target, known) as partial:
+            run = Conversion(cells, partial, settings, _room(budget, cells.n_obs, shuffle), pool)
+            run.lay_out()
+            if shuffle:
+                run.scatter()
+                release_freed()
+            run.write()
+            partial.finish(overwrite)
+    return path
+
+
+def _room(budget: int, n_obs: int, shuffle: bool) -> int:
+    """Bytes for cells beside what is fixed."""
+    fixed = READING_RESERVE + (8 * n_obs if shuffle else 0)
+    if budget < fixed + _LEAST:
+        raise InputError(
+            f"memory={format_bytes(budget)} is too small for {n_obs:,} cells: at least "
+            f"{format_bytes(fixed + _LEAST)} are needed (--memory)"
+        )
+    return budget - fixed
+
+
+def _check(
+    shuffle: bool, random_state: int, compression: str, index_dtype: str, chunk: int, shard: int
+) -> None:
+    if not isinstance(shuffle, bool):
+        raise InputError(f"shuffle must be True or False; got {shuffle!r}")
+    for name, whole, least in (
+        ("random_state", random_state, 0), ("chunk_size", chunk, 1), ("shard_size", shard, 1)
+    ):  # fmt: skip
+        if not isinstance(whole, Integral) or isinstance(whole, bool) or whole < least:
+            raise InputError(f"{name} must be a whole number of at least {least}; got {whole!r}")
+    if shard % chunk:
+        raise InputError(
+            f"shard_size must be a multiple of chunk_size; got {shard:,} and {chunk:,} "
+            "(--shard-size, --chunk-size)"
+        )
+    choices = {"compression": COMPRESSION[".zarr"], "index_dtype": ("int32", "uint16")}
+    for name, text in (("compression", compression), ("index_dtype", index_dtype)):
+        if text not in choices[name]:
+            raise InputError(f"{name}={text!r} is not known: {near(str(text), choices[name])}")
+
+
+def _files(X: Any) -> list[Path] | None:
+    """The files that X names, a pattern expanded; None for cells in memory."""
+    if isinstance(X, (str, os.PathLike)):
+        path = Path(X).expanduser()
+        if path.exists():
+            return [path.resolve()]
+        return [Path(p).resolve() for p in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
+    if isinstance(X, (list, tuple)) and all(isinstance(x, (str, os.PathLike)) for x in X):
+        return [path for x in X for path in _files(x) or ()]
+    return None
+
+
+def _keep_inputs(target: Path, files: list[Path] | None) -> None:
+    for path in files or ():
+        if target == path or target in path.parents or path in target.parents:
+            raise InputError(
+                f"the output {str(target)!r} would take the place of what is read, "
+                f"{str(path)!r}: choose another path"
+            )
+
+
+def _identity(source: Source, files: list[Path]) -> State:
+    """What tells whether a source is the same as before: its shape, genes, and files' times."""
+    digest = hashlib.sha256()
+    for path in files:
+        parts = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        for part in parts:
+            found = part.stat()
+            digest.update(f"{part}\0{found.st_size}\0{found.st_mtime_ns}\n".encode())
+    names = "\n".join(source.genes).encode()
+    return {
+        "files": digest.hexdigest(),
+        "genes": hashlib.sha256(names).hexdigest(),
+        "shape": [source.n_obs, source.n_vars],
+        "dtype": str(source.dtype),
+    }

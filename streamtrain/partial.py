@@ -1,0 +1,232 @@
+"""An output that takes long enters; a hidden folder in which it grows, and goes on after a kill."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamtrain.atomic import fsync, put_in_place, remove
+from streamtrain.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+State = dict[str, Any]  # plain values, as JSON holds them
+_JOURNAL, _LOCK = "journal.json", "lock"
+
+
+class Partial:
+    """The folder `.NAME.partial` beside an output, with a journal of what in it is complete.
+
+    A context manager. Left by an exception it stays, if anything was committed, so that the same
+    call goes on from the last commit; after `finish` it is gone. A process that is killed leaves
+    the same.
+
+    Parameters
+    ----------
+    target
+        The output, a zarr store.
+    settings
+        What the output is made from and how, as plain values: the journal of other settings is
+        not gone on with. None for what cannot be compared: then nothing is gone on with.
+
+    Raises
+    ------
+    InputError
+        If another process writes the same output.
+    """
+
+    def __init__(self, target: Path, settings: State | None) -> None:
+        self.folder = target.parent / f".{target.name}.partial"
+        self.store = self.folder / "store.zarr"
+        self.state: State = {}
+        self._target, self._settings = target, settings
+        self._beside: list[Path] = []
+
+    def __enter__(self) -> Self:
+        self.folder.mkdir(exist_ok=True)
+        self._lock = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._lock)
+            raise InputError(
+                f"another process writes {self._target}: wait for it, or choose another output"
+            ) from error
+        found = self._read()
+        if found is not None and self._settings is not None:
+            former = found["settings"]
+            differ = sorted(
+                k for k in former | self._settings if former.get(k) != self._settings.get(k)
+            )
+            if not differ:
+                self.state = found["state"]
+                return self
+            logger.warning(
+                "%s was begun with other settings (%s): it is begun anew",
+                self._target, ", ".join(differ),
+            )  # fmt: skip
+        self.clear()
+        return self
+
+    def clear(self) -> None:
+        """Begin anew, in an empty folder."""
+        self.state = {}
+        for path in self.folder.iterdir():
+            if path.name != _LOCK:
+                remove(path)
+        for folder in self._beside:
+            remove(folder)
+            _make(folder)
+
+    def _read(self) -> State | None:
+        try:
+            found = json.loads((self.folder / _JOURNAL).read_text(encoding="utf-8"))
+            return found if {"settings", "state"} <= set(found) and found["settings"] else None
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def beside(self, folder: Path) -> Path:
+        """Name a folder elsewhere that belongs to this one: it goes when this one goes."""
+        self._beside.append(folder)
+        if not self.state:
+            remove(folder)
+        _make(folder)
+        return folder
+
+    def commit(self, **state: Any) -> None:
+        """Record what is complete, once it is on the disk: a call goes on from here."""
+        self.state |= state
+        new = self.folder / f"{_JOURNAL}.new"
+        text = json.dumps({"settings": self._settings, "state": self.state})
+        with disk_full(self.folder):
+            new.write_text(text, encoding="utf-8")
+        fsync(new)
+        new.replace(self.folder / _JOURNAL)
+        fsync(self.folder)
+
+    def finish(self, overwrite: bool) -> None:
+        """Put the store in its place, and delete all else."""
+        put_in_place(self.store, self._target, overwrite)
+        self.discard()
+
+    def discard(self) -> None:
+        """Delete everything, so that the next call begins anew."""
+        self.state = {}
+        for folder in (*self._beside, self.folder):
+            remove(folder)
+
+    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
+        try:
+            if failed is not None and self.state and self._settings is not None:
+                logger.warning(
+                    "what is done so far stays in %s: run the same again to go on from there, or "
+                    "delete it", self.folder,
+                )  # fmt: skip
+            elif failed is not None:
+                self.discard()
+        finally:
+            os.close(self._lock)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"scratch must be a folder that can be written; {folder.parent}: {error.strerror}"
+        ) from error
+
+
+class GrowingFile:
+    """A file of values of one type that grows at its end; what was not committed is cut off.
+
+    Parameters
+    ----------
+    path
+        The file.
+    dtype
+        Of the values.
+    length
+        Values to keep of those that are there.
+    """
+
+    def __init__(self, path: Path, dtype: Any, length: int) -> None:
+        self.path, self.dtype, self.length = path, np.dtype(dtype), length
+        self._handle = os.open(path, os.O_RDWR | os.O_CREAT)
+        os.ftruncate(self._handle, length * self.dtype.itemsize)
+
+    def append(self, values: NDArray[Any]) -> None:
+        """Write values after those already there."""
+        write_all(
+            self._handle,
+            values.astype(self.dtype, copy=False),
+            self.length * self.dtype.itemsize,
+            self.path,
+        )
+        self.length += len(values)
+
+    def __getitem__(self, part: slice) -> NDArray[Any]:
+        start, stop, _ = part.indices(self.length)
+        return read_exactly(
+            self._handle, stop - start, self.dtype, start * self.dtype.itemsize, self.path
+        )
+
+    def sync(self) -> None:
+        """Have the system write it to the disk."""
+        os.fsync(self._handle)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._handle)
+
+
+@contextmanager
+def disk_full(path: Path) -> Iterator[None]:
+    """Word the error of a disk that is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise InputError(
+            f"the disk of {path} is full ({error.strerror}): free some space there, or choose a "
+            "larger disk"
+        ) from error
+
+
+def write_all(handle: int, values: Any, offset: int, path: Path) -> int:
+    """Write a buffer of any type to a file at `offset`, and return where it ends."""
+    view = memoryview(values).cast("B") if len(values) else memoryview(b"")
+    with disk_full(path):
+        while len(view):
+            done = os.pwrite(handle, view, offset)
+            view, offset = view[done:], offset + done
+    return offset
+
+
+def read_exactly(handle: int, n: int, dtype: Any, offset: int, path: Path) -> NDArray[Any]:
+    """Read `n` values of a type from a file at `offset`.
+
+    Raises
+    ------
+    OSError
+        If the file ends before.
+    """
+    out: NDArray[Any] = np.empty(max(0, n), dtype)
+    view = out.view(np.uint8).data
+    while len(view):
+        done = os.preadv(handle, [view], offset)
+        if done == 0:
+            raise OSError(f"{path} ended early: something else wrote to it; begin anew without it")
+        view, offset = view[done:], offset + done
+    return out
