@@ -11,7 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from cyclopts import App, Parameter, convert
+from cyclopts import App, Parameter
+from cyclopts import convert as convert_tokens
 
 from streamtrain.config import Settings
 from streamtrain.errors import InputError
@@ -30,7 +31,7 @@ app = App(
 def _by_name(kind: Any, tokens: Any) -> Any:
     """Turn --quotas.NAME 5 --quotas.OTHER 9 into a dict, and --quotas equal into a text."""
     if not isinstance(tokens, dict):
-        return convert(kind, [token.value for token in tokens])
+        return convert_tokens(kind, [token.value for token in tokens])
     (number,) = (get_args(k)[1] for k in get_args(kind) if get_origin(k) is dict)
     named: dict[str, Any] = {}
     for name, given in tokens.items():
@@ -69,6 +70,7 @@ def train(
     genes: str | None = None,
     overwrite: bool = False,
     quiet: bool = False,
+    storage_options: dict[str, str] | None = None,
     settings: Annotated[_Settings, Parameter(name="*")] = _Settings(),
 ) -> None:
     """Train a classifier on the cells of SOURCE and save it.
@@ -83,7 +85,8 @@ def train(
         AnnData on disk, an .h5ad file or a zarr folder; or raw counts, which are normalised: a
         text table (.csv, .txt, .tsv, .tab), a Matrix Market file (.mtx), gzipped or not, or a 10x
         folder. Several AnnData as one: their paths, a quoted pattern ("atlases/*.h5ad"), a folder
-        of them, or a collection that annbatch wrote.
+        of them, or a collection that annbatch wrote. They may lie on a server:
+        s3://, gs://, az://, https://.
     labels
         Column of obs with the cell types, or a text file with one label a line.
     out
@@ -96,6 +99,10 @@ def train(
         Replace outputs that exist.
     quiet
         Print nothing but warnings and errors.
+    storage_options
+        Of a server: --storage-options.region eu-west-1, endpoint, skip_signature and so on.
+        Credentials belong into the environment (AWS_*, GOOGLE_*, AZURE_*), not here where
+        others on the machine see them.
     """
     _log(quiet)
     from streamtrain import atomic
@@ -109,7 +116,10 @@ def train(
             raise InputError(f"--celltypist must end in .pkl; got {str(celltypist)!r}")
         if celltypist.resolve() == out.resolve():
             raise InputError(f"--out and --celltypist must differ; got {str(out)!r} for both")
-    model = run(_one(source), labels, genes, progress=not quiet, **settings.to_dict())
+    model = run(
+        _one(source), labels, genes, progress=not quiet, storage_options=storage_options,
+        **settings.to_dict(),
+    )  # fmt: skip
     model.save(out, overwrite=overwrite)
     if celltypist is not None:
         model.to_celltypist(celltypist, overwrite=overwrite)
@@ -147,6 +157,7 @@ def predict(
     n_jobs: int | None = None,
     overwrite: bool = False,
     quiet: bool = False,
+    storage_options: dict[str, str] | None = None,
 ) -> None:
     """Annotate the cells of SOURCE with MODEL, in a table or in columns of obs.
 
@@ -162,7 +173,8 @@ def predict(
         AnnData on disk, an .h5ad file or a zarr folder; or raw counts, which are normalised: a
         text table (.csv, .txt, .tsv, .tab), a Matrix Market file (.mtx), gzipped or not, or a 10x
         folder. Several AnnData are annotated each as by itself: their paths, a quoted pattern
-        ("atlases/*.h5ad"), a folder of them, or a collection that annbatch wrote.
+        ("atlases/*.h5ad"), a folder of them, or a collection that annbatch wrote. They may
+        lie on a server: s3://, gs://, az://, https://.
     out
         File for the predictions: .parquet, .csv or .csv.gz, one row a cell; or .h5ad or .zarr, if
         SOURCE is such a file: a copy of it whose obs has the predictions as well.
@@ -213,6 +225,10 @@ def predict(
         Replace the output, or columns of obs, if they exist.
     quiet
         Print nothing but warnings and errors.
+    storage_options
+        Of a server: --storage-options.region eu-west-1, endpoint, skip_signature and so on.
+        Credentials belong into the environment (AWS_*, GOOGLE_*, AZURE_*), not here where
+        others on the machine see them.
     """
     _log(quiet)
     if out is None and not in_place:
@@ -225,7 +241,7 @@ def predict(
         scores=scores, out=out, in_place=in_place, prefix=prefix, overwrite=overwrite,
         normalize=normalize, check_expression=check_expression, layer=layer, gene_key=gene_key,
         cells=cells, transpose_input=transpose_input, where=where, memory=memory, scratch=scratch,
-        n_jobs=n_jobs, progress=not quiet,
+        n_jobs=n_jobs, progress=not quiet, storage_options=storage_options,
     )  # fmt: skip
     if not quiet:
         print(f"saved as {out}" if out is not None else f"added to obs of {source[0]}")

@@ -17,6 +17,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from streamtrain.budget import format_bytes
+from streamtrain.decode.address import Address
 from streamtrain.errors import InputError
 from streamtrain.progress import counted
 from streamtrain.rows import Rows
@@ -124,11 +125,11 @@ def _stored(X: Any, group: str, key: str) -> Any:
     """What an AnnData, in memory or on disk, keeps for its cells under a name, or None."""
     if is_a(X, "anndata", "AnnData"):
         return getattr(X, group).get(key)
-    if not isinstance(X, (str, os.PathLike)):
+    if not isinstance(X, (str, os.PathLike, Address)):
         return None
     from anndata.io import read_elem
 
-    root = open_root(Path(X).expanduser(), str(X))
+    root = open_root(X if isinstance(X, Address) else Path(X).expanduser(), str(X))
     try:
         return read_elem(root[group][key]) if group in root and key in root[group] else None
     finally:

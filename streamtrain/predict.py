@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from numbers import Real
@@ -29,6 +29,7 @@ from streamtrain.annotations import (
 )
 from streamtrain.budget import BLOCK, READING_RESERVE, format_bytes, parse_bytes
 from streamtrain.cells import Labels, expression_of, require_file, select_rows
+from streamtrain.decode.address import Address, located
 from streamtrain.errors import InputError
 from streamtrain.expression import MAX_LOG1P, Normalize
 from streamtrain.model import Model
@@ -83,6 +84,7 @@ def predict(
     scratch: str | None = None,
     n_jobs: int | None = None,
     progress: bool = True,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> pd.DataFrame | None:
     """Annotate cells with a model, by CellTypist's rules, without holding them in memory.
 
@@ -138,6 +140,8 @@ def predict(
         Whether a text table is genes x cells.
     progress
         Show progress on standard error if it takes more than two seconds.
+    storage_options
+        As in `train`.
 
     Returns
     -------
@@ -166,6 +170,7 @@ def predict(
         raise InputError(
             "probabilities and scores both add a column for each cell type: choose one"
         )
+    X = located(X, storage_options)
     members = find_members(X)
     if members is not None:
         X = members.items[0] if len(members.items) == 1 else members
@@ -307,6 +312,10 @@ def _file(
         return TableFile(out, overwrite)
     if not (copy or in_place):
         return None
+    if isinstance(X, Address):
+        raise InputError(
+            f"no columns can be added to {X.name}, on a server: write to .parquet or .csv instead"
+        )
     if isinstance(X, Members):
         raise InputError(
             f"obs columns are added to one .h5ad file or zarr folder, and {X.name} is several: "

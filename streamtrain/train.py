@@ -6,7 +6,7 @@ import logging
 import os
 import platform
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from datetime import datetime
@@ -27,6 +27,7 @@ from streamtrain.budget import (
 )
 from streamtrain.cells import Cells, Labels, expression_of, labelled_cells, require_file
 from streamtrain.config import Settings, takes_settings
+from streamtrain.decode.address import located
 from streamtrain.errors import InputError
 from streamtrain.holdout import hold_out
 from streamtrain.model import Model
@@ -69,6 +70,7 @@ def train(
     genes: Genes | None = None,
     *,
     progress: bool = True,
+    storage_options: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Model:
     """Train a CellTypist classifier from cells on disk, without holding them in memory.
@@ -77,7 +79,8 @@ def train(
     ----------
     X
         Cells x genes. On disk: the path of an AnnData (.h5ad, or a zarr folder) with log1p
-        expression normalised to 10,000 counts; or of raw counts, normalised here: a text table
+        expression normalised to 10,000 counts, or its address on a server (s3://, gs://, az://,
+        https://); or of raw counts, normalised here: a text table
         (.csv, .txt, .tsv, .tab), a Matrix Market file (.mtx), gzipped or not, or a 10x folder. In
         memory: an AnnData (backed ones too), a SciPy sparse matrix or array, a NumPy or Dask array,
         a DataFrame. Several AnnData as one: a list, a pattern such as "atlases/*.h5ad", a folder of
@@ -91,6 +94,10 @@ def train(
         carries none.
     progress
         Show progress on standard error in stages that take more than two seconds.
+    storage_options
+        For an address: region, endpoint, credentials and other settings of obstore's store or
+        HTTP client, where they are not in the environment (AWS_*, GOOGLE_*, AZURE_*). They are not
+        kept in the model.
     **settings
         Any field of `Settings`:
         {settings}
@@ -128,6 +135,7 @@ def train(
     check(config)
     if config.scratch is not None:
         free_disk(config.scratch)  # refuses what is no folder
+    X = located(X, storage_options)
     require_file(genes, "genes")
     config.warn_of_ignored()
     budget = parse_bytes(config.memory)

@@ -307,7 +307,8 @@ def test_settings__each_documented_once_in_order():
 
 def test_train__shows_every_setting():
     signature = inspect.signature(streamtrain.train)
-    assert list(signature.parameters) == ["X", "labels", "genes", "progress", *NAMES]
+    own = ["X", "labels", "genes", "progress", "storage_options"]
+    assert list(signature.parameters) == [*own, *NAMES]
     for f in fields(Settings):
         parameter = signature.parameters[f.name]
         assert parameter.default == f.default

@@ -198,8 +198,8 @@ def run(code, cwd=None, **environment):
 
 
 HEAVY = {
-    "anndata", "celltypist", "cupy", "dask", "h5py", "matplotlib", "numba", "pandas", "scipy",
-    "sklearn", "xarray", "zarr",
+    "anndata", "celltypist", "cupy", "dask", "h5py", "matplotlib", "numba", "obstore", "pandas",
+    "scipy", "sklearn", "xarray", "zarr",
 }  # fmt: skip
 
 

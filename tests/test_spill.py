@@ -106,6 +106,20 @@ def test_from_dense__keeps_nan_and_strides():
         np.testing.assert_array_equal(data, np.array([np.nan, np.inf, 2], np.float32))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.uint16])
+def test_place__as_python(dtype):
+    values = np.arange(100, 120).astype(dtype)
+    starts, stops = np.array([3, 0, 10, 10, 7]), np.array([5, 3, 10, 14, 10])
+    places = np.array([4, 0, 3, 1, 2])
+    lengths = np.zeros(5, int)
+    lengths[places] = stops - starts
+    indptr = np.concatenate([[0], np.cumsum(lengths)])
+    out = np.zeros(indptr[-1], dtype)
+    csr.place(values, starts, stops, places, indptr, out)
+    for start, stop, place in zip(starts, stops, places, strict=True):
+        assert out[indptr[place] : indptr[place + 1]].tolist() == values[start:stop].tolist()
+
+
 @pytest.mark.parametrize(("values", "found"), [
     ([], True), ([0, 3, 65_535], True), ([65_536], False), ([-1], False), ([0.5], False),
     ([np.nan], False), ([np.inf], False), ([-0.0], True),

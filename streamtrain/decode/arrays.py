@@ -149,7 +149,8 @@ class StoredArray:
                 self._rest = end, rest[1][end - rest[0] :]
             touched = touched[1:]
         self.decoded += len(touched) * n * self.dtype.itemsize
-        threads = self._threads or every_cpu()
+        # Waiting for a server takes no CPU: it has more threads than there are CPUs.
+        threads = self._chunks.files.threads or self._threads or every_cpu()
         threads.each(work, self._tasks(touched, threads.n))
         return not wrong
 

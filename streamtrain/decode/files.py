@@ -11,6 +11,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from streamtrain.threads import Threads
+
 Bytes = NDArray[np.uint8]
 
 _OPEN = 64  # files kept open: a shard is read many times, a chunk file of its own once
@@ -19,9 +21,13 @@ _OPEN = 64  # files kept open: a shard is read many times, a chunk file of its o
 class Files(Protocol):
     """Files of one store, or a single file under the name ""."""
 
-    n_parallel: int | None  # reads worth having under way at a time; None: one a thread
     gap: int  # bytes that cost less to read in passing than another request
     name: str
+
+    @property
+    def threads(self) -> Threads | None:
+        """Threads of their own, where reading is waiting; None: those of the run."""
+        ...
 
     def read(self, key: str, start: int, stop: int) -> Bytes:
         """Bytes start to stop, all of them or OSError."""
@@ -54,8 +60,8 @@ class _Handle:
 class LocalFiles:
     """Files below a folder, or one file, by pread."""
 
-    n_parallel: int | None = None
     gap = 64 * 1024  # a read costs about as much as 64 KB
+    threads = None
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.name = str(root)

@@ -15,6 +15,7 @@ from streamtrain.decode import codecs
 from streamtrain.decode.chunks import Chunks, Place
 from streamtrain.decode.codecs import Decoder
 from streamtrain.decode.files import Files, LocalFiles
+from streamtrain.decode.seekable import remote_file
 
 
 @dataclass
@@ -70,14 +71,14 @@ def of_hdf5(dataset: h5py.Dataset) -> Chunks | None:
     written, for types that numpy does not have (of 12 bits, say), and for filters that `codecs`
     does not know.
     """
-    if not _is_plain(dataset):
+    files = _files(dataset)
+    if files is None:
         return None
     plist = dataset.id.get_create_plist()
     filters = [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
     decoder = codecs.for_hdf5(filters, dataset.dtype)
     if decoder is None:
         return None
-    files = LocalFiles(dataset.file.filename)
     if dataset.chunks is None:
         offset = dataset.id.get_offset()  # None: compact in its header, or never written
         n = max(1, (1 << 20) // dataset.dtype.itemsize)
@@ -100,21 +101,26 @@ def of_hdf5(dataset: h5py.Dataset) -> Chunks | None:
     return Hdf5Chunks(files, n, decoder, table, masks)
 
 
-def _is_plain(dataset: h5py.Dataset) -> bool:
-    """Whether the file holds the entries as numpy would, all written, at offsets from its start."""
+def _files(dataset: h5py.Dataset) -> Files | None:
+    """The file, if it holds the entries as numpy would, all written, at offsets from its start."""
     file = dataset.file
     if (
         file.mode != "r"
         or file.swmr_mode
-        or file.driver != "sec2"
         or file.userblock_size
         or dataset.is_virtual
         or dataset.external
     ):
-        return False
+        return None
     if not dataset.id.get_type().equal(h5py.h5t.py_create(dataset.dtype, logical=True)):
-        return False
+        return None
+    if file.driver == "fileobj":
+        remote = remote_file(file.filename)
+        return None if remote is None else remote.files
+    if file.driver != "sec2":
+        return None
     try:  # another file may have taken the name since
-        return os.path.samestat(os.fstat(file.id.get_vfd_handle()), Path(file.filename).stat())
+        same = os.path.samestat(os.fstat(file.id.get_vfd_handle()), Path(file.filename).stat())
     except OSError:
-        return False
+        return None
+    return LocalFiles(file.filename) if same else None

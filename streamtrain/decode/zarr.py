@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
@@ -51,7 +52,9 @@ class ShardedChunks:
     at_end: bool
     checksum: bool
     padded = True
-    _indexes: OrderedDict[int, NDArray[np.uint64] | None] = field(default_factory=OrderedDict)
+    _indexes: OrderedDict[int, Future[NDArray[np.uint64] | None]] = field(
+        default_factory=OrderedDict
+    )
     _lock: Any = field(default_factory=Lock)
 
     @property
@@ -68,9 +71,24 @@ class ShardedChunks:
     def _index(self, shard: int) -> NDArray[np.uint64] | None:
         """Offset and size of each chunk of a shard; None where there is no such file."""
         with self._lock:
-            if shard in self._indexes:
+            found = self._indexes.get(shard)
+            if found is not None:
                 self._indexes.move_to_end(shard)
-                return self._indexes[shard]
+            else:  # others that ask meanwhile wait for it
+                mine = self._indexes[shard] = Future()
+                if len(self._indexes) > _INDEXES:
+                    self._indexes.popitem(last=False)
+        if found is not None:
+            return found.result()
+        try:
+            mine.set_result(self._read_index(shard))
+        except BaseException as error:
+            with self._lock:
+                self._indexes.pop(shard, None)
+            mine.set_exception(error)
+        return mine.result()
+
+    def _read_index(self, shard: int) -> NDArray[np.uint64] | None:
         nbytes = 16 * self.per_shard + 4 * self.checksum
         key, files = self.shards.key(shard), self.files
         if self.at_end:
@@ -80,17 +98,12 @@ class ShardedChunks:
                 raw = files.read(key, 0, nbytes)
             except FileNotFoundError:
                 raw = None
-        index = None
-        if raw is not None:
-            if len(raw) != nbytes:
-                raise ValueError(f"shard {key} has {len(raw)} bytes, fewer than its index")
-            body = codecs.verified(raw) if self.checksum else raw
-            index = body.view("<u8").reshape(self.per_shard, 2)
-        with self._lock:
-            self._indexes[shard] = index
-            if len(self._indexes) > _INDEXES:
-                self._indexes.popitem(last=False)
-        return index
+        if raw is None:
+            return None
+        if len(raw) != nbytes:
+            raise ValueError(f"shard {key} has {len(raw)} bytes, fewer than its index")
+        body = codecs.verified(raw) if self.checksum else raw
+        return body.view("<u8").reshape(self.per_shard, 2)
 
     def places(self, chunks: NDArray[np.int64]) -> list[Place | None]:
         """Where they lie, if they do."""
@@ -114,9 +127,12 @@ def of_zarr(array: Any) -> Chunks | None:
     from zarr.storage import LocalStore
 
     store = array.store_path.store
-    if not isinstance(store, LocalStore):
+    # A store that reads from a server brings its files along.
+    files: Files | None = getattr(store, "files", None)
+    if isinstance(store, LocalStore):
+        files = LocalFiles(store.root)
+    if files is None:
         return None
-    files: Files = LocalFiles(store.root)
     metadata, path = array.metadata, array.path
     if metadata.zarr_format == 2:
         compressor = metadata.compressor

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +43,7 @@ def open_source(
     scratch: str | Path | None = None,
     progress: bool = True,
     threads: Threads | None = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> Source:
     """Open cells x genes for reading by row, wherever they are.
 
@@ -55,6 +56,8 @@ def open_source(
         array, a DataFrame with one column per gene, or a dask array. Text is parsed here, in
         blocks, onto scratch. Several AnnData as one: a list of paths or objects, a pattern such as
         "atlases/*.h5ad", a folder of them, or a collection that annbatch wrote.
+        An .h5ad file or a zarr folder may lie on a server, at an address that begins with s3://,
+        gs://, az://, https:// or http://: only what is needed is read.
     layer
         Which matrix of an AnnData: None for X, "raw" for raw/X with its own genes, else a layer's
         name.
@@ -79,6 +82,10 @@ def open_source(
         Show progress on standard error while text is parsed.
     threads
         They decode what is read; None for one a CPU.
+    storage_options
+        For an address: settings of obstore's store, such as region, endpoint, access_key_id or
+        skip_signature, and of its HTTP client, such as proxy_url. Credentials are else taken from
+        the environment (AWS_*, GOOGLE_*, AZURE_*), and public data needs none.
 
     Returns
     -------
@@ -90,8 +97,12 @@ def open_source(
     FileNotFoundError
         Where the path does not exist.
     InputError
-        Where X is of another type, is damaged, or lacks what the other arguments name.
+        Where X is of another type, is damaged, or lacks what the other arguments name; or a
+        server does not give it.
     """
+    from streamtrain.decode.address import located
+
+    X = located(X, storage_options)
     X, members = _members(X, join)
     if members is not None:
         _refuse_for_anndata(genes, transpose)
@@ -105,6 +116,7 @@ def open_source(
 
 def _members(X: Any, join: Genes | None) -> tuple[Any, Members | None]:
     """Tell what files X means; one alone is itself, unless genes of it are to be chosen."""
+    from streamtrain.decode.address import Address
     from streamtrain.sources.joins import require_join
     from streamtrain.sources.members import find_members
     from streamtrain.sources.memory import is_a
@@ -113,8 +125,10 @@ def _members(X: Any, join: Genes | None) -> tuple[Any, Members | None]:
     chosen = join is not None and not (isinstance(join, str) and join in ("inner", "outer"))
     members = find_members(X)
     if members is None and chosen:
-        if is_text(X) or not (isinstance(X, str | os.PathLike) or is_a(X, "anndata", "AnnData")):
-            what = X if isinstance(X, str | os.PathLike) else f"a {type(X).__name__}"
+        if is_text(X) or not (
+            isinstance(X, str | os.PathLike | Address) or is_a(X, "anndata", "AnnData")
+        ):
+            what = X if isinstance(X, str | os.PathLike | Address) else f"a {type(X).__name__}"
             raise InputError(f"join with names of genes is for an AnnData, and X is {what}")
         members = find_members([X])
     elif members is not None and len(members.items) == 1 and not chosen:
@@ -153,6 +167,7 @@ def _open_one(
     threads: Threads | None,
 ) -> Source:
     """Open one file or object; see `open_source`."""
+    from streamtrain.decode.address import Address
     from streamtrain.sources import memory as in_memory
     from streamtrain.sources.mtx import parse_10x
     from streamtrain.sources.store import StoreSource
@@ -160,10 +175,18 @@ def _open_one(
 
     path = Path(X).expanduser() if isinstance(X, str | os.PathLike) else None
     parse = None if path is None else _parser(path)
-    if parse is None and (path is not None or in_memory.is_a(X, "anndata", "AnnData")):
+    store: Path | Address | None = path
+    if isinstance(X, Address):
+        if X.suffix in (*TEXT, ".gz", ".zip"):
+            raise InputError(
+                f"{X.name} is text or packed, which is not read from a server: download it, and "
+                "pass the path"
+            )
+        store = X
+    if parse is None and (store is not None or in_memory.is_a(X, "anndata", "AnnData")):
         _refuse_for_anndata(genes, transpose)
-        if path is not None:
-            return StoreSource(path, layer, gene_key, memory, scratch, threads)
+        if store is not None:
+            return StoreSource(store, layer, gene_key, memory, scratch, threads)
         return in_memory.AnnDataSource(X, layer, gene_key, memory, scratch)
     if parse is parse_10x:
         parse, gene_key = partial(parse_10x, gene_key=gene_key), None
@@ -232,10 +255,12 @@ def open_expression(X: Any, *, above: float | None = None, **options: Any) -> So
     InputError
         Where X does not hold expression and there is no raw; and as `open_source`.
     """
+    from streamtrain.decode.address import located
     from streamtrain.sources.memory import AnnDataSource
     from streamtrain.sources.store import StoreSource
 
     join = options.pop("join", "inner")
+    X = located(X, options.pop("storage_options", None))
     X, members = _members(X, join)
     if members is not None:
         _refuse_for_anndata(options.pop("genes", None), options.pop("transpose", False))

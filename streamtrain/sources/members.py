@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from streamtrain.decode.address import Address
 from streamtrain.errors import InputError
 from streamtrain.sources.memory import is_a
 from streamtrain.sources.mtx import find_10x
@@ -29,7 +30,7 @@ class Members:
     name
         What messages call the whole.
     items
-        Paths or AnnData objects, one at least.
+        Paths, addresses or AnnData objects, one at least.
     names
         What messages call each.
     """
@@ -86,25 +87,29 @@ def _listed(X: Iterable[Any]) -> Members:
             raise InputError(
                 f"X[{i}] is {str(item)!r}, several files itself: list these, or pass it alone"
             )
-        if not path and not is_a(item, "anndata", "AnnData"):
+        stored = path or isinstance(item, Address)
+        if not stored and not is_a(item, "anndata", "AnnData"):
             raise InputError(
                 f"a list as X holds paths or AnnData objects, and X[{i}] is a "
                 f"{type(item).__name__}: lists are not nested; pass other matrices one by one, as "
                 "numpy or scipy arrays"
             )
     paths = [Path(x).expanduser() if isinstance(x, str | os.PathLike) else x for x in items]
-    names = [str(x) if isinstance(x, Path) else f"AnnData {i}" for i, x in enumerate(paths)]
+    names = [
+        str(x) if isinstance(x, Path | Address) else f"AnnData {i}" for i, x in enumerate(paths)
+    ]
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return _members(names[0] + more, paths, names)
 
 
 def _members(name: str, items: list[Any], names: list[str] | None = None) -> Members:
-    seen: set[Path] = set()
+    seen: set[str] = set()
     for item in items:
-        if isinstance(item, Path):
-            if item.resolve() in seen:
+        if isinstance(item, Path | Address):
+            real = str(item.resolve()) if isinstance(item, Path) else item.url
+            if real in seen:
                 raise InputError(f"{name}: {item} is there twice: name each file once")
-            seen.add(item.resolve())
+            seen.add(real)
     return Members(name, items, names or [str(item) for item in items])
 
 

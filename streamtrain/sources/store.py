@@ -1,4 +1,4 @@
-"""AnnData on disk: an .h5ad file or a zarr folder enters, a Source leaves."""
+"""AnnData on disk or on a server: an .h5ad file or a zarr folder enters, a Source leaves."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 import h5py
 import pandas as pd
 
+from streamtrain.decode.address import Address
 from streamtrain.decode.arrays import gatherable
+from streamtrain.decode.seekable import remote_file
 from streamtrain.errors import InputError, near
 from streamtrain.sources.columns import StoredFrame, table
 from streamtrain.sources.csc import CscMatrix
@@ -23,14 +25,14 @@ NOT_ANNDATA = "write one with AnnData.write_h5ad or AnnData.write_zarr"
 
 
 class StoreSource(MatrixSource):
-    """Cells of an AnnData on disk.
+    """Cells of an AnnData on disk or on a server.
 
     A copy that was pickled, and one that was closed, opens the file again at its next read.
 
     Parameters
     ----------
     path
-        .h5ad file, zarr folder or zipped zarr.
+        .h5ad file, zarr folder or zipped zarr; or the address of one of the former.
     layer
         None for X, "raw", or the name of a layer.
     gene_key
@@ -43,14 +45,14 @@ class StoreSource(MatrixSource):
 
     def __init__(
         self,
-        path: str | Path,
+        path: str | Path | Address,
         layer: str | None = None,
         gene_key: str | None = None,
         memory: int | None = None,
         scratch: str | Path | None = None,
         threads: Threads | None = None,
     ) -> None:
-        self._path, self._layer = Path(path), layer
+        self._path, self._layer = path if isinstance(path, Address) else Path(path), layer
         self._memory, self._scratch, self._threads = memory, scratch, threads
         self.name, self.matrix = str(path), matrix_key(layer)
         self._open()
@@ -63,9 +65,9 @@ class StoreSource(MatrixSource):
             raise
 
     @property
-    def path(self) -> Path:
-        """Where it lies on disk."""
-        return self._path
+    def path(self) -> Path | None:
+        """Where it lies on disk; None on a server."""
+        return self._path if isinstance(self._path, Path) else None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_root": None, "_matrix": None, "_obs": None, "_threads": None}
@@ -110,7 +112,7 @@ class StoreSource(MatrixSource):
         self._root = self._matrix = self._obs = None
 
 
-def open_root(path: Path, name: str) -> Any:
+def open_root(path: Path | Address, name: str) -> Any:
     """Open the root group of an AnnData for reading.
 
     Raises
@@ -120,13 +122,21 @@ def open_root(path: Path, name: str) -> Any:
     InputError
         Where it is no AnnData, or damaged.
     """
-    if not path.exists():
+    if isinstance(path, Address):
+        from streamtrain.sources.remote import open_remote
+
+        root = open_remote(path)
+    elif not path.exists():
         raise FileNotFoundError(f"{name} does not exist")
-    if path.is_dir() or path.name.endswith(".zip"):
+    elif path.is_dir() or path.name.endswith(".zip"):
         root = _open_zarr(path, name)
     else:
         root = _open_hdf5(path, name)
-    missing = [key for key in ("obs", "var") if key not in root]
+    try:
+        missing = [key for key in ("obs", "var") if key not in root]
+    except BaseException:
+        close_root(root)
+        raise
     if missing:
         close_root(root)
         raise InputError(f"{name} is not an AnnData: it has no {missing[0]}; {NOT_ANNDATA}")
@@ -136,7 +146,10 @@ def open_root(path: Path, name: str) -> Any:
 def close_root(root: Any) -> None:
     """Close an HDF5 file or a zarr store."""
     if isinstance(root, h5py.File):
+        remote = remote_file(root.filename) if root and root.driver == "fileobj" else None
         root.close()
+        if remote is not None:
+            remote.files.close()
     elif root is not None:
         root.store.close()
 
