@@ -354,6 +354,7 @@ def convert(
     layer: str | None = None,
     gene_key: str | None = None,
     genes: Path | None = None,
+    join: str = "outer",
     transpose_input: bool = False,
     where: str | None = None,
     compression: Literal["blosc", "zstd", "none"] = "blosc",
@@ -365,6 +366,7 @@ def convert(
     n_jobs: int | None = None,
     overwrite: bool = False,
     quiet: bool = False,
+    storage_options: dict[str, str] | None = None,
 ) -> None:
     """Write the cells of SOURCES as one zarr AnnData that reads fast, shuffled if asked.
 
@@ -381,7 +383,8 @@ def convert(
     ----------
     sources
         AnnData on disk, an .h5ad file or a zarr folder; or a text table (.csv, .txt, .tsv, .tab), a
-        Matrix Market file (.mtx), gzipped or not, or a 10x folder. Several are joined.
+        Matrix Market file (.mtx), gzipped or not, or a 10x folder. Several AnnData are joined; they
+        may lie on a server: s3://, gs://, az://, https://.
     out
         Folder for the AnnData, ending in .zarr.
     shuffle
@@ -394,6 +397,9 @@ def convert(
         Column of var that holds the gene names. The default is the index of var.
     genes
         Text file with the gene names, one a line, for a matrix without them.
+    join
+        Genes of several files: outer (the default, as counts can be normalised only over all genes
+        of their cell), inner, or a text file with one gene a line.
     transpose_input
         The text table is genes x cells.
     where
@@ -417,13 +423,15 @@ def convert(
         Replace the output if it exists.
     quiet
         Print nothing but warnings and errors.
+    storage_options
+        Of a server, as of streamtrain train.
     """
     _log(quiet)
     from streamtrain.convert import convert as run
 
     sizes = {"chunk_size": chunk_size, "shard_size": shard_size}
     run(
-        sources[0] if len(sources) == 1 else sources, out, shuffle=shuffle,
+        _one(sources), out, join=join, storage_options=storage_options, shuffle=shuffle,
         random_state=random_state, layer=layer, gene_key=gene_key, genes=genes,
         transpose_input=transpose_input, where=where, compression=compression,
         index_dtype=index_dtype, memory=memory, scratch=scratch, n_jobs=n_jobs,

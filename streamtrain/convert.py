@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from numbers import Integral
@@ -15,6 +15,7 @@ from streamtrain.atomic import check_output
 from streamtrain.budget import READING_RESERVE, format_bytes, parse_bytes, release_freed
 from streamtrain.cells import select_rows
 from streamtrain.conversion import Conversion
+from streamtrain.decode.address import Address, located
 from streamtrain.errors import InputError, near
 from streamtrain.named import NamedCells
 from streamtrain.partial import Partial, State
@@ -22,6 +23,7 @@ from streamtrain.shards import CHUNK, SHARD
 from streamtrain.sources import open_source
 from streamtrain.sources.base import Source
 from streamtrain.sources.genes import Genes
+from streamtrain.sources.members import find_members
 from streamtrain.threads import Threads
 from streamtrain.writing import COMPRESSION
 
@@ -37,6 +39,7 @@ def convert(
     layer: str | None = None,
     gene_key: str | None = None,
     genes: Genes | None = None,
+    join: Genes = "outer",
     transpose_input: bool = False,
     where: str | None = None,
     compression: Literal["blosc", "zstd", "none"] = "blosc",
@@ -48,6 +51,7 @@ def convert(
     n_jobs: int | None = None,
     overwrite: bool = False,
     progress: bool = True,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write cells as a zarr AnnData that reads fast, in storage order or shuffled.
 
@@ -68,6 +72,9 @@ def convert(
     ----------
     X, genes, layer, gene_key, transpose_input, where
         Cells x genes and which of them, as in `train`; names by `gene_key` become var's index.
+    join
+        Genes of several files, as in `open_source`; but "outer" unless asked otherwise, as counts
+        can be normalised only over all genes of their cell.
     out
         Folder for the AnnData, ending in .zarr.
     shuffle
@@ -93,6 +100,8 @@ def convert(
         Replace `out` if it exists.
     progress
         Show progress on standard error if it takes more than two seconds.
+    storage_options
+        Credentials and settings of a remote store, as in `open_source`.
 
     Returns
     -------
@@ -110,21 +119,24 @@ def convert(
         If what was written reads back as something else.
     """
     _check(shuffle, random_state, compression, index_dtype, chunk_size, shard_size)
+    if "://" in str(out):
+        raise InputError(f"the output must be a folder on a disk, and is {str(out)!r}")
     path = Path(out)
     if path.suffix != ".zarr":
         raise InputError(f"the output must end in .zarr and is {str(path)!r}: rename it")
     target = check_output(path, overwrite, folder=True)
+    X = located(X, storage_options)
     files = _files(X)
     _keep_inputs(target, files)
     budget = parse_bytes(memory)
     with (
+        Threads(n_jobs) as threads,
         closing(
             open_source(
                 X, layer=layer, gene_key=gene_key, genes=genes, transpose=transpose_input,
-                memory=budget // 4, scratch=scratch, progress=progress,
+                join=join, memory=budget // 4, scratch=scratch, progress=progress, threads=threads,
             )
         ) as source,
-        Threads(n_jobs) as threads,
         ThreadPoolExecutor(threads.n, "streamtrain-encode") as pool,
     ):  # fmt: skip
         rows = select_rows(source, where)
@@ -137,7 +149,8 @@ def convert(
                 f"{source.n_vars:,}: leave it out (--index-dtype)"
             )
         settings: State = {
-            "layer": layer, "where": where, "shuffle": bool(shuffle), "scratch": scratch,
+            "layer": layer, "gene_key": gene_key, "where": where, "shuffle": bool(shuffle),
+            "scratch": scratch,
             "random_state": int(random_state) if shuffle else None, "compression": compression,
             "index_dtype": index_dtype, "chunk_size": int(chunk_size),
             "shard_size": int(shard_size),
@@ -186,31 +199,36 @@ def _check(
             raise InputError(f"{name}={text!r} is not known: {near(str(text), choices[name])}")
 
 
-def _files(X: Any) -> list[Path] | None:
-    """The files that X names, a pattern expanded; None for cells in memory."""
-    if isinstance(X, (str, os.PathLike)):
-        path = Path(X).expanduser()
-        if path.exists():
-            return [path.resolve()]
-        return [Path(p).resolve() for p in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
-    if isinstance(X, (list, tuple)) and all(isinstance(x, (str, os.PathLike)) for x in X):
-        return [path for x in X for path in _files(x) or ()]
-    return None
+def _files(X: Any) -> list[Path | Address] | None:
+    """The files and addresses that X names; None for cells in memory."""
+    members = find_members(X)
+    items = [X] if members is None else members.items
+    if not all(isinstance(item, (str, os.PathLike, Address)) for item in items):
+        return None
+    return [i if isinstance(i, Address) else Path(i).expanduser().resolve() for i in items]
 
 
-def _keep_inputs(target: Path, files: list[Path] | None) -> None:
+def _keep_inputs(target: Path, files: list[Path | Address] | None) -> None:
     for path in files or ():
-        if target == path or target in path.parents or path in target.parents:
+        if isinstance(path, Path) and (
+            target == path or target in path.parents or path in target.parents
+        ):
             raise InputError(
                 f"the output {str(target)!r} would take the place of what is read, "
                 f"{str(path)!r}: choose another path"
             )
 
 
-def _identity(source: Source, files: list[Path]) -> State:
-    """What tells whether a source is the same as before: its shape, genes, and files' times."""
+def _identity(source: Source, files: list[Path | Address]) -> State:
+    """What tells whether a source is the same as before: its shape, genes, and files' times.
+
+    Of an address the name alone, as servers do not all tell when a file changed.
+    """
     digest = hashlib.sha256()
     for path in files:
+        if isinstance(path, Address):
+            digest.update(f"{path}\n".encode())
+            continue
         parts = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
         for part in parts:
             found = part.stat()

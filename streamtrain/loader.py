@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self, get_args
@@ -35,6 +35,7 @@ from streamtrain.scratch import free_disk
 from streamtrain.serving import Job, in_blocks, serve
 from streamtrain.sources import open_source
 from streamtrain.sources.base import Source
+from streamtrain.sources.genes import Genes
 from streamtrain.sources.matrix import COUNTS
 from streamtrain.strategies import Means, Name, Strategy, choose
 from streamtrain.streaming import ahead
@@ -84,7 +85,7 @@ class Loader:
 
     Parameters
     ----------
-    X, genes, layer, gene_key
+    X, genes, layer, gene_key, join, storage_options
         As of `open_source`.
     labels
         Name of the obs column with the classes, one label a cell, or None for none.
@@ -155,6 +156,8 @@ class Loader:
         window: int = 16_384,
         layer: str | None = None,
         gene_key: str | None = None,
+        join: Genes = "inner",
+        storage_options: Mapping[str, Any] | None = None,
         where: str | None = None,
         drop_unlabeled: bool = False,
         normalize: Literal["log1p"] | None = None,
@@ -189,8 +192,9 @@ class Loader:
             source = stack.enter_context(
                 closing(
                     open_source(
-                        X, layer=layer, gene_key=gene_key, genes=genes, memory=budget // 4,
-                        scratch=scratch, progress=progress, threads=threads,
+                        X, layer=layer, gene_key=gene_key, genes=genes, join=join,
+                        memory=budget // 4, scratch=scratch, progress=progress,
+                        storage_options=storage_options, threads=threads,
                     )
                 )
             )  # fmt: skip

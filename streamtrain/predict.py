@@ -201,13 +201,13 @@ def predict(
     above = MAX_LOG1P if check_expression else None
     opener = open_source if normalize else partial(open_expression, above=above)
     with (
+        Threads(n_jobs) as threads,
         closing(
             opener(
                 X, layer=layer, gene_key=gene_key, genes=genes, transpose=transpose_input,
-                join=None, memory=budget // 4, scratch=scratch, progress=progress,
+                join=None, memory=budget // 4, scratch=scratch, progress=progress, threads=threads,
             )
         ) as source,
-        Threads(n_jobs) as threads,
     ):  # fmt: skip
         report_files(source, normalize, "range" if check_expression else None)
         rows = select_rows(source, where)

@@ -14,6 +14,18 @@ BIT[[(1 << bit) % 37 for bit in range(32)]] = np.arange(32)
 
 
 @jit
+def any_repeated(indices, indptr, n_vars):
+    """Tell whether a gene stands twice in any cell; all positions must lie in range."""
+    seen = np.full(n_vars, -1, np.int64)
+    for i in range(len(indptr) - 1):
+        for k in range(indptr[i], indptr[i + 1]):
+            if seen[indices[k]] == i:
+                return True
+            seen[indices[k]] = i
+    return False
+
+
+@jit
 def sort_genes(data, indices, indptr, n_vars):
     """Sort each cell's entries by gene, in place; no gene may stand twice in a cell.
 

@@ -14,7 +14,7 @@ from streamtrain.budget import format_bytes
 from streamtrain.buffers import empty
 from streamtrain.decode.slices import as_gatherable
 from streamtrain.errors import InputError
-from streamtrain.kernels import csr
+from streamtrain.kernels import csr, remap
 from streamtrain.rows import Rows, stack
 from streamtrain.sources.damage import damaged, fetch, plain_dtype, reading
 from streamtrain.threads import Threads, every_cpu
@@ -97,22 +97,34 @@ def cut(
 def canonical(rows: Rows, name: str, threads: Threads | None = None) -> Rows:
     """Sort each cell's genes and sum duplicates, where needed; refuse gene positions out of range.
 
-    `rows.indices` must be int32 or uint16.
+    `rows.indices` must be int32 or uint16; cells are sorted in place.
     """
     verdicts: list[int] = []
+    repeated: list[bool] = []
+    threads, indices = threads or every_cpu(), rows.indices
 
     def check(start: int, stop: int) -> None:
         indptr = rows.indptr[start : stop + 1]
-        verdicts.append(csr.check_indices(rows.indices, indptr, rows.n_vars)[0])
+        verdicts.append(csr.check_indices(indices, indptr, rows.n_vars)[0])
 
-    (threads or every_cpu()).share(rows.n_obs, check)
+    def sort(start: int, stop: int) -> None:
+        indptr = rows.indptr[start : stop + 1]
+        repeated.append(remap.any_repeated(indices, indptr, rows.n_vars))
+        if not repeated[-1]:
+            remap.sort_genes(rows.data, indices, indptr, rows.n_vars)
+
+    threads.share(rows.n_obs, check)
     if csr.OUT_OF_RANGE in verdicts:
         raise damaged(name, f"a cell has a gene position outside 0 to {rows.n_vars - 1}")
     if csr.UNSORTED not in verdicts:
         return rows
-    indices = rows.indices.astype(np.int32, copy=False)
+    threads.share(rows.n_obs, sort)
+    if not any(repeated):
+        return rows
     matrix = sp.csr_matrix(
-        (rows.data, indices, rows.indptr), shape=(rows.n_obs, rows.n_vars), copy=False
+        (rows.data, indices.astype(np.int32, copy=False), rows.indptr),
+        shape=(rows.n_obs, rows.n_vars),
+        copy=False,
     )
     before = matrix.nnz
     if matrix.dtype.kind in "iu" and matrix.dtype.itemsize < 8:
