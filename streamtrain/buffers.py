@@ -6,7 +6,7 @@ the system, beside 9 to decode it, as blocks and batches were allocated anew.
 
 from __future__ import annotations
 
-from threading import Lock
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ _LEAST = 1 << 20  # bytes; smaller arrays come from pages that the allocator kee
 _SPARE = 1.125  # room beyond what is asked for, as blocks and batches differ a little
 _LOOSE = 4  # times the bytes asked for that a buffer may have
 
-_lock = Lock()
+_lock = RLock()  # a collection within `empty` may end a lease in the same thread
 _free: list[NDArray[np.uint8]] = []
 
 
@@ -29,9 +29,10 @@ class _Lease:
             "version": 3, "shape": (n,), "typestr": dtype.str, "data": (buffer.ctypes.data, False),
         }  # fmt: skip
 
-    def __del__(self) -> None:
-        with _lock:
-            _free.append(self._buffer)
+    def __del__(self, lock: Any = _lock, free: list[Any] = _free) -> None:
+        # As defaults, which are there until the end of the process, where globals are not.
+        with lock:
+            free.append(self._buffer)
 
 
 def empty(n: int, dtype: Any) -> NDArray[Any]:

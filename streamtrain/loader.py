@@ -38,7 +38,6 @@ from streamtrain.sources.base import Source
 from streamtrain.sources.genes import Genes
 from streamtrain.sources.matrix import COUNTS
 from streamtrain.strategies import Means, Name, Strategy, choose
-from streamtrain.streaming import ahead
 from streamtrain.threads import Threads
 
 logger = logging.getLogger(__name__)
@@ -199,6 +198,8 @@ class Loader:
                 )
             )  # fmt: skip
             cells = _cells(source, labels, where, drop_unlabeled, batch_key, sampling_weight)
+            if cells.n_obs == 0:
+                raise InputError(f"{source.name} has no cells")
             self._plan: Plan | None = None
             if order == "drawn":
                 quota = None if quotas is None else Quotas.of(quotas, cells.classes, batch_size)
@@ -231,7 +232,7 @@ class Loader:
         else:
             served = serve(job, self._plan, self._choose(self._plan), done)
         try:
-            for epoch, cells, rows in self._reported(ahead(served)):
+            for epoch, cells, rows in self._reported(served):
                 of = None if codes is None else codes[cells]
                 yield LoadedBatch(epoch, job.row(cells), of, rows)
         finally:

@@ -52,31 +52,16 @@ class Rows:
         beside = sum(array.nbytes for array in (self.codes, self.left_out) if array is not None)
         return self.data.nbytes + self.indices.nbytes + self.indptr.nbytes + beside
 
-    def take(
-        self, index: NDArray[np.int64], dtypes: tuple[Any, Any] | None = None, threads: Any = None
-    ) -> Rows:
+    def take(self, index: NDArray[np.int64], dtypes: tuple[Any, Any] | None = None) -> Rows:
         """Cells at `index`, in that order (repeats allowed).
 
-        Parameters
-        ----------
-        dtypes
-            Of the values and gene positions that are given; None leaves them.
-        threads
-            `Threads` that share the copying; None for the caller's alone.
+        Values and gene positions come as `dtypes`, or as they are.
         """
         indptr = csr.take_indptr(self.indptr, index)
         kinds = dtypes or (self.data.dtype, self.indices.dtype)
         data, indices = (empty(indptr[-1], kind) for kind in kinds)
-
-        def copy(start: int, stop: int) -> None:
-            part, to = index[start:stop], indptr[start : stop + 1]
-            csr.take_values(self.data, self.indptr, part, to, data)
-            csr.take_values(self.indices, self.indptr, part, to, indices)
-
-        if threads is None:
-            copy(0, len(index))
-        else:
-            threads.share(len(index), copy)
+        csr.take_values(self.data, self.indptr, index, indptr, data)
+        csr.take_values(self.indices, self.indptr, index, indptr, indices)
         codes = None if self.codes is None else self.codes[index]
         left_out = None if self.left_out is None else self.left_out[index]
         return Rows(data, indices, indptr, self.n_vars, codes, left_out)

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streamtrain.batches import Served, planned
-from streamtrain.ordered import PlanOrder, cells_of, windows
+from streamtrain import ordered
+from streamtrain.batches import Served, gathered
+from streamtrain.ordered import PlanOrder, cells_of
 from streamtrain.progress import counted
 from streamtrain.rows import Rows
 from streamtrain.sampling import BLOCKS, MIX, Plan, Stream, uniforms
@@ -94,7 +95,11 @@ class Job:
 
 
 def serve(job: Job, plan: Plan, strategy: Strategy, done: dict[str, float]) -> Served:
-    """Serve every batch of a plan, in order; `done` counts bytes written, read and held."""
+    """Serve every batch of a plan, in order; `done` counts bytes written, read and held.
+
+    What is read before the first batch is read in the caller's thread, where an interrupt reaches
+    it; batches are then made ahead.
+    """
     if strategy.name == "sweeps":
         yield from _swept(job, plan, strategy.window, done)
         return
@@ -108,12 +113,14 @@ def serve(job: Job, plan: Plan, strategy: Strategy, done: dict[str, float]) -> S
             spill.append(rows)
         spill.finish()
         done["held" if spill.in_memory else "written"] += spill.nbytes
-        for epoch, cells in planned(plan):
-            at = cells if rank is None else rank[cells].astype(np.int64)
-            rows = spill.gather(at, np.int32)
+
+        def gather(cells: NDArray[np.int64]) -> Rows:
+            rows = spill.gather(cells if rank is None else rank[cells].astype(np.int64), np.int32)
             if not spill.in_memory:
                 done["read"] += len(rows.data) * spill.entry_bytes
-            yield epoch, cells, rows
+            return rows
+
+        yield from ahead(gathered(plan, gather))
 
 
 def _ranks(drawn: NDArray[np.int64], n_obs: int) -> NDArray[np.uint32]:
@@ -134,7 +141,7 @@ def _ordered(
             order.append(rows, drawn[at : at + rows.n_obs])
         order.finish()
         done["written"] += order.nbytes
-        yield from order.serve()
+        yield from ahead(order.serve())
     finally:
         done["read"] += order.read
         order.close()
@@ -153,8 +160,8 @@ def _swept(job: Job, plan: Plan, window: int, done: dict[str, float]) -> Served:
         done["held"] += kept.held
         most = 0
 
-        def gathered() -> Iterator[tuple[list[tuple[int, NDArray[np.int64]]], Any, Spill]]:
-            for batches in windows(plan, window):
+        def filled() -> Iterator[tuple[list[tuple[int, NDArray[np.int64]]], Any, Spill]]:
+            for batches in ordered.windows(plan, window):
                 wanted = cells_of(batches)
                 fresh = wanted if where is None else wanted[where[wanted] < 0]
                 spill = job.spill(job.room)
@@ -168,13 +175,17 @@ def _swept(job: Job, plan: Plan, window: int, done: dict[str, float]) -> Served:
                     order = np.concatenate([wanted[where[wanted] >= 0], fresh])
                 yield batches, order, spill
 
-        for batches, order, spill in ahead(gathered()):
-            with spill:
-                most = max(most, spill.held)
-                by_cell = np.argsort(order, kind="stable")
-                for epoch, cells in batches:
-                    at = by_cell[np.searchsorted(order, cells, sorter=by_cell)]
-                    yield epoch, cells, spill.gather(at, np.int32)
+        def served() -> Served:
+            nonlocal most
+            for batches, order, spill in ahead(filled()):
+                with spill:
+                    most = max(most, spill.held)
+                    by_cell = np.argsort(order, kind="stable")
+                    for epoch, cells in batches:
+                        at = by_cell[np.searchsorted(order, cells, sorter=by_cell)]
+                        yield epoch, cells, spill.gather(at, np.int32)
+
+        yield from ahead(served())
         done["held"] += most
 
 
@@ -196,7 +207,7 @@ def in_blocks(job: Job, epochs: int, batch: int, block: int, window: int, seed: 
     size = block or batch
     per_window = window // size if block else 1
 
-    def gathered() -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64], Rows]]:
+    def windows() -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64], Rows]]:
         for epoch in range(epochs):
             starts = np.arange(-(-job.n_obs // size))
             if block:
@@ -213,8 +224,11 @@ def in_blocks(job: Job, epochs: int, batch: int, block: int, window: int, seed: 
                 rows = job.express(job.source.take(wanted, compact=job.counts), wanted)
                 yield epoch, cells, order, rows
 
-    dtypes = job.dtype, np.int32
-    for epoch, cells, order, rows in ahead(gathered()):
-        for start in range(0, len(cells), batch):
-            chosen = order[start : start + batch]
-            yield epoch, cells[chosen], rows.take(chosen, dtypes, job.threads)
+    def batches() -> Served:
+        for epoch, cells, order, rows in ahead(windows()):
+            for start in range(0, len(cells), batch):
+                chosen = order[start : start + batch]
+                # Not by the pool, where it would wait until the next window is decoded.
+                yield epoch, cells[chosen], rows.take(chosen, (job.dtype, np.int32))
+
+    return ahead(batches())

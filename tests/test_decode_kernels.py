@@ -6,12 +6,15 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamtrain.kernels import csr, scratch
+from streamtrain.kernels import csr, remap, scratch
 from streamtrain.kernels import decode as kernel
-from streamtrain.sources.matrix import RowIndex
+from streamtrain.rows import Rows
+from streamtrain.sources.matrix import RowIndex, canonical
+from streamtrain.threads import Threads
 
 
 def unlzf(raw, size):
@@ -266,3 +269,34 @@ def test_take_values__as_python(lengths, index):
     assert found.tolist() == [0, *np.cumsum([lengths[i] for i in index]).tolist()]
     assert values.tolist() == due
     assert genes.tolist() == due
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 6), max_size=5), max_size=6))
+def test_any_repeated__as_python(cells):
+    indices = np.array([gene for cell in cells for gene in cell], np.int32)
+    indptr = np.cumsum([0, *map(len, cells)])
+    assert remap.any_repeated(indices, indptr, 7) == any(len(set(c)) < len(c) for c in cells)
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 5])
+@pytest.mark.parametrize("repeat", [False, True])
+def test_canonical__as_scipy(n_threads, repeat):
+    rng = np.random.default_rng(0)
+    matrix = sp.random(40, 90, 0.3, "csr", np.float32, random_state=1)
+    indices = matrix.indices.copy()
+    for lo, hi in pairwise(matrix.indptr[20:]):  # unsorted from cell 20 on
+        order = rng.permutation(hi - lo)
+        indices[lo:hi], matrix.data[lo:hi] = indices[lo:hi][order], matrix.data[lo:hi][order]
+    if repeat:
+        lo = matrix.indptr[30]
+        indices[lo] = indices[lo + 1]
+    for kind in (np.int32, np.uint16):
+        rows = Rows(matrix.data.copy(), indices.astype(kind), matrix.indptr.astype(np.int64), 90)
+        with Threads(n_threads) as threads:
+            found = canonical(rows, "X", threads)
+        due = sp.csr_matrix((matrix.data.copy(), indices.copy(), matrix.indptr.copy()), (40, 90))
+        due.sum_duplicates()
+        np.testing.assert_array_equal(found.indptr, due.indptr)
+        np.testing.assert_array_equal(found.indices, due.indices)
+        np.testing.assert_allclose(found.data, due.data, rtol=1e-6)

@@ -121,11 +121,8 @@ def canonical(rows: Rows, name: str, threads: Threads | None = None) -> Rows:
     threads.share(rows.n_obs, sort)
     if not any(repeated):
         return rows
-    matrix = sp.csr_matrix(
-        (rows.data, indices.astype(np.int32, copy=False), rows.indptr),
-        shape=(rows.n_obs, rows.n_vars),
-        copy=False,
-    )
+    parts = rows.data, indices.astype(np.int32, copy=False), rows.indptr
+    matrix = sp.csr_matrix(parts, shape=(rows.n_obs, rows.n_vars), copy=False)
     before = matrix.nnz
     if matrix.dtype.kind in "iu" and matrix.dtype.itemsize < 8:
         matrix = matrix.astype(np.int64)  # sums of repeated entries may not fit
