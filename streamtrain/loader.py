@@ -13,6 +13,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from streamtrain import buffers
 from streamtrain.batches import Served
 from streamtrain.budget import (
     BLOCK,
@@ -20,7 +21,6 @@ from streamtrain.budget import (
     format_bytes,
     free_memory,
     parse_bytes,
-    release_freed,
 )
 from streamtrain.cells import Cells, Labels, expression_of, labelled_cells, select_rows
 from streamtrain.config import require_number
@@ -42,7 +42,7 @@ from streamtrain.threads import Threads
 
 logger = logging.getLogger(__name__)
 
-_PEEKED = 256  # cells that tell how long cells are, and whether they hold counts
+_PEEKED = 64  # cells that tell how long cells are, and whether they hold counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +282,7 @@ class Loader:
     def close(self) -> None:
         """Close the file, and give threads, scratch and memory back."""
         self._open.close()
-        release_freed()
+        buffers.clear()
 
     def __enter__(self) -> Self:
         return self

@@ -543,7 +543,7 @@ def test_report__a_line_for_each_file(tmp_path, caplog):
     ]
     np.testing.assert_array_equal(read_all(source, 1 << 20), np.tile(adata.X.toarray(), (2, 1)))
     source.close()
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, "streamtrain"):
         streamtrain.train([path, scaled], "cell_type", tol=0.5, progress=False)
     line = f"{path}: 60 cells, 120 genes of which 120 are taken, X: log1p of 10,000"
     assert line in caplog.messages

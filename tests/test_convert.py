@@ -403,7 +403,7 @@ def test_convert__goes_on_after_a_kill(tmp_path, monkeypatch, mixed, kills, capl
     assert done == sorted(done)
     assert done[0] > 0, "the first kill lost something, but not all"
     monkeypatch.setattr(module, "_room", lambda *_: 9_000)  # another budget changes nothing
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "streamtrain")
     assert tree(convert(source, out, shuffle=mixed)) == whole
     assert "going on with what stands in" in caplog.text
     assert not journal.parent.exists()

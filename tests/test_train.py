@@ -613,7 +613,7 @@ def test_train__scratch_in_plan_order(monkeypatch, caplog):
     module = sys.modules["streamtrain.train"]
     for way in ({}, {"balance_cell_type": True}, {"quotas": "equal"}, {"where": "donor != 'D1'"}):
         reference = streamtrain.train(adata, "cell_type", **options, **way)
-        with monkeypatch.context() as patch, caplog.at_level(logging.INFO):
+        with monkeypatch.context() as patch, caplog.at_level(logging.INFO, "streamtrain"):
             patch.setattr(module, "_KEPT", 1e-6)
             patch.setattr(module, "free_memory", lambda: 50_000)
             model = streamtrain.train(adata, "cell_type", **options, **way)

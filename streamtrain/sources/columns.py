@@ -81,7 +81,7 @@ def table(frame: Frame, names: NDArray[np.object_]) -> pd.DataFrame:
 def as_text(values: Any) -> NDArray[np.object_]:
     """Turn an array of any string type into an object array of str."""
     text: NDArray[np.object_] = np.asarray(values).astype(object)
-    if any(isinstance(value, bytes) for value in text):
+    if pd.api.types.infer_dtype(text, skipna=True) not in ("string", "empty"):  # bytes, or mixed
         decoded = [value.decode() if isinstance(value, bytes) else value for value in text]
         text = np.array(decoded, dtype=object)
     return text
