@@ -286,7 +286,7 @@ def test_readme__its_examples_run(folder, tmp_path, monkeypatch):
         if line.startswith("streamtrain ")
     ]  # fmt: skip
     commands += re.findall(r"`(streamtrain convert-model [^`]+)`", readme)
-    named = ["train", "predict", "predict", "simulate", "convert-model"]
+    named = ["train", "predict", "convert", "predict", "simulate", "convert-model"]
     assert [command.split()[1] for command in commands] == named
     monkeypatch.chdir(tmp_path)
     for command in commands:
@@ -297,7 +297,7 @@ def test_readme__its_examples_run(folder, tmp_path, monkeypatch):
             Path("model.pkl").rename("old.pkl")
         run(*words, cwd=tmp_path)
     Path("old.pkl").rename("model.pkl")
-    (code,) = (text for kind, text in blocks if kind == "python")
+    code = "".join(text for kind, text in blocks if kind == "python")
     adata.X = adata.layers["counts"]
     adata.write_h5ad(tmp_path / "atlas.h5ad")
     for made in ("model.zarr", "model.pkl"):
