@@ -70,13 +70,15 @@ class Waited(Generic[T]):
     """Items as they come, and the seconds that were spent waiting for them."""
 
     def __init__(self, items: Iterator[T]) -> None:
-        self._items, self.waited, self._began = items, 0.0, time.perf_counter()
+        self._items, self.waited = items, 0.0
+        self._began: float | None = None
 
     def __iter__(self) -> Iterator[T]:
         return self
 
     def __next__(self) -> T:
         start = time.perf_counter()
+        self._began = start if self._began is None else self._began
         try:
             return next(self._items)
         finally:
@@ -85,4 +87,6 @@ class Waited(Generic[T]):
     @property
     def share(self) -> float:
         """Seconds waited, as a share of those since the first item was asked for."""
+        if self._began is None:
+            return 0.0
         return self.waited / max(time.perf_counter() - self._began, 1e-9)

@@ -16,6 +16,8 @@ _LEAST = 1 << 20  # bytes; smaller arrays come from pages that the allocator kee
 _SPARE = 1.125  # room beyond what is asked for, as blocks and batches differ a little
 _LOOSE = 4  # times the bytes asked for that a buffer may have
 
+_MOST = 1 << 28  # bytes that may lie idle
+
 _lock = RLock()  # a collection within `empty` may end a lease in the same thread
 _free: list[NDArray[np.uint8]] = []
 
@@ -32,7 +34,8 @@ class _Lease:
     def __del__(self, lock: Any = _lock, free: list[Any] = _free) -> None:
         # As defaults, which are there until the end of the process, where globals are not.
         with lock:
-            free.append(self._buffer)
+            if sum(map(len, free)) + len(self._buffer) <= _MOST:
+                free.append(self._buffer)
 
 
 def empty(n: int, dtype: Any) -> NDArray[Any]:

@@ -113,7 +113,7 @@ def expression_of(
 
 
 def labelled_cells(
-    source: Source, labels: Labels, *, where: str | None, drop_unlabeled: bool
+    source: Source, labels: Labels, *, where: str | None, drop_unlabeled: bool, least: int = 2
 ) -> Cells:
     """Select cells and turn their labels into codes.
 
@@ -122,6 +122,8 @@ def labelled_cells(
     labels
         Name of an obs column, or one label a cell: a list-like, or a text file of one a line.
         An empty text counts as missing.
+    least
+        Classes that there must be.
 
     Raises
     ------
@@ -159,7 +161,7 @@ def labelled_cells(
             "%s: %s is trained as a cell type like any other; to leave such cells out, select with "
             "where", source.name, " and ".join(map(repr, odd)),
         )  # fmt: skip
-    if len(classes) < 2:
+    if len(classes) < least:
         only = f"only {classes[0]!r}" if len(classes) else "none"
         raise InputError(
             f"{source.name}: training needs two cell types at least; {_word(labels)} holds {only}"

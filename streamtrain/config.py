@@ -314,28 +314,11 @@ class Settings:
             column = getattr(self, name)
             if not isinstance(column, (str, type(None))):
                 raise InputError(f"{name} must name a column of obs; got {column!r}")
-        if self.quotas is None:
-            return
-        if isinstance(self.quotas, Mapping):
-            for name, number in self.quotas.items():
-                require_number(f"quotas[{name!r}]", number, 1, whole=True)
-            total = sum(self.quotas.values())
-            if total > self.batch_size:
-                raise InputError(
-                    f"quotas must fit in a mini-batch: they take {total:,} cells of "
-                    f"batch_size={self.batch_size:,}; lower them, or raise batch_size"
-                )
-        else:
-            _choose("quotas", self.quotas, ("equal", None))
-        if self.balance_cell_type:
-            raise InputError(
-                "quotas set the cells of each type: leave out balance_cell_type, or the quotas"
-            )
-        if self.sampling_weight is not None and not self.replace:
-            raise InputError(
-                "quotas with sampling_weight draw with replacement: pass replace=True (--replace) "
-                "too, or leave one out"
-            )
+        if self.quotas is not None:
+            check_quotas(
+                self.quotas, self.batch_size, balance=self.balance_cell_type,
+                weighted=self.sampling_weight is not None, replace=self.replace,
+            )  # fmt: skip
 
     def _check_steps(self) -> None:
         if self.alpha == 0 and self.learning_rate == "optimal" and self.trains_sgd:
@@ -466,6 +449,38 @@ def takes_settings(function: Callable[P, R]) -> Callable[P, R]:
 
 def _fields() -> dict[str, Field[Any]]:
     return {f.name: f for f in fields(Settings)}
+
+
+def check_quotas(
+    quotas: Any, batch_size: int, *, balance: bool, weighted: bool, replace: bool
+) -> None:
+    """Refuse quotas that no batch can meet, or that contradict how else cells are drawn.
+
+    Raises
+    ------
+    InputError
+        With the rule, the value and the remedy.
+    """
+    if isinstance(quotas, Mapping):
+        for name, number in quotas.items():
+            require_number(f"quotas[{name!r}]", number, 1, whole=True)
+        total = sum(quotas.values())
+        if total > batch_size:
+            raise InputError(
+                f"quotas must fit in a mini-batch: they take {total:,} cells of "
+                f"batch_size={batch_size:,}; lower them, or raise batch_size"
+            )
+    else:
+        _choose("quotas", quotas, ("equal", None))
+    if balance:
+        raise InputError(
+            "quotas set the cells of each type: leave out balance_cell_type, or the quotas"
+        )
+    if weighted and not replace:
+        raise InputError(
+            "quotas with sampling_weight draw with replacement: pass replace=True (--replace) "
+            "too, or leave one out"
+        )
 
 
 def require_number(

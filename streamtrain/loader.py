@@ -23,14 +23,14 @@ from streamtrain.budget import (
     parse_bytes,
 )
 from streamtrain.cells import Cells, Labels, expression_of, labelled_cells, select_rows
-from streamtrain.config import require_number
+from streamtrain.config import check_quotas, require_number
 from streamtrain.errors import InputError
 from streamtrain.kernels.csr import all_counts
 from streamtrain.mixing import Mixing, mixing
 from streamtrain.quotas import Quotas
 from streamtrain.rows import Rows
 from streamtrain.sampling import Plan
-from streamtrain.sampling_columns import batch_keys, sampling_weights
+from streamtrain.sampling_columns import batch_keys, check_weights, sampling_weights
 from streamtrain.scratch import free_disk
 from streamtrain.serving import Job, in_blocks, serve
 from streamtrain.sources import open_source
@@ -42,7 +42,9 @@ from streamtrain.threads import Threads
 
 logger = logging.getLogger(__name__)
 
-_PEEKED = 64  # cells that tell how long cells are, and whether they hold counts
+# Stretches of cells that tell how long cells are and whether they hold counts, and cells of each.
+_STARTS, _PEEKED = 4, 16
+_DRAW = 56  # bytes of a draw of an epoch: its place in this and the next, and while it is measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +182,14 @@ class Loader:
         for name, number in sizes.items():
             require_number(name, number, 1, whole=True)
         require_number("random_state", random_state, 0, whole=True)
+        if normalize not in ("log1p", None):
+            raise InputError(f"normalize must be 'log1p' or None; got {normalize!r}")
+        if quotas is not None:
+            check_quotas(
+                quotas, batch_size, balance=balance, weighted=sampling_weight is not None,
+                replace=replace,
+            )  # fmt: skip
+        disk = free_disk(scratch)  # refuses what is no folder
         if order == "blocks" and (window % block_size or window % batch_size):
             raise InputError(
                 f"window must hold whole blocks and whole batches; got window={window:,}, "
@@ -203,40 +213,55 @@ class Loader:
             self._plan: Plan | None = None
             if order == "drawn":
                 quota = None if quotas is None else Quotas.of(quotas, cells.classes, batch_size)
+                if cells.weight is not None:
+                    drawn = min((batch_number or cells.n_obs) * batch_size, cells.n_obs)
+                    check_weights(
+                        cells.weight, cells.codes, cells.classes,
+                        by_class=balance or quotas is not None,
+                        n_draws=None if replace else drawn,
+                    )  # fmt: skip
                 self._plan = Plan(
                     cells.codes, max(1, len(cells.classes)), batch_size=batch_size,
                     batch_number=batch_number or -(-cells.n_obs // batch_size), epochs=epochs,
                     balance=balance, shuffle=True, seed=random_state, replace=replace,
                     quotas=quota, batch_key=cells.batch_key, weight=cells.weight,
                 )  # fmt: skip
-            job = _job(source, cells, normalize, budget, scratch, threads, progress)
+            draws = cells.n_obs if self._plan is None else self._plan.epoch_size
+            room = budget - _DRAW * draws
+            job = _job(source, cells, normalize, room, scratch, threads, progress)
             self._job = _fitting(job, batch_size, window if order == "blocks" else 0)
+            self.strategy_: Strategy | None = None
+            if self._plan is not None:
+                self.strategy_ = self._choose(self._plan, disk, strategy)
             self._open = stack.pop_all()
+        self._closed = False
         self._blocks = epochs, batch_size, block_size * (order == "blocks"), window, random_state
-        self._labelled, self._wanted = labels is not None, strategy
+        self._labelled = labels is not None
         self._cells = cells
         self.classes_, self.n_obs = cells.classes, cells.n_obs
         self.genes, self.n_vars = source.genes, source.n_vars
-        self.strategy_: Strategy | None = None
         self.actual_: Strategy | None = None
         self.mixing_: list[Mixing] = []
 
     def __iter__(self) -> Iterator[LoadedBatch]:
         """Batches in order; the next is made while the caller works on the present one."""
-        self.mixing_ = []
+        if self._closed:
+            raise ValueError("the Loader is closed: make another")
         job, codes = self._job, self._cells.codes if self._labelled else None
         done = {"written": 0.0, "read": 0.0, "held": 0.0}
         before, began = job.source.decoded, time.perf_counter()
-        if self._plan is None:
+        if self._plan is None or self.strategy_ is None:
             served = in_blocks(job, *self._blocks)
         else:
-            served = serve(job, self._plan, self._choose(self._plan), done)
+            served = serve(job, self._plan, self.strategy_, done)
         try:
             for epoch, cells, rows in self._reported(served):
                 of = None if codes is None else codes[cells]
                 yield LoadedBatch(epoch, job.row(cells), of, rows)
+                if self._closed:
+                    raise ValueError("the Loader was closed while it was iterated over")
         finally:
-            if self.strategy_ is not None:
+            if self.strategy_ is not None and not self._closed:
                 self.actual_ = replace(
                     self.strategy_,
                     decoded=job.source.decoded - before,
@@ -247,27 +272,25 @@ class Loader:
                 )
                 logger.info("cells came by %s", self.actual_)
 
-    def _choose(self, plan: Plan) -> Strategy:
+    def _choose(self, plan: Plan, disk: int, wanted: str) -> Strategy:
         job = self._job
-        means = Means(job.room, free_disk(job.scratch), free_memory() - job.room)
+        means = Means(job.room, disk, free_memory() - job.room)
         drawn = np.flatnonzero(plan.ever_drawn())
-        self.strategy_ = choose(
-            plan, job.source, job.row, drawn, job.cell_bytes, means, self._wanted
-        )
-        return self.strategy_
+        return choose(plan, job.source, job.row, drawn, job.cell_bytes, means, wanted)
 
     def _reported(self, served: Served) -> Served:
         """Pass batches on; measure how mixed those of each epoch were."""
         cells_of: list[NDArray[np.int64]] = []
+        self.mixing_ = found = []
         last = 0
 
         def measure() -> None:
-            found = mixing(
+            mixed = mixing(
                 np.concatenate(cells_of), self._cells.codes, max(1, len(self.classes_)),
                 self._blocks[1], self._job.rows,
             )  # fmt: skip
-            logger.info("epoch %d: %s", last + 1, found)
-            self.mixing_.append(found)
+            logger.info("epoch %d: %s", last + 1, mixed)
+            found.append(mixed)
             cells_of.clear()
 
         for epoch, cells, rows in served:
@@ -281,6 +304,7 @@ class Loader:
 
     def close(self) -> None:
         """Close the file, and give threads, scratch and memory back."""
+        self._closed = True
         self._open.close()
         buffers.clear()
 
@@ -303,8 +327,8 @@ def _check(order: str, options: dict[str, bool], labelled: bool, strategy: str) 
     if strategy not in ("auto", *get_args(Name)):
         names = ", ".join(map(repr, ("auto", *get_args(Name))))
         raise InputError(f"strategy must be one of {names}; got {strategy!r}")
-    if options["quotas"] and options["balance"]:
-        raise InputError("quotas set the cells of each type: leave out balance, or the quotas")
+    if options["batch_key"] and not (options["balance"] or options["quotas"]):
+        raise InputError("batch_key is for balance=True or quotas: leave it out, or pass one")
 
 
 def _cells(
@@ -320,7 +344,7 @@ def _cells(
         n = source.n_obs if rows is None else len(rows)
         cells = Cells(rows, np.zeros(n, np.int32), np.empty(0, object))
     else:
-        cells = labelled_cells(source, labels, where=where, drop_unlabeled=drop_unlabeled)
+        cells = labelled_cells(source, labels, where=where, drop_unlabeled=drop_unlabeled, least=1)
     if batch_key is not None:
         cells = replace(cells, batch_key=batch_keys(source, cells, batch_key))
     if weight is not None:
@@ -358,7 +382,11 @@ def _job(
     Taken already: a cell's label, order, rank, mark, row number and index, and what reading leaves
     behind.
     """
-    peek = source.read(0, min(_PEEKED, source.n_obs))
+    n, block = source.n_obs, max(1, min(BLOCK, budget // 16))
+    starts = np.linspace(0, max(0, n - _PEEKED), min(_STARTS, n)).astype(np.int64)
+    peek = source.take(np.unique((starts[:, None] + np.arange(min(_PEEKED, n))).ravel()))
+    for _ in source.blocks(block):  # warns of chunks that are larger
+        break
     dtype = source.dtype if normalize is None else np.dtype(np.float32)
     counts = normalize is None and all_counts(peek.data, COUNTS - 1)
     entry = (2 if counts else dtype.itemsize) + (2 if source.n_vars <= COUNTS else 4)
@@ -374,7 +402,6 @@ def _job(
         )
         return make(rows, 0)
 
-    block = min(BLOCK, budget // 16)
     room = budget - 32 * cells.n_obs - READING_RESERVE - 3 * block
     return Job(
         source, cells.rows, cells.n_obs, cells.codes, express, dtype, counts, block,

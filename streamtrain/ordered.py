@@ -66,6 +66,7 @@ class PlanOrder:
         # 4 bytes a draw: which cells of the sweep each window waits for.
         self._cells = [cells_of(window).astype(np.uint32) for window in windows(plan, size)]
         self._spills: list[Spill] = []
+        self.read = 0  # bytes so far
         try:
             for _ in self._cells:
                 self._spills.append(Spill(n_vars, dtype, scratch, counts=counts, threads=threads))
@@ -80,8 +81,11 @@ class PlanOrder:
 
     def append(self, rows: Rows, cells: NDArray[np.int64]) -> None:
         """Write `rows`, which are the planned `cells`, ascending, where they are needed."""
+        if len(cells) == 0:
+            return
+        ends = np.array([cells[0], cells[-1] + 1], np.uint32)  # another type would copy `wanted`
         for wanted, spill in zip(self._cells, self._spills, strict=True):
-            lo, hi = np.searchsorted(wanted, (cells[0], cells[-1] + 1)).tolist()
+            lo, hi = np.searchsorted(wanted, ends).tolist()
             if lo < hi:
                 spill.append(rows.take(np.searchsorted(cells, wanted[lo:hi])))
 
@@ -89,7 +93,6 @@ class PlanOrder:
         """End the writing."""
         for spill in self._spills:
             spill.finish()
-        self.read = 0  # bytes so far
 
     def serve(self, report: Callable[[int, NDArray[Any]], None] | None = None) -> Served:
         """Epoch, cells and rows of every batch; a window's scratch goes when it was served.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from streamtrain import ordered
 from streamtrain.batches import Served, gathered
+from streamtrain.budget import format_bytes
 from streamtrain.ordered import PlanOrder, cells_of
 from streamtrain.progress import counted
 from streamtrain.rows import Rows
@@ -21,6 +23,8 @@ from streamtrain.spill import Spill
 from streamtrain.strategies import Strategy
 from streamtrain.streaming import ahead, sweep, takes
 from streamtrain.threads import Threads
+
+logger = logging.getLogger(__name__)
 
 _RARE = 0.25  # share of the room for cells of rare classes, which stay decoded between sweeps
 
@@ -97,8 +101,8 @@ class Job:
 def serve(job: Job, plan: Plan, strategy: Strategy, done: dict[str, float]) -> Served:
     """Serve every batch of a plan, in order; `done` counts bytes written, read and held.
 
-    What is read before the first batch is read in the caller's thread, where an interrupt reaches
-    it; batches are then made ahead.
+    Cells that are kept are collected in the caller's thread, where an interrupt reaches it between
+    blocks; batches, and windows of "sweeps", are made ahead.
     """
     if strategy.name == "sweeps":
         yield from _swept(job, plan, strategy.window, done)
@@ -113,6 +117,11 @@ def serve(job: Job, plan: Plan, strategy: Strategy, done: dict[str, float]) -> S
             spill.append(rows)
         spill.finish()
         done["held" if spill.in_memory else "written"] += spill.nbytes
+        if strategy.name == "memory" and not spill.in_memory:
+            logger.warning(
+                "cells took more memory than foreseen, %s: they went to scratch",
+                format_bytes(spill.nbytes),
+            )
 
         def gather(cells: NDArray[np.int64]) -> Rows:
             rows = spill.gather(cells if rank is None else rank[cells].astype(np.int64), np.int32)
@@ -202,7 +211,8 @@ def _rare(job: Job, plan: Plan) -> NDArray[np.int64]:
 def in_blocks(job: Job, epochs: int, batch: int, block: int, window: int, seed: int) -> Served:
     """Serve all cells once an epoch, runs of `block` cells in random order, mixed in windows.
 
-    A `block` of 0 leaves cells as they lie.
+    The last block of the store comes last where it is short. A `block` of 0 leaves cells as they
+    lie.
     """
     size = block or batch
     per_window = window // size if block else 1
@@ -211,7 +221,10 @@ def in_blocks(job: Job, epochs: int, batch: int, block: int, window: int, seed: 
         for epoch in range(epochs):
             starts = np.arange(-(-job.n_obs // size))
             if block:
-                starts = np.argsort(uniforms(seed, BLOCKS, epoch, len(starts)), kind="stable")
+                keys = uniforms(seed, BLOCKS, epoch, len(starts))
+                if job.n_obs % size:
+                    keys[-1] = 1.0  # a block that is short comes last, and so does a batch
+                starts = np.argsort(keys, kind="stable")
             mixing = Stream(seed, MIX, epoch)
             for first in range(0, len(starts), per_window):
                 begins = np.sort(starts[first : first + per_window]) * size

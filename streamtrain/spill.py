@@ -127,10 +127,6 @@ class Spill:
         self._lengths.clear()
         self._offsets = np.cumsum(lengths, dtype=np.int64)
 
-    def entries(self, cells: NDArray[np.int64]) -> int:
-        """Stored entries of `cells`."""
-        return int((self._offsets[cells + 1] - self._offsets[cells]).sum())
-
     def gather(self, cells: NDArray[np.int64], genes: Any = None) -> Rows:
         """Give `cells`, numbered as appended, in any order, repeats allowed.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from streamtrain.rows import Rows
 from streamtrain.sources.base import Source
+from streamtrain.threads import WORKER
 
 T = TypeVar("T")
 
@@ -21,7 +23,8 @@ def ahead(items: Iterator[T]) -> Iterator[T]:
     Two items are alive at a time, no more: a queue would hold a third while waiting to put it.
     """
     end = object()
-    with ThreadPoolExecutor(1, "streamtrain-ahead") as executor:
+    executor = ThreadPoolExecutor(1, "ahead")
+    try:
         pending = executor.submit(next, items, end)
         while True:
             item = pending.result()
@@ -29,6 +32,10 @@ def ahead(items: Iterator[T]) -> Iterator[T]:
                 return
             pending = executor.submit(next, items, end)
             yield item  # type: ignore[misc]
+    finally:
+        # An abandoned iterator may be collected in a worker that its thread waits for.
+        inside = threading.current_thread().name.startswith(WORKER)
+        executor.shutdown(wait=not inside, cancel_futures=inside)
 
 
 def sweep(

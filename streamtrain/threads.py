@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from streamtrain.errors import InputError
 
 T = TypeVar("T")
+WORKER = "streamtrain"  # what the threads are called
 
 
 def n_threads(n_jobs: int | None) -> int:
@@ -43,10 +44,15 @@ class Threads:
 
     def __init__(self, n_jobs: int | None = None) -> None:
         self.n = n_threads(n_jobs)
-        self._pool = ThreadPoolExecutor(self.n, "streamtrain")
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pool, self._process = ThreadPoolExecutor(self.n, WORKER), os.getpid()
 
     def each(self, work: Callable[[T], Any], items: Iterable[T]) -> None:
         """Run `work` on every item, and return when all are done; the first error is raised."""
+        if self._process != os.getpid():  # a forked child has none of the threads
+            self._begin()
         for future in [self._pool.submit(work, item) for item in items]:
             future.result()
 

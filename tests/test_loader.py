@@ -158,6 +158,7 @@ def in_blocks(n, epochs, batch, block, window, seed):
     """Row numbers of every batch, in plain Python."""
     for epoch in range(epochs):
         keys = uniforms(seed, BLOCKS, epoch, -(-n // block)).tolist()
+        keys[-1] = 1 if n % block else keys[-1]
         order = sorted(range(len(keys)), key=lambda k: keys[k])
         mixing, taken = uniforms(seed, MIX, epoch, n).tolist(), 0
         for first in range(0, len(order), window // block):

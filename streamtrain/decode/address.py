@@ -159,8 +159,9 @@ class Address:
             if key:
                 raise _unknown(key[1], self.scheme) from None
             words = re.sub(r"\S*://\S*", "...", str(error).partition("\n")[0])
-            for value in self.options.values():  # they may be secret
-                words = words.replace(str(value), "...")
+            for value in map(str, self.options.values()):  # they may be secret
+                if len(value) > 3:  # shorter ones stand in other words, too
+                    words = words.replace(value, "...")
             raise InputError(
                 f"{self.name} cannot be opened with these storage_options: {words}"
             ) from None

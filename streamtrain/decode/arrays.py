@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from threading import local
 from typing import Any, cast
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from streamtrain.buffers import empty
 from streamtrain.decode.chunks import Chunks, Place
 from streamtrain.decode.codecs import Decoder
 from streamtrain.decode.files import Bytes
@@ -19,6 +19,7 @@ from streamtrain.decode.zarr import of_zarr
 from streamtrain.threads import Threads, every_cpu
 
 _TASK = 1 << 20  # decoded bytes that one task takes at least: it costs 30 us to hand over
+_DECODED = 1 << 26  # bytes of decoded chunks that threads hold at a time, unless one is more
 _READ = 1 << 22  # encoded bytes fetched by one read at most
 
 
@@ -72,13 +73,12 @@ class StoredArray:
         self._forget()
 
     def _forget(self) -> None:
-        self._local = local()  # each thread's buffer
         # What the last read in order left of its last chunk: its first entry, and values.
         self._rest: tuple[int, NDArray[Any]] = 0, np.empty(0, self.dtype)
 
     def __getstate__(self) -> dict[str, Any]:
         state = {**self.__dict__, "_threads": None}
-        del state["_local"], state["_rest"]
+        del state["_rest"]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -139,8 +139,8 @@ class StoredArray:
         def work(part: NDArray[np.int64]) -> None:
             for first, values in self._decoded(part):
                 place(first, values)
-                # A read in order goes on here: the chunk need not be decoded again.
-                if len(starts) == 1 and end < first + len(values):
+                # What comes next goes on here: the chunk need not be decoded again.
+                if end < first + len(values):
                     self._rest = end, plain(values[end - first :].copy())
 
         if len(rest[1]) and rest[0] // n == touched[0] and rest[0] <= starts[0]:
@@ -155,13 +155,17 @@ class StoredArray:
         return not wrong
 
     def _tasks(self, touched: NDArray[np.int64], n_threads: int) -> list[NDArray[np.int64]]:
+        """Parts for the threads; of large chunks a few at a time, as each is held decoded."""
         chunk = self._chunks.n * self.dtype.itemsize
+        if chunk * n_threads > _DECODED:
+            return np.array_split(touched, min(len(touched), max(1, _DECODED // chunk)) or 1)
         size = min(max(1, _TASK // chunk), -(-len(touched) // n_threads) or 1)
         return [touched[i : i + size] for i in range(0, len(touched), size)]
 
     def _decoded(self, chunks: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[Any]]]:
         """First entry and values of each chunk; the values hold until the next is asked for."""
         n, size = self._chunks.n, self.shape[0]
+        buffer = np.empty(0, np.uint8)
         for i, raw, decoder in self._raw(chunks):
             first = i * n
             here = min(n, size - first)
@@ -169,15 +173,11 @@ class StoredArray:
                 yield first, plain(np.full(here, self._fill, self.dtype))
                 continue
             due = n if self._chunks.padded else here
-            values = decoder(raw, due, self._buffer(due * decoder.dtype.itemsize))
+            nbytes = due * decoder.dtype.itemsize
+            if len(buffer) < nbytes:
+                buffer = empty(nbytes, np.uint8)
+            values = decoder(raw, due, buffer[:nbytes])
             yield first, plain(values)[:here]
-
-    def _buffer(self, nbytes: int) -> Bytes:
-        """Give this thread's own, used for every chunk: fresh pages would cost a tenth more."""
-        held: Bytes | None = getattr(self._local, "buffer", None)
-        if held is None or len(held) < nbytes:
-            held = self._local.buffer = np.empty(nbytes, np.uint8)
-        return held[:nbytes]
 
     def _raw(self, chunks: NDArray[np.int64]) -> Iterator[tuple[int, Bytes | None, Decoder | None]]:
         """Encoded bytes of each chunk, neighbours fetched by one read; None for the fill value."""

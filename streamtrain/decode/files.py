@@ -57,20 +57,35 @@ class _Handle:
             os.close(self.fd)
 
 
+def _differ(then: os.stat_result, now: os.stat_result) -> bool:
+    """Whether a file is another, or was written to: what is known of its layout is then wrong."""
+    return not os.path.samestat(then, now) or (then.st_size, then.st_mtime_ns) != (
+        now.st_size, now.st_mtime_ns,
+    )  # fmt: skip
+
+
 class LocalFiles:
-    """Files below a folder, or one file, by pread."""
+    """Files below a folder, or one file, by pread.
+
+    Parameters
+    ----------
+    root
+        The folder or file.
+    found
+        What is known of the one file: it is refused where another has taken its place.
+    """
 
     gap = 64 * 1024  # a read costs about as much as 64 KB
     threads = None
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
-        self.name = str(root)
+    def __init__(self, root: str | os.PathLike[str], found: os.stat_result | None = None) -> None:
+        self.name, self._found = str(root), found
         self._root = Path(root).absolute()
         self._handles: OrderedDict[str, _Handle] = OrderedDict()
         self._lock = Lock()
 
     def __getstate__(self) -> dict[str, object]:
-        return {"name": self.name, "_root": self._root}
+        return {"name": self.name, "_root": self._root, "_found": self._found}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state, _handles=OrderedDict(), _lock=Lock())
@@ -79,7 +94,11 @@ class LocalFiles:
         with self._lock:
             handle = self._handles.get(key)
             if handle is None:
-                handle = self._handles[key] = _Handle(os.fspath(self._root / key))
+                handle = _Handle(os.fspath(self._root / key))
+                now = os.fstat(handle.fd)
+                if self._found is not None and _differ(self._found, now):
+                    raise OSError(f"{self.name} has changed since it was opened")
+                self._handles[key] = handle
                 if len(self._handles) > _OPEN:
                     self._handles.popitem(last=False)
             else:

@@ -120,7 +120,8 @@ def _files(dataset: h5py.Dataset) -> Files | None:
     if file.driver != "sec2":
         return None
     try:  # another file may have taken the name since
-        same = os.path.samestat(os.fstat(file.id.get_vfd_handle()), Path(file.filename).stat())
+        found = os.fstat(file.id.get_vfd_handle())
+        same = os.path.samestat(found, Path(file.filename).stat())
     except OSError:
         return None
-    return LocalFiles(file.filename) if same else None
+    return LocalFiles(file.filename, found) if same else None

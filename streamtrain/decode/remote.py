@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from datetime import timedelta
 from threading import Lock
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -66,6 +66,7 @@ class RemoteFiles:
         self._stores: dict[tuple[int, timedelta], Any] = {}
         self._threads: Threads | None = None
         self._suffixes = True
+        self._tags: dict[str, str] = {}  # versions of files that are read in parts
 
     def __getstate__(self) -> dict[str, Any]:
         return {"address": self.address}
@@ -126,7 +127,14 @@ class RemoteFiles:
         def get() -> Any:
             import obstore
 
-            return obstore.get_range(self.store, key, start=start, end=stop)
+            options: dict[str, Any] = {"range": (start, stop)}
+            if key in self._tags:
+                options["if_match"] = self._tags[key]
+            found = obstore.get(self.store, key, options=cast(Any, options))
+            tag = found.meta.get("e_tag")
+            if tag and not tag.startswith("W/"):  # a weak one matches nothing
+                self._tags.setdefault(key, tag)
+            return found.bytes()
 
         raw = _as_bytes(self._explaining(key, get)) if stop > start else np.empty(0, np.uint8)
         if len(raw) != stop - start:
@@ -208,6 +216,8 @@ def explained(error: Exception, name: str, scheme: str) -> Exception:
     told = " ".join(found[1].strip() for found in (status, code) if found)
     if isinstance(error, FileNotFoundError):
         return FileNotFoundError(f"{name} does not exist (the server answers {told or '404'})")
+    if "PreconditionError" in type(error).__name__ or (status and status[1].startswith("412")):
+        return InputError(f"{name} has changed on the server since it was opened: begin anew")
     if "Range request not supported" in text:
         return InputError(
             f"the server of {name} ignores ranges of bytes and would send all of it for every "

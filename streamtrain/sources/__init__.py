@@ -187,7 +187,7 @@ def _open_one(
         _refuse_for_anndata(genes, transpose)
         if store is not None:
             return StoreSource(store, layer, gene_key, memory, scratch, threads)
-        return in_memory.AnnDataSource(X, layer, gene_key, memory, scratch)
+        return in_memory.AnnDataSource(X, layer, gene_key, memory, scratch, threads)
     if parse is parse_10x:
         parse, gene_key = partial(parse_10x, gene_key=gene_key), None
     for option, value in (("layer", layer), ("gene_key", gene_key)):
@@ -196,7 +196,7 @@ def _open_one(
             raise InputError(f"{option}={value!r} is for an AnnData, and X is {what}")
     if path is not None and parse is not None:
         return TextSource(path, parse, transpose, genes, memory, scratch, progress)
-    return in_memory.array_source(X, genes, memory, scratch, transpose)
+    return in_memory.array_source(X, genes, memory, scratch, transpose, threads)
 
 
 def is_text(X: Any) -> bool:

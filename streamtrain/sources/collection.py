@@ -104,11 +104,9 @@ class CollectionSource:
             for j in idle[: max(0, len(open_ones) - OPEN)]:
                 self.members[j].close()
                 del self._open[j]
-        before = member.decoded
         try:
             yield member
         finally:
-            self._decoded += member.decoded - before
             with self._lock:
                 if self._open.get(i):  # not closed meanwhile
                     self._open[i] -= 1
@@ -194,7 +192,9 @@ class CollectionSource:
         parts = []
         for i, low, high in self._spans(start, stop):
             with self._using(i) as member:
+                before = member.decoded
                 parts.append(self._joined(i, member.read(low, high)))
+                self._decoded += member.decoded - before
         return stack(parts, self.n_vars, self.dtype)
 
     def take(self, rows: NDArray[np.int64], *, compact: bool = False) -> Rows:
@@ -203,8 +203,9 @@ class CollectionSource:
         parts = []
         for i in np.flatnonzero(np.diff(edges)).tolist():
             with self._using(i) as member:
-                own = rows[edges[i] : edges[i + 1]] - self._starts[i]
+                own, before = rows[edges[i] : edges[i + 1]] - self._starts[i], member.decoded
                 parts.append(self._joined(i, member.take(own, compact=compact), compact))
+                self._decoded += member.decoded - before
         return stack(parts, self.n_vars, self.dtype)
 
     def decoded_bytes(self, rows: NDArray[np.int64]) -> int:
@@ -221,11 +222,13 @@ class CollectionSource:
         return self._decoded
 
     def cell_entries(self) -> float:
-        """Stored entries of a cell, on average."""
+        """Stored entries of a cell, on average, taking all genes as equally expressed."""
         entries = 0.0
         for i, member in enumerate(self.members):
+            held, n_vars = self.held(i), max(1, member.n_vars)
+            share = 1.0 if held is None else np.count_nonzero(held) / n_vars
             with self._using(i):
-                entries += member.cell_entries() * member.n_obs
+                entries += member.cell_entries() * share * member.n_obs
         return entries / max(1, self.n_obs)
 
     def _joined(self, i: int, rows: Rows, compact: bool = False) -> Rows:
@@ -238,7 +241,10 @@ class CollectionSource:
         data = np.empty(len(rows.data), dtype)
         indices = np.empty(len(rows.data), np.int32)
         indptr = csr.select_genes(rows.data, rows.indices, rows.indptr, position, data, indices)
-        data, indices = data[: indptr[-1]], indices[: indptr[-1]]
+        n = indptr[-1]
+        data, indices = data[:n], indices[:n]
+        if 2 * n < len(rows.data):  # so that what is left out does not stay in memory
+            data, indices = data.copy(), indices.copy()
         held = position[position >= 0]
         if np.any(held[1:] < held[:-1]):
             remap.sort_genes(data, indices, indptr, self.n_vars)

@@ -15,6 +15,7 @@ from streamtrain.rows import Rows
 from streamtrain.scratch import Folder, ScratchArray, place_of, require_free
 from streamtrain.sources.damage import damaged, fetch, plain_dtype
 from streamtrain.sources.matrix import CsrMatrix, check_compressed
+from streamtrain.threads import Threads
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,8 @@ class CooMatrix:
         Bytes that the sort may hold (default 256 MB).
     scratch
         Folder for the sorted matrix, gone after `close` (default: the system's).
+    threads
+        They share the checks of what is read; None for all CPUs.
     """
 
     is_sparse = True
@@ -51,18 +54,19 @@ class CooMatrix:
         name: str,
         memory: int | None = None,
         scratch: Folder = None,
+        threads: Threads | None = None,
     ) -> None:
         self.shape = (int(shape[0]), int(shape[1]))
         self.dtype = plain_dtype(data.dtype, name)
         self.name = name
         self._data, self._indices, self._cols = data, rows, cols
         self._memory = MEMORY if memory is None else memory
-        self._scratch = scratch
+        self._scratch, self._threads = scratch, threads
         self._files: list[ScratchArray] = []
         self._rows: CsrMatrix | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": [], "_rows": None}
+        return {**self.__dict__, "_files": [], "_rows": None, "_threads": None}
 
     def _by_row(self) -> CsrMatrix:
         if self._rows is None:
@@ -121,7 +125,7 @@ class CooMatrix:
             offsets.write(indptr[:-1] + low, int(first))
         offsets.write(np.array([total]), n_obs)
         rows.close()
-        return CsrMatrix(values, cols, offsets, (n_obs, n_vars), self.name)
+        return CsrMatrix(values, cols, offsets, (n_obs, n_vars), self.name, self._threads)
 
     def _count(self, width: int) -> NDArray[np.int64]:
         n_obs = self.shape[0]
@@ -204,7 +208,7 @@ class CscMatrix(CooMatrix):
     ----------
     data, indices, indptr
         numpy, h5py or zarr arrays.
-    shape, name, memory, scratch
+    shape, name, memory, scratch, threads
         As of `CooMatrix`.
     order
         What messages say of how the matrix is stored.
@@ -220,9 +224,10 @@ class CscMatrix(CooMatrix):
         memory: int | None = None,
         scratch: Folder = None,
         order: str = "stored by gene (CSC)",
+        threads: Threads | None = None,
     ) -> None:
         cols = _Columns(indptr, int(shape[1]), name)
-        super().__init__(data, indices, cols, shape, name, memory, scratch)
+        super().__init__(data, indices, cols, shape, name, memory, scratch, threads)
         self._order = order
         check_compressed(data, indices, indptr, self.shape[1], name)
 

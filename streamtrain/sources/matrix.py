@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -188,6 +189,9 @@ class CsrMatrix:
         if data.dtype != self.dtype:
             self._entry += data.dtype.itemsize
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_threads": None}
+
     def _offsets(self, start: int, stop: int) -> NDArray[np.int64]:
         found = fetch(self._indptr, start, stop + 1, self.name).astype(np.int64, copy=False)
         steps = np.diff(found)
@@ -254,7 +258,23 @@ class CsrMatrix:
             fine = self._indices.gather(starts, stops, indices, n_vars)
         if not fine:
             self._refuse_position(starts, stops, indptr, cells)
-        return canonical(Rows(data, indices, indptr, n_vars), self.name, self._threads)
+        rows = canonical(Rows(data, indices, indptr, n_vars), self.name, self._threads)
+        return self._as_stored(rows, data.dtype)
+
+    def _as_stored(self, rows: Rows, dtype: np.dtype[Any]) -> Rows:
+        """Bring sums of repeated entries back to the stored type, or the compact one."""
+        if rows.data.dtype == dtype:
+            return rows
+        for kind in (dtype, self.dtype):
+            limits = None if kind.kind == "f" else np.iinfo(kind)
+            low, high = rows.data.min(), rows.data.max()
+            if limits is None or (low >= limits.min and high <= limits.max):
+                return replace(rows, data=rows.data.astype(kind))
+        raise InputError(
+            f"{self.name}: entries of a gene that repeats in its cell sum to {rows.data.max():,}, "
+            f"more than its type {self.dtype} holds: sum them (X.sum_duplicates()) and write it "
+            "anew as float32"
+        )
 
     def _refuse_position(
         self,

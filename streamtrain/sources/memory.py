@@ -28,6 +28,7 @@ from streamtrain.sources.store import (
     open_root,
     stored_matrix,
 )
+from streamtrain.threads import Threads
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ def as_matrix(
     memory: int | None = None,
     scratch: str | Path | None = None,
     transpose: bool = False,
+    threads: Threads | None = None,
 ) -> Matrix:
     """Wrap any supported matrix, transposed as a view.
 
@@ -87,14 +89,14 @@ def as_matrix(
         nnz = int(X.indptr[-1])
         parts = X.data[:nnz], X.indices[:nnz], X.indptr
         if X.format == "csr":
-            return CsrMatrix(*parts, X.shape, name)
-        return CscMatrix(*parts, X.shape, name, memory, scratch)
+            return CsrMatrix(*parts, X.shape, name, threads)
+        return CscMatrix(*parts, X.shape, name, memory, scratch, threads=threads)
     if isinstance(X, np.ndarray) and not isinstance(X, np.ma.MaskedArray):
         return DenseMatrix(np.asarray(X), name)
     if on_disk:
         return DenseMatrix(X, name)
     if is_a(X, "anndata", "BaseCompressedSparseDataset"):
-        return node_matrix(X.group, name, memory, scratch)
+        return node_matrix(X.group, name, memory, scratch, threads)
     if is_a(X, "dask", "Array"):
         return SlicedMatrix(X, name)
     raise InputError(
@@ -109,10 +111,11 @@ def array_source(
     memory: int | None = None,
     scratch: str | Path | None = None,
     transpose: bool = False,
+    threads: Threads | None = None,
 ) -> MatrixSource:
     """Make a Source of a matrix without obs; a DataFrame names its cells and genes itself."""
     name = type(X).__name__
-    matrix = as_matrix(X, name, memory, scratch, transpose)
+    matrix = as_matrix(X, name, memory, scratch, transpose, threads)
     cells: Any = pd.RangeIndex(matrix.shape[0])
     if isinstance(X, pd.DataFrame):
         if genes is not None:
@@ -137,11 +140,12 @@ class AnnDataSource(MatrixSource):
         gene_key: str | None = None,
         memory: int | None = None,
         scratch: str | Path | None = None,
+        threads: Threads | None = None,
     ) -> None:
         name = "AnnData" if adata.filename is None else f"AnnData({str(adata.filename)!r})"
         self._options, self.matrix = (layer, memory, scratch), matrix_key(layer)
         parent = adata._adata_ref if adata.is_view else adata
-        matrix, self._file = _anndata_matrix(parent, layer, name, memory, scratch)
+        matrix, self._file = _anndata_matrix(parent, layer, name, memory, scratch, threads)
         raw = self.matrix == "raw/X"
         self._subset: tuple[NDArray[np.int64], NDArray[np.int64] | None] | None = None
         if adata.is_view:
@@ -190,7 +194,12 @@ class AnnDataSource(MatrixSource):
 
 
 def _anndata_matrix(
-    adata: Any, layer: str | None, name: str, memory: int | None, scratch: str | Path | None
+    adata: Any,
+    layer: str | None,
+    name: str,
+    memory: int | None,
+    scratch: str | Path | None,
+    threads: Threads | None,
 ) -> tuple[Matrix, Path | None]:
     """Matrix of an AnnData that is no view, and the file that backs it, if one does."""
     key = matrix_key(layer)
@@ -205,4 +214,4 @@ def _anndata_matrix(
         raise no_matrix(layer, layers, adata.X is not None, adata.raw is not None, name)
     backed = isinstance(X, h5py.Dataset) or is_a(X, "anndata", "BaseCompressedSparseDataset")
     path = Path(adata.filename) if backed and adata.filename is not None else None
-    return as_matrix(X, f"{key} of {name}", memory, scratch), path
+    return as_matrix(X, f"{key} of {name}", memory, scratch, threads=threads), path

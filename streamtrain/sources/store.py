@@ -252,4 +252,4 @@ def node_matrix(
         )
     if kind == "csr":
         return CsrMatrix(data, indices, indptr, shape, name, threads)
-    return CscMatrix(data, indices, indptr, shape, name, memory, scratch)
+    return CscMatrix(data, indices, indptr, shape, name, memory, scratch, threads=threads)
