@@ -112,9 +112,12 @@ class _Handler(BaseHTTPRequestHandler):
         if not path.is_file():
             self.reply(404, b"<Error><Code>NoSuchKey</Code></Error>")
             return
-        size = path.stat().st_size
+        size, tag = path.stat().st_size, f'"{path.stat().st_size:x}-{path.stat().st_ino:x}"'
+        if self.headers.get("If-Match", tag) != tag:
+            self.reply(412, b"<Error><Code>PreconditionFailed</Code></Error>")
+            return
         common = {
-            "Accept_Ranges": "bytes", "ETag": f'"{size:x}"',
+            "Accept_Ranges": "bytes", "ETag": tag,
             "Last_Modified": "Thu, 01 Jan 2026 00:00:00 GMT",
         }  # fmt: skip
         if self.command == "HEAD":

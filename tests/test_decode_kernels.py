@@ -10,10 +10,11 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from streamtrain.errors import InputError
 from streamtrain.kernels import csr, remap, scratch
 from streamtrain.kernels import decode as kernel
 from streamtrain.rows import Rows
-from streamtrain.sources.matrix import RowIndex, canonical
+from streamtrain.sources.matrix import CsrMatrix, RowIndex, canonical
 from streamtrain.threads import Threads
 
 
@@ -300,3 +301,20 @@ def test_canonical__as_scipy(n_threads, repeat):
         np.testing.assert_array_equal(found.indptr, due.indptr)
         np.testing.assert_array_equal(found.indices, due.indices)
         np.testing.assert_allclose(found.data, due.data, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.float32])
+@pytest.mark.parametrize("compact", [False, True])
+def test_take__sums_of_repeats_keep_their_type(dtype, compact):
+    """Or are refused: 255 + 255 is no uint8."""
+    top = 1000 if dtype == np.float32 else np.iinfo(dtype).max
+    indices, indptr = np.array([2, 2, 0], np.int32), np.array([0, 2, 3])
+    for values, fits in (([1, top - 1, 3], True), ([top, 1, 3], dtype == np.float32)):
+        matrix = CsrMatrix(np.array(values, dtype), indices, indptr, (2, 4), "X")
+        if fits:
+            rows = matrix.take(np.arange(2), compact=compact)
+            assert rows.data.tolist() == [values[0] + values[1], 3]
+            assert rows.data.dtype in (dtype, np.uint16)
+        else:
+            with pytest.raises(InputError, match=r"more than its type .* holds: sum them"):
+                matrix.read(0, 2)

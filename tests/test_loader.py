@@ -6,12 +6,14 @@ import subprocess
 import sys
 from typing import get_args
 
+import h5py
 import numpy as np
 import pytest
 import scipy.sparse as sp
 
 from streamtrain import Loader, simulate
 from streamtrain import loader as module
+from streamtrain.batches import planned
 from streamtrain.errors import InputError
 from streamtrain.ordered import PlanOrder
 from streamtrain.sampling import BLOCKS, MIX, Plan, uniforms
@@ -240,6 +242,134 @@ def test_loader__closed_early_and_errors(path):
     loader.close()
 
 
+def test_loader__classes_of_no_weight_are_refused(adata, path):
+    weight = (adata.obs["cell_type"] != "NK").to_numpy().astype(float)
+    with pytest.raises(InputError, match="sampling_weight is 0 in every cell of 'NK'"):
+        Loader(path, "cell_type", balance=True, replace=True, sampling_weight=weight, **QUIET)
+
+
+def test_loader__one_class(tmp_path, adata):
+    adata = adata[adata.obs["cell_type"] == "NK"].copy()
+    path = stores.write(adata, tmp_path, "zarr3")
+    with Loader(path, "cell_type", batch_size=16, balance=True, **QUIET) as loader:
+        assert sum(len(batch.obs) for batch in loader) == adata.n_obs
+        assert loader.classes_.tolist() == ["NK"]
+
+
+def test_loader__closed(path):
+    """Never told as damage of the file, which it is not."""
+    with Loader(path, "cell_type", batch_size=30, **QUIET) as loader:
+        batches = iter(loader)
+        next(batches)
+    with pytest.raises(ValueError, match="the Loader was closed while it was iterated over"):
+        list(batches)
+    with pytest.raises(ValueError, match="the Loader is closed: make another"):
+        next(iter(loader))
+    loader.close()
+
+
+def test_loader__two_iterators(adata, path):
+    """Side by side: each gives the whole plan, and its own report."""
+    expected = list(drawn(adata, batch_size=60, batch_number=5, epochs=2, balance=False, seed=0))
+    with Loader(path, "cell_type", batch_size=60, epochs=2, **QUIET) as loader:
+        pairs = list(zip(listed_lazily(loader), listed_lazily(loader), strict=True))
+        assert len(loader.mixing_) == 2
+    for side in (0, 1):
+        equal([pair[side] for pair in pairs], expected)
+
+
+def listed_lazily(loader):
+    return ((b.epoch, b.obs.tolist(), b.codes.tolist(), b.X.toarray()) for b in loader)
+
+
+FORKED = """
+import os, signal, sys
+from streamtrain import Loader
+with Loader(sys.argv[1], "cell_type", batch_size=30, progress=False, memory="1GB") as loader:
+    due = [batch.obs.tolist() for batch in loader]
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        os._exit(0 if [batch.obs.tolist() for batch in loader] == due else 1)
+    print(os.waitpid(child, 0)[1])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="others do not start workers by fork")
+def test_loader__goes_on_in_a_forked_child(path):
+    """As torch's workers start: none of the parent's threads are there."""
+    done = subprocess.run(  # noqa: S603 - our own interpreter
+        [sys.executable, "-W", "ignore", "-c", FORKED, str(path)],
+        check=True, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.stdout.split() == ["0"]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_loader__damage_is_told_whatever_the_strategy(tmp_path, adata, strategy):
+    path = stores.write(adata, tmp_path, "h5ad")
+    with h5py.File(path, "r+") as file:
+        info = file["X/data"].id.get_chunk_info(0)
+    with path.open("r+b") as file:
+        file.seek(info.byte_offset + 20)
+        file.write(b"\xff" * 40)
+    with (
+        Loader(path, strategy=strategy, batch_size=30, **QUIET) as loader,
+        pytest.raises(InputError, match=f"{path} is damaged"),
+    ):
+        list(loader)
+
+
+def test_loader__file_that_was_replaced(tmp_path, adata):
+    (tmp_path / "new").mkdir()
+    path, new = (stores.write(adata, f, "h5ad") for f in (tmp_path, tmp_path / "new"))
+    with Loader(path, batch_size=30, **QUIET) as loader:
+        loader._job.source._parts()[0].close()  # as after a pause: files are opened again
+        new.replace(path)
+        with pytest.raises(InputError, match="has changed since it was opened"):
+            list(loader)
+
+
+def test_blocks__only_the_last_batch_is_short(adata, path):
+    with Loader(
+        path, "cell_type", order="blocks", batch_size=32, block_size=8, window=64, epochs=3, **QUIET
+    ) as loader:
+        sizes = [(b.epoch, len(b.obs)) for b in loader]
+    assert sizes == [(e, n) for e in range(3) for n in [32] * 9 + [12]]
+
+
+def test_loader__chunks_larger_than_a_piece_are_decoded_once(tmp_path, adata, monkeypatch):
+    """With one cell left out, so that cells are taken; each chunk holds many pieces."""
+    path = tmp_path / "large.h5ad"
+    with h5py.File(path, "w") as file:
+        copy = adata.copy()
+        copy.X = sp.csr_matrix(copy.X)
+    copy.write_h5ad(path)
+    with h5py.File(path, "r+") as file:
+        for name in ("data", "indices"):
+            values = file["X"][name][:]
+            del file["X"][name]
+            chunk = (len(values) // 2,)
+            file["X"].create_dataset(name, data=values, chunks=chunk, compression="gzip")
+    monkeypatch.setattr(module, "BLOCK", 2_000)
+    for where in (None, "n != 7"):
+        with Loader(path, batch_size=20, where=where, **QUIET) as loader:
+            list(loader)
+        assert loader.actual_.decoded == pytest.approx(loader.strategy_.decoded, rel=0.3)
+
+
+@pytest.mark.parametrize("join", ["inner", "outer"])
+def test_loader__bytes_of_a_collection(tmp_path, adata, join):
+    paths = []
+    for i, genes in enumerate((slice(0, 100), slice(20, 120))):
+        (tmp_path / str(i)).mkdir()
+        paths.append(stores.write(adata[:, genes].copy(), tmp_path / str(i), "zarr3"))
+    with Loader(paths, "cell_type", batch_size=50, join=join, **QUIET) as loader:
+        assert sum(len(batch.obs) for batch in loader) == 600
+    assert loader.actual_.decoded == pytest.approx(loader.strategy_.decoded, rel=0.25)
+    assert loader.actual_.held == pytest.approx(loader.strategy_.held, rel=0.4)
+
+
 BAD = {
     "order": ({"order": "any"}, "order must be 'drawn', 'blocks' or 'stored'; got 'any'"),
     "strategy": ({"strategy": "fast"}, "strategy must be one of 'auto', 'memory', 'sweeps'"),
@@ -248,6 +378,27 @@ BAD = {
     "window": ({"order": "blocks", "window": 100, "batch_size": 64}, "window must hold whole"),
     "memory": ({"memory": "100MB", "batch_size": 10**6}, "memory is too small for batch_size=1,"),
     "both": ({"balance": True, "quotas": "equal"}, "quotas set the cells of each type"),
+    "normalize": ({"normalize": "log2p"}, "normalize must be 'log1p' or None; got 'log2p'"),
+    "scratch": ({"scratch": "/nonexistent"}, "scratch must be a folder"),
+    "quotas word": ({"quotas": "even"}, "quotas must be one of 'equal', None; got 'even'"),
+    "quotas number": ({"quotas": {"NK": 2.5}}, "quotas['NK'] must be a whole number of at least 1"),
+    "quotas with weights": (
+        {"quotas": "equal", "sampling_weight": "n"},
+        "quotas with sampling_weight draw with replacement",
+    ),
+    "batch_key alone": ({"batch_key": "donor"}, "batch_key is for balance=True or quotas"),
+    "a class without weight": (
+        {"balance": True, "replace": True, "sampling_weight": np.arange(300) < 0},
+        "the weights of sampling_weight are all zero",
+    ),
+    "too few weights": (
+        {"sampling_weight": np.arange(300) < 50, "batch_size": 40, "batch_number": 4},
+        "sampling_weight is above 0 in 50 cells, and an epoch draws 160",
+    ),
+    "strategy that does not fit": (
+        {"strategy": "memory", "memory": "150MB", "batch_number": 10**6, "replace": True},
+        "memory",
+    ),
     "batch_size": ({"batch_size": 0}, "batch_size must be a whole number of at least 1; got 0"),
     "epochs": ({"epochs": 1.5}, "epochs must be a whole number of at least 1; got 1.5"),
     "column": ({"labels": "cell_typo"}, "cell_type"),
@@ -259,6 +410,22 @@ def test_loader__bad_input(path, options, message):
     given = {"labels": "cell_type", "progress": False} | options
     with pytest.raises(InputError, match=re.escape(message)):
         Loader(path, given.pop("labels"), **given)
+
+
+def test_plan_order__blocks_without_drawn_cells():
+    plan = Plan(
+        np.zeros(9, np.int32), 1, batch_size=3, batch_number=2, epochs=1, balance=False,
+        shuffle=True, seed=0,
+    )  # fmt: skip
+    source = open_source(sp.csr_matrix(np.eye(9, dtype=np.float32)), genes=list("abcdefghi"))
+    order = PlanOrder(plan, 1, 9, np.float32, None)
+    for cell in range(9):
+        order.append(source.read(cell, cell + 1), np.array([cell]))
+        order.append(source.read(0, 0), np.empty(0, np.int64))
+    order.finish()
+    assert [rows.indices.tolist() for _, _, rows in order.serve()] == [
+        cells.tolist() for _, cells in planned(plan)
+    ]
 
 
 def test_plan_order__scratch_goes_window_by_window():

@@ -400,6 +400,24 @@ def test_ranges__from_the_end_refused(root, server):
     local.close()
 
 
+@pytest.mark.parametrize("form", ["h5ad", "sharded"])
+def test_ranges__a_file_that_changed(tmp_path, form):
+    """Parts of two versions must not mix."""
+    (tmp_path / "b").mkdir()
+    path = write(stores.make_anndata(), tmp_path / "b", form)
+    new = shutil.copytree if path.is_dir() else shutil.copy
+    new(path, tmp_path / "new")
+    with serving(tmp_path) as server:
+        source = open_source(f"{server.url}/b/{path.name}")
+        source.read(0, 4)
+        if path.is_dir():
+            shutil.rmtree(path)
+        (tmp_path / "new").replace(path)
+        with pytest.raises(InputError, match="has changed on the server since it was opened"):
+            source.read(15, 23)
+        source.close()
+
+
 def test_ranges__a_file_that_shrank(tmp_path, root):
     path = tmp_path / "atlas.h5ad"
     shutil.copy(root / "b/atlas.h5ad", path)

@@ -607,6 +607,17 @@ def test_labelled_cells__codes_follow_sorted_names():
     assert pickle.loads(pickle.dumps(cells)).n_obs == 600  # noqa: S301 - our own bytes
 
 
+def test_train__plan_order_where_blocks_hold_no_drawn_cell(monkeypatch):
+    adata = atlas.make()
+    adata.obs["w"] = (np.arange(600) >= 200).astype(float)
+    options = SMALL | {"epochs": 2, "batch_number": 4, "batch_size": 50, "sampling_weight": "w"}
+    reference = streamtrain.train(adata, "cell_type", **options)
+    module = sys.modules["streamtrain.train"]
+    for name, value in (("_KEPT", 1e-6), ("BLOCK", 5_000), ("free_memory", lambda: 50_000)):
+        monkeypatch.setattr(module, name, value)
+    equal(streamtrain.train(adata, "cell_type", **options), reference)
+
+
 def test_train__scratch_in_plan_order(monkeypatch, caplog):
     """Where the page cache would not hold the drawn cells; the model is the same."""
     adata, options = atlas.make(), SMALL | {"epochs": 3, "batch_number": 4, "batch_size": 50}
