@@ -410,7 +410,8 @@ def test_ranges__a_file_that_changed(tmp_path, form):
     with serving(tmp_path) as server:
         source = open_source(f"{server.url}/b/{path.name}")
         source.read(0, 4)
-        if path.is_dir():
+        source._parts()[0]._data._forget()  # what is left of its one chunk
+            if path.is_dir():
             shutil.rmtree(path)
         (tmp_path / "new").replace(path)
         with pytest.raises(InputError, match="has changed on the server since it was opened"):
@@ -424,7 +425,7 @@ def test_ranges__a_file_that_shrank(tmp_path, root):
     with serving(tmp_path) as server:
         source = open_source(f"{server.url}/atlas.h5ad")
         os.truncate(path, 9000)
-        with pytest.raises(InputError, match=r"is damaged|cannot be read"):
+        with pytest.raises(InputError, match="has changed on the server since it was opened"):
             source.read(0, 23)
         source.close()
 
