@@ -411,7 +411,7 @@ def test_ranges__a_file_that_changed(tmp_path, form):
         source = open_source(f"{server.url}/b/{path.name}")
         source.read(0, 4)
         source._parts()[0]._data._forget()  # what is left of its one chunk
-            if path.is_dir():
+        if path.is_dir():
             shutil.rmtree(path)
         (tmp_path / "new").replace(path)
         with pytest.raises(InputError, match="has changed on the server since it was opened"):

@@ -18,8 +18,8 @@ from streamtrain.decode.slices import Gatherable, as_gatherable, pieces, plain, 
 from streamtrain.decode.zarr import of_zarr
 from streamtrain.threads import Threads, every_cpu
 
-# Decoded bytes that one task takes at least: to hand it over costs 30 us, and neighbours are read at
-# once. 1 MB was 8% slower.
+# Decoded bytes that one task takes at least: to hand it over costs 30 us, and neighbours are read
+# at once. 1 MB was 8% slower.
 _TASK = 1 << 22
 _DECODED = 1 << 26  # bytes of decoded chunks that threads hold at a time, unless one is more
 _READ = 1 << 22  # encoded bytes fetched by one read at most
