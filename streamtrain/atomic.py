@@ -118,7 +118,7 @@ def put_in_place(partial: Path, path: str | os.PathLike[str], overwrite: bool = 
     path, overwrite
         As in `check_output`, which runs once more.
     """
-    _fsync_tree(partial)
+    fsync_tree(partial)
     target = check_output(path, overwrite, folder=partial.is_dir())
     old = target.parent / f".{target.name}.{secrets.token_hex(4)}.old"
     _rename(partial, target, old)
@@ -151,7 +151,8 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _fsync_tree(path: Path) -> None:
+def fsync_tree(path: Path) -> None:
+    """Have the system write a file, or a folder and all in it, to the disk."""
     for folder, _, names in os.walk(path):
         for name in names:
             fsync(Path(folder, name))

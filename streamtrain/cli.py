@@ -372,11 +372,12 @@ def convert(
 
     Example: streamtrain convert atlas.h5ad --out atlas.zarr --shuffle
 
-    Values and the columns of obs and var stay as they are; other layers, obsm and uns are left out.
-    anndata, scanpy and annbatch open the output. With --shuffle the cells come in random order,
-    drawn from all orders alike, so that reading them in order is reading at random; it takes disk
-    space of the size of the matrix, uncompressed, beside the output or in --scratch. Everything is
-    read back and compared before the output appears. Stopped half-way, even killed, the same
+    Values and the columns of obs and var stay as they are (of several files, the columns of var in
+    which they do not differ); other layers, obsm and uns are left out. anndata, scanpy and annbatch
+    open the output. With --shuffle the cells come in random order, drawn from all orders alike, so
+    that reading them in order is reading at random; it takes disk space of the size of the matrix,
+    uncompressed, beside the output or in --scratch. Cells, their names, obs and var are read back
+    and compared before the output appears. Stopped half-way, even killed, the same
     command goes on where it was; what is done so far stands in .NAME.partial beside the output.
 
     Parameters

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import shutil
 import time
@@ -16,16 +15,18 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from streamtrain.atomic import fsync_tree
 from streamtrain.budget import BLOCK, format_bytes, release_freed
 from streamtrain.errors import InputError
 from streamtrain.named import PER_CELL, NamedCells
 from streamtrain.partial import Partial, State
 from streamtrain.progress import counted
 from streamtrain.sampling import permutation
-from streamtrain.sharded import Named, ShardedAnnData, create
+from streamtrain.sharded import Named, ShardedAnnData, create, digest
 from streamtrain.shuffle import CELL_BYTES, MOST, Buckets, index_type
 from streamtrain.sources import open_source
 from streamtrain.sources.base import Source
+from streamtrain.sources.damage import READ_ERRORS
 from streamtrain.streaming import ahead
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 _EVERY = 60.0  # seconds from one commit to the next; what a kill loses
 _SLICE = 1 << 20  # cells whose places are held at a time beside the permutation
 _VERIFIED = 16 * 10**6  # bytes of stored cells read back at a time
+# Bytes of a text of its own in a column of obs while it is written: 207 of 10 letters.
+_TEXT = 240
 _NAME, _FILES = 24, 36  # bytes of a name on disk, about, and of a cell's obs, offset, sum, lengths
 
 
@@ -57,14 +60,11 @@ class Conversion:
         self, cells: NamedCells, partial: Partial, settings: State, room: int, pool: Executor
     ) -> None:
         self.cells, self.partial, self.settings, self.pool = cells, partial, settings, pool
-        self.block, self.window = min(BLOCK, room // 6), room // 3
+        self.room, self.block, self.window = room, min(BLOCK, room // 6), room // 3
         self.dtype = cells.source.dtype
         self._committed = time.monotonic()
-        folder, scratch = partial.folder / "buckets", settings["scratch"]
-        if scratch is not None:
-            key = hashlib.sha256(str(partial.folder).encode()).hexdigest()[:12]
-            folder = Path(scratch).expanduser() / f".streamtrain-{key}"
-        self.buckets_folder = partial.beside(folder) if settings["shuffle"] else folder
+        if settings["shuffle"]:
+            self.buckets_folder = partial.beside(settings["scratch"])
         self._order: NDArray[Any] | None = None
 
     def _due(self) -> bool:
@@ -81,6 +81,7 @@ class Conversion:
             return
         cells, settings, source = self.cells, self.settings, self.cells.source
         n_buckets = self._require_space()
+        self._require_room_for_text()
         left_out: list[str] = getattr(source, "left_out", list)()
         if left_out:
             logger.warning("%s: left out of the output: %s", source.name, ", ".join(left_out))
@@ -94,8 +95,27 @@ class Conversion:
             self.partial.store, source.name, columns, _var(source), {"convert": how}, cells.n_obs,
             {"data": self.dtype, "indices": np.dtype(settings["index_dtype"])},
             settings["compression"], settings["chunk_size"], settings["shard_size"],
+            getattr(source, "index_name", None),
         )  # fmt: skip
-        self._commit(n_buckets=n_buckets, swept=0, written={})
+        fsync_tree(self.partial.store)
+        self._commit(n_buckets=n_buckets, swept=0, written={}, columns=digest(self.partial.store))
+
+    def _require_room_for_text(self) -> None:
+        """Refuse columns of obs with a text for each cell that would not fit in memory."""
+        source = self.cells.source
+        own_text: Any = getattr(source, "own_text", None)
+        need = _TEXT * source.n_obs
+        if own_text is None or need <= self.room:
+            return
+        for column in source.obs_columns():
+            if own_text(column):
+                more = need - self.room
+                raise InputError(
+                    f"obs column {column!r} of {source.name} holds a text of its own for each of "
+                    f"{source.n_obs:,} cells, which takes about {format_bytes(need)} while it is "
+                    f"written: allow {format_bytes(more)} more (memory, --memory), or drop the "
+                    "column"
+                )
 
     def _require_space(self) -> int:
         """Refuse to begin what will not fit; returns into how many buckets the cells go."""
@@ -116,12 +136,14 @@ class Conversion:
         return int(np.clip(-(-n * (entries * entry + PER_CELL) // self.window), 1, MOST))
 
     def _intact(self) -> bool:
-        """Whether the buckets that are still needed are there; else all is begun anew."""
-        if not self.settings["shuffle"]:
+        """Whether all files that are still needed are there; else all is begun anew."""
+        written, folder = self.partial.state["written"], self.partial.folder
+        if not all(_holds(folder / name, size) for name, size in written.get("files", {}).items()):
+            logger.warning("files in %s are missing or cut short: it is begun anew", folder)
+        elif self.settings["shuffle"] and not self._buckets().intact(written.get("n_obs", 0)):
+            logger.warning("files in %s are missing: it is begun anew", self.buckets_folder)
+        else:
             return True
-        if self._buckets().intact(self.partial.state["written"].get("n_obs", 0)):
-            return True
-        logger.warning("files in %s are missing: it is begun anew", self.buckets_folder)
         self.partial.clear()
         return False
 
@@ -174,31 +196,41 @@ class Conversion:
             self._verify(store)
 
     def _verify(self, store: ShardedAnnData) -> None:
-        start, n_obs = time.monotonic(), self.cells.n_obs
-        different = self._difference(store)
+        start, n_obs, cause = time.monotonic(), self.cells.n_obs, None
+        try:
+            different = self._difference(store)
+        except READ_ERRORS as error:
+            different, cause = f"it cannot be read: {error}", error
         if different is not None:
             self.partial.discard()
             raise OSError(
-                f"what was written reads back as something else ({different} different): the disk "
-                "or the memory of this machine may be faulty; nothing was kept"
-            )
+                f"what was written reads back as something else ({different}): the disk or the "
+                "memory of this machine may be faulty; nothing was kept"
+            ) from cause
         seconds = time.monotonic() - start
         logger.info("%s cells read back and found the same in %.1f s", f"{n_obs:,}", seconds)
 
     def _difference(self, store: ShardedAnnData) -> str | None:
-        """Read everything back, and name what differs from what was read from the source."""
+        """Read everything back, and name what differs from what was read from the source.
+
+        The columns of obs and var were compared when they were written: it is enough that their
+        files are still the same.
+        """
+        if digest(self.partial.store) != self.partial.state["columns"]:
+            return "a column of obs or var is different"
         # zarr leaves the chunks that it decoded to the garbage collector: 50 MB took 350.
         nbytes = min(_VERIFIED, self.block // 2)
-        with closing(open_source(self.partial.store, memory=nbytes)) as written:
-            found = NamedCells(written, None, self.cells.threads, self.cells.progress)
+        threads = self.cells.threads
+        with closing(open_source(self.partial.store, memory=nbytes, threads=threads)) as written:
+            found = NamedCells(written, None, threads, self.cells.progress)
             source = self.cells.source
             if found.n_obs != self.cells.n_obs or list(written.genes) != list(source.genes):
-                return "its cells or genes are"
+                return "its cells or genes are different"
             for position, block in found.stream(0, nbytes, "Checking"):
                 expected = store.files["sums"][position : position + block.rows.n_obs]
                 differ = np.flatnonzero(expected != block.sums)
                 if len(differ):
-                    return f"cell {position + int(differ[0])} is"
+                    return f"cell {position + int(differ[0])} is different"
         return None
 
 
@@ -235,7 +267,11 @@ def require(folder: Path, nbytes: float, what: str, remedy: str) -> None:
         )
 
 
+def _holds(path: Path, nbytes: int) -> bool:
+    return path.is_file() and path.stat().st_size >= nbytes
+
+
 def _var(source: Source) -> pd.DataFrame:
-    """Columns of var, where the source has such (a joined collection has the names alone)."""
+    """Columns of var, where the source has such."""
     columns = getattr(source, "var", None)
     return pd.DataFrame(index=source.genes) if columns is None else columns()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
+import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -16,16 +18,20 @@ from streamtrain.budget import READING_RESERVE, format_bytes, parse_bytes, relea
 from streamtrain.cells import select_rows
 from streamtrain.conversion import Conversion
 from streamtrain.decode.address import Address, located
-from streamtrain.errors import InputError, near
+from streamtrain.errors import InputError, near, some
 from streamtrain.named import NamedCells
 from streamtrain.partial import Partial, State
 from streamtrain.shards import CHUNK, SHARD
 from streamtrain.sources import open_source
 from streamtrain.sources.base import Source
+from streamtrain.sources.collection import CollectionSource, report_files
+from streamtrain.sources.forms import EMPTY
 from streamtrain.sources.genes import Genes
 from streamtrain.sources.members import find_members
 from streamtrain.threads import Threads
 from streamtrain.writing import COMPRESSION
+
+logger = logging.getLogger(__name__)
 
 _LEAST = 32 * 10**6  # bytes of cells that must fit in the budget beside what is fixed
 
@@ -47,7 +53,7 @@ def convert(
     chunk_size: int = CHUNK,
     shard_size: int = SHARD,
     memory: int | str | None = None,
-    scratch: str | None = None,
+    scratch: str | os.PathLike[str] | None = None,
     n_jobs: int | None = None,
     overwrite: bool = False,
     progress: bool = True,
@@ -56,17 +62,20 @@ def convert(
     """Write cells as a zarr AnnData that reads fast, in storage order or shuffled.
 
     The values stay as they are, and so do all columns of obs and var, but that text which repeats
-    becomes categories. What else an AnnData holds (other layers, obsm, uns) is left out and
-    logged. With `shuffle` the cells come in one of all orders, each as likely as any other: cell
-    ``order[k]`` of those selected becomes the k-th, for
+    becomes categories, bytes become text, and True and False in the matrix 1 and 0 (uint8). Of
+    several files the columns of obs are joined, and of var those in which files do not differ.
+    What else an AnnData holds (other layers, obsm, uns) is left out and logged. With `shuffle` the
+    cells come in one of all orders, each as likely as any other: cell ``order[k]`` of those
+    selected becomes the k-th, for
     ``order = streamtrain.sampling.permutation(n, random_state)``. Reading the result in order then
     is reading at random.
 
-    Everything is read back and compared at the end, cell by cell, before the output takes its
-    place. A run that was interrupted or killed goes on when it is called again with the same
-    arguments, and gives the same bytes; until then `.NAME.partial` stands beside the output. It
-    loses the last minute at most. Cells in memory cannot be compared with what was begun, and are
-    begun anew.
+    All is read back and compared before the output takes its place: each column of obs and var
+    once it is written, and at the end every cell with its name, by a checksum of 64 bits, and the
+    files of these columns. A run that was interrupted or killed goes on when it is called again
+    with the same arguments, and gives the same bytes; until then `.NAME.partial` stands beside the
+    output. It loses the last minute at most. Cells in memory cannot be compared with what was
+    begun, and are begun anew.
 
     Parameters
     ----------
@@ -111,20 +120,22 @@ def convert(
     Raises
     ------
     InputError
-        If the cells cannot be read, `out` exists or cannot be written, a setting is out of range,
-        or the disk or the budget is too small.
+        If the cells cannot be read or are changed meanwhile, `out` exists or cannot be written, a
+        setting is out of range, or the disk or the budget is too small.
     FileNotFoundError
         If X does not exist.
     OSError
-        If what was written reads back as something else.
+        If what was written reads back as something else, or cannot be read.
     """
     _check(shuffle, random_state, compression, index_dtype, chunk_size, shard_size)
-    if "://" in str(out):
+    if re.match("[a-z0-9]+:/", str(out)):  # Path makes one slash of two
         raise InputError(f"the output must be a folder on a disk, and is {str(out)!r}")
     path = Path(out)
     if path.suffix != ".zarr":
         raise InputError(f"the output must end in .zarr and is {str(path)!r}: rename it")
     target = check_output(path, overwrite, folder=True)
+    if scratch is not None:  # absolute, so that another run finds it from another folder
+        scratch = str(Path(scratch).expanduser().resolve())
     X = located(X, storage_options)
     files = _files(X)
     _keep_inputs(target, files)
@@ -150,12 +161,14 @@ def convert(
             )
         settings: State = {
             "layer": layer, "gene_key": gene_key, "where": where, "shuffle": bool(shuffle),
-            "scratch": scratch,
+            "transpose_input": bool(transpose_input), "scratch": scratch,
             "random_state": int(random_state) if shuffle else None, "compression": compression,
             "index_dtype": index_dtype, "chunk_size": int(chunk_size),
             "shard_size": int(shard_size),
         }  # fmt: skip
-        known = None if files is None else settings | _identity(source, files)
+        identity = None if files is None else _identity(source, files)
+        known = None if identity is None else settings | identity
+        _report(source)
         with Partial(target, known) as partial:
             run = Conversion(cells, partial, settings, _room(budget, cells.n_obs, shuffle), pool)
             run.lay_out()
@@ -163,8 +176,30 @@ def convert(
                 run.scatter()
                 release_freed()
             run.write()
+            if files is not None and _identity(source, files) != identity:
+                partial.discard()
+                raise InputError(
+                    f"{source.name} was changed while it was read: run again once it is complete"
+                )
             partial.finish(overwrite)
     return path
+
+
+def _report(source: Source) -> None:
+    """Log what each of several files holds, and warn where their values are of several kinds."""
+    report_files(source, None, None)
+    if not isinstance(source, CollectionSource):
+        return
+    forms: dict[str, list[str]] = {}
+    for report in source.report():
+        if report.form != EMPTY:
+            forms.setdefault(report.form, []).append(report.file)
+    if len(forms) > 1:
+        words = "; ".join(f"{form} in {some(files)}" for form, files in forms.items())
+        logger.warning(
+            "%s: files hold values of different kinds (%s), and each keeps its own: name a matrix "
+            "that is the same in all (layer, --layer)", source.name, words,
+        )  # fmt: skip
 
 
 def _room(budget: int, n_obs: int, shuffle: bool) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
+import hashlib
 import json
 import logging
 import os
@@ -50,7 +52,8 @@ class Partial:
         self.store = self.folder / "store.zarr"
         self.state: State = {}
         self._target, self._settings = target, settings
-        self._beside: list[Path] = []
+        self._beside: Path | None = None
+        self._scratch: str | None = None
 
     def __enter__(self) -> Self:
         self.folder.mkdir(exist_ok=True)
@@ -63,20 +66,34 @@ class Partial:
                 f"another process writes {self._target}: wait for it, or choose another output"
             ) from error
         found = self._read()
-        if found is not None and self._settings is not None:
+        if found is not None and found["settings"] and self._settings is not None:
             former = found["settings"]
             differ = sorted(
                 k for k in former | self._settings if former.get(k) != self._settings.get(k)
             )
-            if not differ:
+            # The store is gone where a process was killed once it had put it in its place.
+            if not differ and self.store.is_dir():
                 self.state = found["state"]
                 return self
-            logger.warning(
-                "%s was begun with other settings (%s): it is begun anew",
-                self._target, ", ".join(differ),
-            )  # fmt: skip
+            if differ:
+                logger.warning(
+                    "%s was begun with other settings (%s): it is begun anew",
+                    self._target, ", ".join(differ),
+                )  # fmt: skip
+        self._remove_former(found)
         self.clear()
         return self
+
+    def _remove_former(self, found: State | None) -> None:
+        """Delete what a former run left in another folder."""
+        scratch = None if found is None else found.get("scratch")
+        if isinstance(scratch, str) and (former := self._on_scratch(scratch)).is_dir():
+            logger.warning("%s, left by a former run, is deleted", former)
+            remove(former)
+
+    def _on_scratch(self, scratch: str) -> Path:
+        key = hashlib.sha256(str(self.folder).encode()).hexdigest()[:12]
+        return Path(scratch, f".streamtrain-{key}")
 
     def clear(self) -> None:
         """Begin anew, in an empty folder."""
@@ -84,30 +101,33 @@ class Partial:
         for path in self.folder.iterdir():
             if path.name != _LOCK:
                 remove(path)
-        for folder in self._beside:
-            remove(folder)
-            _make(folder)
+        if self._beside is not None:
+            remove(self._beside)
+            _make(self._beside)
 
     def _read(self) -> State | None:
         try:
             found = json.loads((self.folder / _JOURNAL).read_text(encoding="utf-8"))
-            return found if {"settings", "state"} <= set(found) and found["settings"] else None
+            return found if {"settings", "state"} <= set(found) else None
         except (OSError, ValueError, TypeError):
             return None
 
-    def beside(self, folder: Path) -> Path:
-        """Name a folder elsewhere that belongs to this one: it goes when this one goes."""
-        self._beside.append(folder)
+    def beside(self, scratch: str | None) -> Path:
+        """Make a folder in `scratch`, or in this one, that goes when this one goes."""
+        folder = self.folder / "buckets" if scratch is None else self._on_scratch(scratch)
         if not self.state:
             remove(folder)
         _make(folder)
+        self._beside, self._scratch = folder, scratch
         return folder
 
     def commit(self, **state: Any) -> None:
         """Record what is complete, once it is on the disk: a call goes on from here."""
         self.state |= state
         new = self.folder / f"{_JOURNAL}.new"
-        text = json.dumps({"settings": self._settings, "state": self.state})
+        text = json.dumps(
+            {"settings": self._settings, "state": self.state, "scratch": self._scratch}
+        )
         with disk_full(self.folder):
             new.write_text(text, encoding="utf-8")
         fsync(new)
@@ -117,20 +137,26 @@ class Partial:
     def finish(self, overwrite: bool) -> None:
         """Put the store in its place, and delete all else."""
         put_in_place(self.store, self._target, overwrite)
+        # What a process left that was killed while it deleted the output before that.
+        name = glob.escape(self._target.name)
+        for old in self._target.parent.glob(f".{name}.{'[0-9a-f]' * 8}.old"):
+            remove(old)
         self.discard()
 
     def discard(self) -> None:
         """Delete everything, so that the next call begins anew."""
         self.state = {}
-        for folder in (*self._beside, self.folder):
-            remove(folder)
+        if self._beside is not None:
+            remove(self._beside)
+        remove(self.folder)
 
     def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
         try:
             if failed is not None and self.state and self._settings is not None:
+                elsewhere = self._scratch is not None and f" and {self._beside}"
                 logger.warning(
-                    "what is done so far stays in %s: run the same again to go on from there, or "
-                    "delete it", self.folder,
+                    "what is done so far stays in %s%s: run the same again to go on from there, or "
+                    "delete it", self.folder, elsewhere or "",
                 )  # fmt: skip
             elif failed is not None:
                 self.discard()
@@ -180,6 +206,11 @@ class GrowingFile:
         return read_exactly(
             self._handle, stop - start, self.dtype, start * self.dtype.itemsize, self.path
         )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all values."""
+        return self.length * int(self.dtype.itemsize)
 
     def sync(self) -> None:
         """Have the system write it to the disk."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from streamtrain.writing import compressor, lay_out
 
 # Cells of a chunk of obs and of indptr, and chunks of a shard: 20 MB of names as Python has them.
 _NAMES, _PER_SHARD = 1 << 16, 4
+_NULLABLE = ("boolean", *(f"{sign}Int{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class Named:
 def create(
     folder: Path, name: str, columns: Iterator[tuple[str, pd.Series[Any]]], var: pd.DataFrame,
     uns: dict[str, Any], n_obs: int, arrays: dict[str, np.dtype[Any]], codec: str,
-    chunk: int, shard: int,
+    chunk: int, shard: int, index_name: str | None = None,
 ) -> None:  # fmt: skip
     """Write an AnnData with all columns of obs, whose names and matrix are yet empty.
 
@@ -62,6 +64,8 @@ def create(
         Types of X's data and indices.
     chunk, shard
         Their entries.
+    index_name
+        Of obs.
 
     Raises
     ------
@@ -73,9 +77,11 @@ def create(
     for column, values in var.items():
         _require_plain(f"var column {column!r} of {name}", str(column), values)
     root: Any = zarr.open_group(folder, mode="w", zarr_format=3)
-    x = lay_out(
-        root, pd.DataFrame(index=pd.Index([], dtype=str)), var, uns, n_obs, {"shards": None}
-    )
+    index = pd.Index([], dtype=str, name=index_name)
+    x = lay_out(root, pd.DataFrame(index=index), var, uns, n_obs, {"shards": None})
+    found = read_elem(root["var"])
+    for column, values in var.items():
+        _require_same(f"var column {column!r} of {name}", found[column].array, values.array)
     for key, dtype in arrays.items():
         x.create_array(
             key, shape=(0,), dtype=dtype, chunks=(chunk,), shards=(shard,),
@@ -87,26 +93,49 @@ def create(
         _require_plain(what, column, series)
         array = series.to_numpy() if isinstance(series.dtype, np.dtype) else series.array
         write_elem(obs, column, array, dataset_kwargs=layout)
-        if not _same(read_elem(obs[column]), array):
-            raise OSError(f"{what} reads back as something else: the disk may be faulty")
+        _require_same(what, read_elem(obs[column]), array)
         order.append(column)
     obs.attrs["column-order"] = order
-    del obs["_index"]
-    write_elem(obs, "_index", np.empty(0, object), dataset_kwargs=layout)
+    key = obs.attrs["_index"]
+    del obs[key]
+    write_elem(obs, key, np.empty(0, object), dataset_kwargs=layout)
 
 
 def _require_plain(what: str, name: str, values: pd.Series[Any]) -> None:
     """Refuse what AnnData does not store."""
     if name == "_index" or "/" in name:
         raise InputError(f"{what}: AnnData on disk has no place for that name; rename it")
-    kind = values.dtype
-    kinds = (pd.CategoricalDtype, pd.BooleanDtype, pd.StringDtype)
-    plain = isinstance(kind, np.dtype) and kind.kind in "biufO"
-    if not (plain or isinstance(kind, kinds) or pd.api.types.is_integer_dtype(kind)):
+    kind: Any = values.dtype
+    word = f"type {kind}"
+    if isinstance(kind, pd.CategoricalDtype):
+        kind = kind.categories.dtype
+        word = f"categories of type {kind}"
+    if isinstance(kind, np.dtype):
+        stored = kind.kind in "biuO" or (kind.kind == "f" and kind.itemsize <= 8)
+    else:
+        stored = isinstance(kind, pd.StringDtype) or str(kind) in _NULLABLE
+    if not stored:
         raise InputError(
-            f"{what} has type {kind}, which AnnData does not store: make it text or a number, or "
-            "drop it"
+            f"{what} has {word}, which AnnData does not store: make it text or a number, or drop it"
         )
+
+
+def _require_same(what: str, found: Any, written: Any) -> None:
+    if not _same(found, written):
+        raise OSError(f"{what} reads back as something else: the disk may be faulty")
+
+
+def digest(store: Path) -> str:
+    """Checksum of all columns of obs and var as they stand on disk."""
+    obs = zarr.open_group(store / "obs", mode="r", use_consolidated=False)
+    names = store / "obs" / str(obs.attrs["_index"])  # these come with the cells
+    total = hashlib.sha256()
+    for path in sorted(path for part in ("obs", "var") for path in (store / part).rglob("*")):
+        if path.is_file() and names not in path.parents:
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+            total.update(f"{path.relative_to(store)}\0{content}\n".encode())
+    return total.hexdigest()
 
 
 def _same(found: Any, written: Any) -> bool:
@@ -132,7 +161,7 @@ class ShardedAnnData:
         Where its names, lengths and checksums are kept until the end: 20 bytes a cell and the
         names.
     store
-        The AnnData.
+        The AnnData, within `folder`.
     codec
         Of X.
     pool, limit
@@ -145,6 +174,8 @@ class ShardedAnnData:
         self, folder: Path, store: Path, codec: str, pool: Executor, limit: int, state: State
     ) -> None:
         self._root: Any = zarr.open_group(store, mode="r+", use_consolidated=False)
+        obs: Any = self._root["obs"]
+        self._names: Any = obs[obs.attrs["_index"]]
         self._folder = folder
         self.n_obs: int = state.get("n_obs", 0)
         kinds = {"lengths": np.uint32, "sums": np.uint64, "name_lengths": np.uint32}
@@ -177,10 +208,14 @@ class ShardedAnnData:
         self.n_obs += rows.n_obs
 
     def commit(self) -> State:
-        """Have all that was appended written to the disk, and return what going on needs."""
+        """Have all that was appended written to the disk, and return what going on needs.
+
+        Of that, `files` holds the bytes of each file, by its path within the folder.
+        """
         self._turn = 1 - self._turn  # the journal still tells of the other tail
         names = self.files["names"].length
         state: State = {"n_obs": self.n_obs, "names": names, "turn": self._turn}
+        written: list[tuple[Path, int]] = []
         for name, writer in self._writers.items():
             state[name], tail = writer.commit()
             file = self._tail_file(name, self._turn, 0)
@@ -188,8 +223,11 @@ class ShardedAnnData:
             file.sync()
             file.close()
             state["tail"] = len(tail)
+            written += [(file.path, file.nbytes), *writer.files()]
         for growing in self.files.values():
             growing.sync()
+            written.append((growing.path, growing.nbytes))
+        state["files"] = {str(path.relative_to(self._folder)): size for path, size in written}
         return state
 
     def finish(self) -> None:
@@ -217,7 +255,7 @@ class ShardedAnnData:
             end = int(offsets[-1])
 
     def _write_names(self) -> None:
-        array: Any = self._root["obs/_index"]
+        array = self._names
         array.resize((self.n_obs,))
         at = 0
         for start in range(0, self.n_obs, _PER_SHARD * _NAMES):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from streamtrain.atomic import fsync
 from streamtrain.partial import State, write_all
 from streamtrain.writing import encoder, padded
 
@@ -58,6 +59,7 @@ class ShardWriter:
         self._waiting: deque[Future[Any]] = deque()
         self._shard: int = state.get("shard", 0)
         self._sizes: list[int] = list(state.get("sizes", ()))
+        self._full: list[int] = list(state.get("full", ()))
         self._buffer = np.empty(self.chunk, self.dtype)
         self._buffer[: len(tail)] = tail
         self._filled = len(tail)
@@ -85,9 +87,16 @@ class ShardWriter:
         while self._waiting:
             self._store(self._waiting.popleft().result())
 
-    def _path(self) -> Path:
+    def _path(self, shard: int | None = None) -> Path:
         store = Path(self.array.store_path.store.root, self.array.path)
-        return Path(store, self.array.metadata.encode_chunk_key((self._shard,)))
+        key = self.array.metadata.encode_chunk_key((self._shard if shard is None else shard,))
+        return Path(store, key)
+
+    def files(self) -> Iterator[tuple[Path, int]]:
+        """The files written so far, and their bytes."""
+        for shard, size in enumerate([*self._full, sum(self._sizes)]):
+            if size:
+                yield self._path(shard), size
 
     def _store(self, encoded: Any) -> None:
         """Write one chunk to the open shard; chunks stand in it in their order."""
@@ -112,7 +121,8 @@ class ShardWriter:
         index[: len(ends), 0], index[: len(ends), 1] = ends - self._sizes, self._sizes
         text = index.tobytes()
         text += google_crc32c.value(text).to_bytes(4, "little")
-        write_all(self._handle, text, self._open(), self._path())
+        start = self._open()  # first, as a writer that goes on has no handle until then
+        self._full.append(write_all(self._handle, text, start, self._path()))
         os.fsync(self._handle)
         self.close()
         self._shard, self._sizes = self._shard + 1, []
@@ -128,7 +138,12 @@ class ShardWriter:
         self._drain()
         if self._handle >= 0:
             os.fsync(self._handle)
-        return {"shard": self._shard, "sizes": self._sizes}, self._buffer[: self._filled].copy()
+        folder = self._path().parent
+        if folder.is_dir():  # a file is safe once its folder lists it
+            fsync(folder)
+            fsync(folder.parent)
+        state = {"shard": self._shard, "sizes": list(self._sizes), "full": list(self._full)}
+        return state, self._buffer[: self._filled].copy()
 
     def finish(self) -> None:
         """Write what is left."""

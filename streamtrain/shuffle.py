@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from streamtrain.atomic import fsync
 from streamtrain.kernels import csr
 from streamtrain.partial import read_exactly, write_all
 from streamtrain.rows import Rows
@@ -110,6 +111,7 @@ class Buckets:
                 handle = os.open(self._path(bucket), os.O_RDONLY)
                 os.fsync(handle)
                 os.close(handle)
+        fsync(self._folder)
 
     def windows(self, start: int, nbytes: int) -> Iterator[Named]:
         """Cells by place from `start` on, windows of about `nbytes`.

@@ -23,6 +23,7 @@ from streamtrain.kernels import remap
 from streamtrain.rows import Rows, stack
 from streamtrain.sources import collection, open_expression, open_source
 from streamtrain.sources.forms import FileReport, form_of
+from streamtrain.sources.join_var import join_var
 from streamtrain.sources.joins import distinct_names, join_columns, join_genes
 from streamtrain.sources.members import find_members, natural
 from tests import atlas
@@ -490,9 +491,51 @@ def test_columns__files(parts, tmp_path):
     source.close()
     with_one = [adata.copy() for adata, _ in parts[:2]]
     with_one[1].obs["file"] = "mine"
-    assert open_source(with_one).obs("file").tolist() == [np.nan] * 5 + ["mine"] * 7
+    assert open_source(with_one).obs("file").tolist() == ["AnnData 0"] * 5 + ["mine"] * 7
     assert distinct_names(["a/x.h5ad", "a/y.zarr/"]) == ["x.h5ad", "y.zarr"]
     assert distinct_names(["a/x.h5ad", "b/x.h5ad"]) == ["a/x.h5ad", "b/x.h5ad"]
+
+
+def test_columns__a_file_column_of_numbers(parts):
+    with_one = [adata.copy() for adata, _ in parts[:2]]
+    with_one[1].obs["file"] = 3
+    assert open_source(with_one).obs("file").tolist() == [pd.NA] * 5 + [3] * 7
+
+
+def test_columns__whole_numbers_with_gaps_and_fractions():
+    whole, half = column([1, None], "Int64"), column([0.5], "float64")
+    found = join_columns("x", ["a", "b"], [whole, half], [2, 1])
+    assert found.dtype == np.float64
+    np.testing.assert_array_equal(found, [1, np.nan, 0.5])
+
+
+def table(index, **columns):
+    return pd.DataFrame(columns, index=pd.Index(list(index), name="gene"))
+
+
+def test_join_var__columns():
+    kind = pd.CategoricalDtype(["y", "x"], ordered=True)
+    first = table(
+        "abc", name=["A", "B", "C"], often=["u", "u", None], length=[1, 2, 3], mean=[0.1, 0.2, 0.3],
+        kind=pd.Categorical(["x", "y", "x"], dtype=kind), chosen=[True, False, True],
+    )  # fmt: skip
+    second = table(
+        "cdz", name=["C", "D", "Z"], often=["v", "u", "w"], length=np.array([3, 4, 9], "i2"),
+        mean=[0.4, 0.5, 0.6], kind=pd.Categorical(["x", "y", "y"], dtype=kind), late=[1.5, 2, 3],
+    )  # fmt: skip
+    found, differ = join_var(np.array(list("abcd"), object), iter([first, second]))
+    expected = table(
+        "abcd", name=["A", "B", "C", "D"], often=pd.Categorical(["u", "u", "v", "u"]),
+        length=[1, 2, 3, 4], kind=pd.Categorical(["x", "y", "x", "y"], dtype=kind),
+        chosen=pd.array([True, False, True, None], "boolean"), late=[np.nan, np.nan, 1.5, 2],
+    )  # fmt: skip
+    pd.testing.assert_frame_equal(found, expected)
+    assert differ == ["mean"]
+
+
+def test_join_var__text_and_numbers_for_other_genes():
+    found, differ = join_var(np.array(["a", "b"], object), [table("a", x=["u"]), table("b", x=[1])])
+    assert (list(found), differ) == ([], ["x"])
 
 
 def test_columns__labels_that_a_file_lacks(parts):

@@ -4,11 +4,12 @@ import errno
 import fcntl
 import json
 import logging
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import permutations
 from types import SimpleNamespace
@@ -22,12 +23,13 @@ import zarr
 
 import streamtrain
 import streamtrain.convert
-from streamtrain import conversion, partial, sampling, sharded, shuffle, writing
+from streamtrain import atomic, conversion, partial, sampling, sharded, shards, shuffle, writing
 from streamtrain.errors import InputError
 from streamtrain.kernels import checksum
 from streamtrain.sampling import permutation
 from streamtrain.streaming import sweep
 from tests import stores
+from tests.test_cli import call
 
 module = sys.modules["streamtrain.convert"]
 SMALL = {"chunk_size": 7, "shard_size": 28, "progress": False}
@@ -54,6 +56,14 @@ def assert_same(found, adata, order=slice(None)):
     np.testing.assert_array_equal(dense(found), dense(expected))
     pd.testing.assert_frame_equal(found.obs, adata.obs.iloc[order])  # a view drops categories
     pd.testing.assert_frame_equal(found.var, adata.var)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Neither wait for the disk nor collect garbage: half the time of small conversions."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    monkeypatch.setattr(module, "release_freed", lambda: None)
+    monkeypatch.setattr(conversion, "release_freed", lambda: None)
 
 
 @pytest.fixture
@@ -114,12 +124,12 @@ def test_convert__columns_of_obs_and_var(tmp_path, monkeypatch, form, names):
     monkeypatch.setattr(sharded, "_NAMES", names)
     adata = stores.make_anndata(n_obs=300)
     adata.obs_names = [f"Zelle \N{GREEK SMALL LETTER ALPHA}{i}" for i in range(300)]
-    adata.obs = pd.DataFrame(columns(300), index=adata.obs_names)
-    adata.var = pd.DataFrame(columns(11), index=adata.var_names)
+    adata.obs = pd.DataFrame(columns(300), index=adata.obs_names.rename("barcode"))
+    adata.var = pd.DataFrame(columns(11), index=adata.var_names.rename("gene id"))
     source = adata if form == "memory" else stores.write(adata, tmp_path, form)
     found = ad.read_zarr(convert(source, tmp_path / "a.zarr", shuffle=True))
     assert_same(found, adata, permutation(300, 0))
-    shards = zarr.open_group(tmp_path / "a.zarr")["obs/_index"].shards
+    shards = zarr.open_group(tmp_path / "a.zarr")["obs/barcode"].shards
     assert shards == ((16,) if names == 4 else None)
 
 
@@ -190,6 +200,7 @@ def test_convert__view_in_memory(tmp_path):
     assert found.obs_names.tolist() == ["cell4", "cell2", "cell9"]
 
 
+@pytest.mark.slow
 def test_convert__text_table(tmp_path):
     frame = pd.DataFrame(stores.positions(6, 4), [f"c{i}" for i in range(6)], list("abcd"))
     frame.to_csv(tmp_path / "t.csv")
@@ -341,38 +352,48 @@ def test_convert__same_bytes_for_any_budget_and_threads(tmp_path, little_room, m
     assert tree(convert(source, tmp_path / "plain2.zarr", n_jobs=3)) == plain
 
 
-PYTHON = (sys.executable, "-W", "error", "-c")
-CHILD = """
-import os, signal, sys
-import streamtrain.convert
-from streamtrain import conversion, sharded, shards, shuffle
-conversion._EVERY = 0
-sys.modules["streamtrain.convert"]._room = lambda *_: 3_000
-source, out, where, count, mixed = sys.argv[1:]
-kind, name = {
-    "scatter": (shuffle.Buckets, "append"), "write": (sharded.ShardedAnnData, "append"),
-    "commit": (sharded.ShardedAnnData, "commit"), "names": (sharded.ShardedAnnData, "_write_names"),
-    "verify": (conversion.Conversion, "_verify"), "shard": (shards.ShardWriter, "_end_shard"),
-}[where]
-real, left = getattr(kind, name), [int(count)]
-def last(*arguments, **keywords):
-    done = real(*arguments, **keywords)
-    left[0] -= 1
-    if left[0] == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return done
-setattr(kind, name, last)
-streamtrain.convert(
-    source, out, shuffle=mixed == "True", chunk_size=7, shard_size=28, progress=False
-)
-"""
+STAGES = {
+    "scatter": (shuffle.Buckets, "append"),
+    "write": (sharded.ShardedAnnData, "append"),
+    "commit": (sharded.ShardedAnnData, "commit"),
+    "names": (sharded.ShardedAnnData, "_write_names"),
+    "verify": (conversion.Conversion, "_verify"),
+    "shard": (shards.ShardWriter, "_end_shard"),
+}
+
+
+def killed_at(source, out, where, count, mixed):
+    """Convert, but kill this process at the end of the count-th call."""
+    conversion._EVERY = 0
+    module._room = lambda *_: 3_000
+    kind, name = STAGES[where]
+    real, left = getattr(kind, name), [count]
+
+    def last(*arguments, **keywords):
+        done = real(*arguments, **keywords)
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return done
+
+    setattr(kind, name, last)
+    convert(source, out, shuffle=mixed)
+
+
+def kill(*arguments):
+    """The same in another process, forked from one that has imported all but has no threads."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    child = context.Process(target=killed_at, args=arguments)
+    child.start()
+    child.join(120)
+    return child.exitcode
 
 
 @pytest.mark.parametrize(
     ("mixed", "kills"),
     [
         (True, [("scatter", 9), ("write", 4)]),
-        (False, [("write", 3)]),
         pytest.param(
             True,
             [("scatter", 3), ("shard", 5), ("shard", 13), ("names", 1)],
@@ -392,11 +413,7 @@ def test_convert__goes_on_after_a_kill(tmp_path, monkeypatch, mixed, kills, capl
     journal = tmp_path / ".out.zarr.partial/journal.json"
     done = []
     for where, count in kills:
-        killed = subprocess.run(  # noqa: S603
-            [*PYTHON, CHILD, source, out, where, str(count), str(mixed)],
-            capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
-        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        assert kill(source, out, where, count, mixed) == -signal.SIGKILL
         assert not out.exists()
         state = json.loads(journal.read_text())["state"]
         done.append(state["swept"] + state["written"].get("n_obs", 0))
@@ -467,13 +484,15 @@ def test_convert__an_error_keeps_what_is_done(tmp_path, begun, monkeypatch, capl
     assert tree(tmp_path / "a.zarr") == tree(tmp_path / "b.zarr")
 
 
-@pytest.mark.parametrize("change", ["source", "settings", "journal", "bucket"])
+@pytest.mark.parametrize("change", ["source", "settings", "transpose", "journal", "bucket"])
 def test_convert__begins_anew(tmp_path, begun, caplog, change):
     options = {"shuffle": True}
     if change == "source":
         os.utime(begun, ns=(1, 1))
     elif change == "settings":
         options["random_state"] = 3
+    elif change == "transpose":
+        options["transpose_input"] = True
     elif change == "journal":
         (tmp_path / ".a.zarr.partial/journal.json").write_text("{")
     else:
@@ -481,7 +500,9 @@ def test_convert__begins_anew(tmp_path, begun, caplog, change):
     caplog.clear()
     convert(begun, tmp_path / "a.zarr", **options)
     assert "going on" not in caplog.text
-    word = {"source": "files", "settings": "random_state"}.get(change)
+    word = {"source": "files", "settings": "random_state", "transpose": "transpose_input"}.get(
+        change
+    )
     assert (f"begun with other settings ({word}): it is begun anew" in caplog.text) == bool(word)
     assert ("are missing: it is begun anew" in caplog.text) == (change == "bucket")
     adata = ad.read_h5ad(begun)
@@ -548,8 +569,14 @@ def test_convert__too_little_space_to_begin(tmp_path, monkeypatch):
     assert tree(tmp_path) == before
 
 
-@pytest.mark.parametrize("what", ["X/data", "X/indices", "obs/_index"])
-def test_convert__what_reads_back_otherwise_is_not_kept(tmp_path, monkeypatch, what):
+@pytest.mark.parametrize(
+    ("what", "different"),
+    [
+        *((what, r"cell \d+") for what in ("X/data", "X/indices", "obs/_index")),
+        *((what, "a column of obs or var") for what in ("obs/cell_type/codes", "var/symbol")),
+    ],
+)
+def test_convert__what_reads_back_otherwise_is_not_kept(tmp_path, monkeypatch, what, different):
     adata = stores.make_anndata()
     real = sharded.ShardedAnnData.finish
 
@@ -559,14 +586,25 @@ def test_convert__what_reads_back_otherwise_is_not_kept(tmp_path, monkeypatch, w
         array[9:11] = array[9:11][::-1]
 
     monkeypatch.setattr(sharded.ShardedAnnData, "finish", spoil)
-    with pytest.raises(OSError, match=r"reads back as something else \(cell \d+ is different\)"):
+    with pytest.raises(
+        OSError, match=rf"reads back as something else \({different} is different\)"
+    ):
         convert(adata, tmp_path / "a.zarr", shuffle=True)
     assert not list(tmp_path.iterdir())
 
 
-def test_convert__a_column_that_reads_back_otherwise(tmp_path, monkeypatch):
-    monkeypatch.setattr(sharded, "read_elem", lambda node: np.zeros(node["codes"].shape))
-    with pytest.raises(OSError, match=r"obs column 'cell_type' .* reads back as something else"):
+@pytest.mark.parametrize(
+    ("length", "what"), [(23, "obs column 'cell_type'"), (11, "var column 'symbol'")]
+)
+def test_convert__a_column_that_reads_back_otherwise(tmp_path, monkeypatch, length, what):
+    real = sharded.read_elem
+
+    def spoiled(node):
+        found = real(node)
+        return found if len(found) != length else found.iloc[::-1] if length == 11 else found[::-1]
+
+    monkeypatch.setattr(sharded, "read_elem", spoiled)
+    with pytest.raises(OSError, match=f"{what} .* reads back as something else"):
         convert(stores.make_anndata(), tmp_path / "a.zarr")
     assert not list(tmp_path.iterdir())
 
@@ -576,7 +614,8 @@ def test_convert__a_bucket_that_lacks_cells(tmp_path, begun):
     found = json.loads(journal.read_text())
     found["state"] |= {"swept": 60}
     journal.write_text(json.dumps(found))
-    with pytest.raises(OSError, match=r"lacks cells|No such file"):
+    (journal.parent / "buckets/0.bucket").touch()
+    with pytest.raises(OSError, match=r"0\.bucket lacks cells: something else wrote to it"):
         convert(begun, tmp_path / "a.zarr", shuffle=True)
 
 
@@ -645,6 +684,9 @@ def test_convert__bad_paths(tmp_path):
             pd.date_range("2020", periods=23),
             "obs column 'when' of AnnData has type datetime",
         ),
+        ("wide", np.zeros(23, np.longdouble), "obs column 'wide' of AnnData has type float128"),
+        ("thin", pd.arrays.SparseArray(np.arange(23)), "'thin' of AnnData has type Sparse"),
+        ("cut", pd.cut(np.arange(23), 3), "'cut' of AnnData has categories of type interval"),
         ("a/b", np.arange(23), "obs column 'a/b' of AnnData: AnnData on disk has no place for"),
     ],
 )
@@ -670,29 +712,186 @@ def test_convert__tells_how_it_was_made(tmp_path):
     assert made == {"shuffle": True, "random_state": 4, "generator": "streamtrain.convert"}
 
 
-def run(*arguments, cwd, code=0):
-    done = subprocess.run(  # noqa: S603 - our own command
-        [sys.executable, "-W", "error", "-m", "streamtrain", "convert", *map(str, arguments)],
-        cwd=cwd, capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
-
-
-def test_cli__convert(tmp_path):
+def test_cli__convert(tmp_path, monkeypatch, capsys, caplog):
+    caplog.set_level(logging.INFO, "streamtrain")
     adata = stores.make_anndata()
     source = stores.write(adata, tmp_path, "h5ad")
-    done = run(
-        source.name, "--out", "a.zarr", "--shuffle", "--random-state", 2, "--where", "flag",
-        "--memory", "1GB", "--n-jobs", 1, "--chunk-size", 7, "--shard-size", 28, cwd=tmp_path,
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = call(
+        capsys, "convert", source.name, "--out", "a.zarr", "--shuffle", "--random-state", 2,
+        "--where", "flag", "--memory", "1GB", "--n-jobs", 1, "--chunk-size", 7,
+        "--shard-size", 28,
     )  # fmt: skip
-    assert done.stdout == "saved as a.zarr\n"
-    assert "12 cells read back and found the same" in done.stderr
+    assert (code, out) == (0, "saved as a.zarr\n")
+    assert "12 cells read back and found the same" in caplog.text
     expected = adata[adata.obs["flag"].to_numpy()]
     found = ad.read_zarr(tmp_path / "a.zarr")
     np.testing.assert_array_equal(dense(found), dense(expected[permutation(12, 2)]))
-    again = run(source.name, "--out", "a.zarr", "--quiet", cwd=tmp_path, code=2)
-    assert again.stdout == ""
-    assert again.stderr.startswith(
-        "streamtrain: 'a.zarr' exists: pass overwrite=True (--overwrite)"
+    code, out, err = call(capsys, "convert", source.name, "--out", "a.zarr", "--quiet")
+    assert (code, out) == (2, "")
+    assert err.startswith("streamtrain: 'a.zarr' exists: pass overwrite=True (--overwrite)")
+    code, _, err = call(capsys, "convert", source.name, "--out", "s3://bucket/a.zarr")
+    assert code == 2
+    assert err.startswith("streamtrain: the output must be a folder on a disk, and is 's3:/bucket")
+
+
+def test_convert__killed_while_the_former_output_is_deleted(tmp_path, monkeypatch):
+    adata = stores.make_anndata()
+    source = stores.write(adata, tmp_path, "h5ad")
+    out = convert(source, tmp_path / "a.zarr")
+    real = atomic.shutil.rmtree
+
+    def rmtree(path, *arguments, **keywords):
+        if path.suffix == ".old":
+            raise StopError
+        real(path, *arguments, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic.shutil, "rmtree", rmtree)
+        with pytest.raises(StopError):
+            convert(source, out, overwrite=True, shuffle=True)
+    assert [p.name for p in tmp_path.iterdir() if p.name.endswith(".old")]
+    convert(source, out, overwrite=True, shuffle=True)
+    assert_same(ad.read_zarr(out), adata, permutation(23, 0))
+    assert {p.name for p in tmp_path.iterdir()} == {source.name, "a.zarr"}
+
+
+def test_shards__go_on_where_no_value_waits(tmp_path):
+    root = zarr.open_group(tmp_path / "a.zarr", mode="w")
+    array = root.create_array(
+        "data", shape=(0,), dtype="f4", chunks=(7,), shards=(28,), compressors=None
     )
+    with ThreadPoolExecutor(1) as pool:
+        writer = shards.ShardWriter(array, "none", pool, 2, {}, np.empty(0, "f4"))
+        writer.append(np.arange(14))
+        state, tail = writer.commit()
+        writer.close()
+        assert len(tail) == 0
+        writer = shards.ShardWriter(array, "none", pool, 2, state, tail)
+        writer.finish()
+        writer.close()
+    assert root["data"][:].tolist() == list(range(14))
+
+
+def test_convert__what_cannot_be_read_back_is_not_kept(tmp_path, monkeypatch):
+    source = stores.write(stores.make_anndata(), tmp_path, "h5ad")
+    real = sharded.ShardedAnnData.finish
+
+    def spoil(self):
+        real(self)
+        next((tmp_path / ".a.zarr.partial/store.zarr/X/data/c").iterdir()).write_bytes(b"?" * 90)
+
+    monkeypatch.setattr(sharded.ShardedAnnData, "finish", spoil)
+    with pytest.raises(OSError, match=r"\(it cannot be read: .*nothing was kept"):
+        convert(source, tmp_path / "a.zarr")
+    assert [p.name for p in tmp_path.iterdir()] == [source.name]
+
+
+@pytest.mark.parametrize("file", ["store.zarr/X/data/c/0", "lengths"])
+def test_convert__files_that_were_cut_short(tmp_path, monkeypatch, little_room, caplog, file):
+    little_room()
+    adata = stores.make_anndata(n_obs=60)
+    source = stores.write(adata, tmp_path, "h5ad")
+    with monkeypatch.context() as patch:
+        patch.setattr(conversion, "_EVERY", 0)
+        stop_at(patch, sharded.ShardedAnnData, "append", 5)
+        with pytest.raises(StopError):
+            convert(source, tmp_path / "a.zarr")
+    path = tmp_path / ".a.zarr.partial" / file
+    os.truncate(path, path.stat().st_size - 8)
+    convert(source, tmp_path / "a.zarr")
+    assert "are missing or cut short: it is begun anew" in caplog.text
+    assert_same(ad.read_zarr(tmp_path / "a.zarr"), adata)
+
+
+@pytest.mark.parametrize("form", ["memory", "h5ad", "zarr3", "list"])
+def test_convert__text_of_its_own_for_each_cell(tmp_path, monkeypatch, form):
+    adata = stores.make_anndata()
+    adata.obs["barcode"] = [f"b{i}" for i in range(23)]
+    adata.obs["often"] = [f"b{i % 9}" for i in range(23)]
+    source = adata if form in ("memory", "list") else stores.write(adata, tmp_path, form)
+    monkeypatch.setattr(conversion, "_TEXT", 10**10)
+    with pytest.raises(
+        InputError, match=r"obs column 'barcode' .* text of its own for each of (23|46) cells"
+    ):
+        convert([stores.make_anndata(), adata] if form == "list" else source, tmp_path / "a.zarr")
+    del adata.obs["barcode"]
+    convert(adata, tmp_path / "a.zarr")
+
+
+def test_convert__another_scratch_folder(tmp_path, monkeypatch, little_room, caplog):
+    little_room()
+    source = stores.write(stores.make_anndata(n_obs=60), tmp_path, "h5ad")
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(conversion, "_EVERY", 0)
+        stop_at(patch, shuffle.Buckets, "append", 6)
+        with pytest.raises(StopError):
+            convert(source, tmp_path / "a.zarr", shuffle=True, scratch=tmp_path / "one")
+    (left,) = (tmp_path / "one").iterdir()
+    assert f"stays in {tmp_path / '.a.zarr.partial'} and {left}:" in caplog.text
+    convert(source, tmp_path / "a.zarr", shuffle=True, scratch=tmp_path / "two")
+    assert f"{left}, left by a former run, is deleted" in caplog.text
+    assert not list((tmp_path / "one").iterdir())
+    assert not list((tmp_path / "two").iterdir())
+
+
+def test_convert__several_files(tmp_path, caplog):
+    first, second = stores.make_anndata(), stores.make_anndata()
+    second.var_names = [f"g{j + 3}" for j in range(11)]
+    second.var["symbol"] = [f"S{j + 3}" for j in range(11)]
+    for i, adata in enumerate((first, second)):
+        adata.var["mean"] = np.arange(11) * (i + 1.0)
+        adata.obs_names = pd.Index([f"p{i}c{k}" for k in range(23)], name="barcode")
+        adata.write_h5ad(tmp_path / f"{i}.h5ad")
+    caplog.set_level(logging.INFO, "streamtrain")
+    path = convert([tmp_path / "0.h5ad", tmp_path / "1.h5ad"], tmp_path / "a.zarr")
+    found = ad.read_zarr(path)
+    assert found.var["symbol"].to_dict() == {f"g{j}": f"S{j}" for j in range(14)}
+    assert list(found.var) == ["symbol"]
+    assert found.obs.index.name == "barcode"
+    assert "left out of the output: layers/counts, raw/X, var/mean (files differ)" in caplog.text
+    assert f"{tmp_path / '1.h5ad'}: 23 cells, 11 genes of which 11 are taken, X: " in caplog.text
+
+
+def test_convert__files_of_different_kinds(tmp_path, caplog):
+    first, second = stores.make_anndata(), stores.make_anndata()
+    second.X.data[:] = 3
+    convert([first, second], tmp_path / "a.zarr")
+    assert "files hold values of different kinds (" in caplog.text
+    assert "; counts in 'AnnData 1')" in caplog.text
+    caplog.clear()
+    convert([second, second.copy()], tmp_path / "b.zarr")
+    assert "different kinds" not in caplog.text
+
+
+def test_convert__a_source_that_changes_meanwhile(tmp_path, monkeypatch):
+    source = stores.write(stores.make_anndata(), tmp_path, "h5ad")
+    real = conversion.Conversion.write
+    monkeypatch.setattr(
+        conversion.Conversion, "write", lambda self: (real(self), os.utime(source, ns=(1, 1)))
+    )
+    with pytest.raises(InputError, match=r"was changed while it was read: run again"):
+        convert(source, tmp_path / "a.zarr")
+    assert [p.name for p in tmp_path.iterdir()] == [source.name]
+
+
+def test_convert__reads_back_on_its_own_threads(tmp_path, monkeypatch):
+    threads, real = [], conversion.open_source
+    monkeypatch.setattr(
+        conversion,
+        "open_source",
+        lambda *a, **k: (threads.append(k["threads"].n), real(*a, **k))[1],
+    )
+    convert(stores.make_anndata(), tmp_path / "a.zarr", n_jobs=3)
+    assert threads == [3]
+
+
+def test_convert__bytes_and_flags(tmp_path):
+    adata = ad.AnnData(sp.csr_matrix(stores.positions(23, 11) > 0))
+    adata.obs["raw"] = [b"a", *[b"b"] * 22]
+    found = ad.read_zarr(convert(adata, tmp_path / "a.zarr"))
+    assert found.X.dtype == np.uint8
+    np.testing.assert_array_equal(dense(found), dense(adata))
+    assert found.obs["raw"].tolist() == ["a", *["b"] * 22]

@@ -19,13 +19,14 @@ from streamtrain.rows import Rows, stack
 from streamtrain.sources.base import Source
 from streamtrain.sources.forms import FileReport, form_of, require_one_form
 from streamtrain.sources.genes import Genes
-from streamtrain.sources.joins import distinct_names, join_columns, join_genes, same
+from streamtrain.sources.join_var import join_var
+from streamtrain.sources.joins import distinct_names, is_text, join_columns, join_genes, same
 from streamtrain.sources.members import Members
 from streamtrain.sources.opened import MatrixSource
 
 logger = logging.getLogger(__name__)
 
-FILE = "file"  # obs column with the file of each cell, unless a file has one of that name
+FILE = "file"  # obs column with the file of each cell, but where a file has its own of that name
 OPEN = 4  # files open at a time: 60 of HDF5 that were read hold 0.57 GB of caches
 
 
@@ -60,11 +61,14 @@ class CollectionSource:
         self._decoded = 0
         self._open: dict[int, int] = {}  # readers of each open file, the longest unused first
         self.files, self.members = members.names, []
+        self._columns: list[list[str]] = []
+        index_names = set()
         try:
             for i, item in enumerate(members.items):
                 self.members.append(_opened(open_member, item, members.names[i]))
-                with self._using(i):
-                    pass
+                with self._using(i) as member:
+                    self._columns.append(member.obs_columns())
+                    index_names.add(member.index_name)
             _share_names(self.members)
             self.genes = join_genes(self.files, [m.genes for m in self.members], join)
         except BaseException:
@@ -81,7 +85,8 @@ class CollectionSource:
             None if same(m.genes, self.genes) else index.get_indexer(m.genes).astype(np.int32)
             for m in self.members
         ]
-        self._columns = [m.obs_columns() for m in self.members]
+        self.index_name = index_names.pop() if len(index_names) == 1 else None
+        self._var: tuple[pd.DataFrame, list[str]] | None = None
         self._report: list[FileReport] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -164,7 +169,45 @@ class CollectionSource:
         for i, columns in enumerate(self._columns):
             with self._using(i) as member:
                 parts.append(member.obs(column) if column in columns else None)
+        if column == FILE and all(is_text(part) for part in parts if part is not None):
+            for i, (name, n) in enumerate(zip(distinct_names(self.files), lengths, strict=True)):
+                if parts[i] is None:
+                    categories = pd.Index([name], dtype=object)
+                    parts[i] = pd.Series(
+                        pd.Categorical.from_codes(np.zeros(n, np.int8), categories=categories)
+                    )
         return join_columns(column, self.files, parts, lengths)
+
+    def own_text(self, column: str) -> bool:
+        """Whether an obs column holds, in some file, a text of its own for each cell."""
+        for i, columns in enumerate(self._columns):
+            with self._using(i) as member:
+                if column in columns and member.own_text(column):
+                    return True
+        return False
+
+    def _joined_var(self) -> tuple[pd.DataFrame, list[str]]:
+        if self._var is None:
+            self._var = join_var(self.genes, self._vars())
+        return self._var
+
+    def _vars(self) -> Iterator[pd.DataFrame]:
+        for i in range(len(self.members)):
+            with self._using(i) as member:
+                yield member.var()
+
+    def var(self) -> pd.DataFrame:
+        """The columns of var in which no two files differ, under the gene names."""
+        return self._joined_var()[0]
+
+    def left_out(self) -> list[str]:
+        """Names of what else the files hold beside obs, var and the matrix that is read."""
+        names: dict[str, None] = {}
+        for i in range(len(self.members)):
+            with self._using(i) as member:
+                names |= dict.fromkeys(member.left_out())
+        differ = [f"var/{name} (files differ)" for name in self._joined_var()[1]]
+        return [*names, *differ]
 
     def obs_names(self, start: int, stop: int) -> NDArray[np.object_]:
         """Names of the cells start to stop, as str; two files may use the same."""

@@ -28,6 +28,15 @@ class Frame(Protocol):
         """One column under a RangeIndex: categorical for text, else numeric or boolean."""
         ...
 
+    def own_text(self, name: str) -> bool:
+        """Whether a column seems to hold a text of its own in each row, by the first of them."""
+        ...
+
+    @property
+    def index_name(self) -> str | None:
+        """Name of the index."""
+        ...
+
     def index(self, start: int, stop: int) -> NDArray[np.object_]:
         """Index names start to stop, as str."""
         ...
@@ -75,7 +84,8 @@ def table(frame: Frame, names: NDArray[np.object_]) -> pd.DataFrame:
     index = frame.index(0, len(frame))
     if "var_names" not in columns and not np.array_equal(index, names):
         columns["var_names"] = index
-    return pd.DataFrame(columns, index=pd.Index(names, dtype=object))
+    name_of_it = frame.index_name if np.array_equal(index, names) else None
+    return pd.DataFrame(columns, index=pd.Index(names, dtype=object, name=name_of_it))
 
 
 def as_text(values: Any) -> NDArray[np.object_]:
@@ -85,6 +95,12 @@ def as_text(values: Any) -> NDArray[np.object_]:
         decoded = [value.decode() if isinstance(value, bytes) else value for value in text]
         text = np.array(decoded, dtype=object)
     return text
+
+
+def _storable(name: Any, columns: list[str]) -> str | None:
+    """The name of an index, if an AnnData can have it beside its columns."""
+    fits = isinstance(name, str) and name != "" and "/" not in name and name not in columns
+    return name if fits else None
 
 
 class MemoryFrame:
@@ -122,6 +138,17 @@ class MemoryFrame:
                 "make it text, e.g. with .astype(str)"
             )
         return found.astype(wider)  # type: ignore[call-overload,no-any-return]
+
+    def own_text(self, name: str) -> bool:
+        """Whether a column seems to hold a text of its own in each row, by the first of them."""
+        found = self._frame.iloc[:TEXT_SLICE, self.columns().index(name)]
+        text = found.dtype == object or isinstance(found.dtype, pd.StringDtype)
+        return bool(text) and found.is_unique
+
+    @property
+    def index_name(self) -> str | None:
+        """Name of the index."""
+        return _storable(self._frame.index.name, self.columns())
 
     def index(self, start: int, stop: int) -> NDArray[np.object_]:
         """Index names start to stop."""
@@ -242,6 +269,25 @@ class StoredFrame:
         raise InputError(
             f"{what} is encoded as {encoding!r}, which streamtrain cannot read: drop it"
         )
+
+    def own_text(self, name: str) -> bool:
+        """Whether a column seems to hold a text of its own in each row, by the first of them."""
+        what = f"column {name!r} of {self._name}"
+        with reading(what):
+            node: Any = _Field(self._node, name) if self._compound else self._node[name]
+            legacy = not self._compound and "categories" in node.attrs
+            if hasattr(node, "keys") and "values" in node:
+                node = node["values"]
+            if hasattr(node, "keys") or legacy or node.dtype.kind not in "OSUT":
+                return False
+            text = next(_text_slices(node, what), np.empty(0, object))
+        return pd.Index(text).is_unique
+
+    @property
+    def index_name(self) -> str | None:
+        """Name of the index, as anndata reads it."""
+        name = None if self._compound else stored_attr(self._node, "_index")
+        return None if name == "_index" else _storable(name, self.columns())
 
     def index(self, start: int, stop: int) -> NDArray[np.object_]:
         """Index names start to stop."""

@@ -207,7 +207,15 @@ def join_columns(
         pd.Series(pd.array([None], dtype=blank).repeat(n)) if part is None else next(filled)
         for part, n in zip(held, lengths, strict=True)
     ]
-    return pd.concat(whole, ignore_index=True).rename(column)
+    joined = pd.concat(whole, ignore_index=True).rename(column)
+    if isinstance(joined.dtype, pd.Float32Dtype | pd.Float64Dtype):  # of Int64 and float64
+        return joined.astype("float64")
+    return joined
+
+
+def is_text(part: pd.Series[Any]) -> bool:
+    """Whether a column holds text."""
+    return _kind(part) == "text"
 
 
 def _kind(part: pd.Series[Any]) -> str:

@@ -276,6 +276,15 @@ class StoredNames:
         """Refuse: there are no columns."""
         raise InputError(f"{self._name} has no column {name!r}: {near(name, [])}")
 
+    def own_text(self, name: str) -> bool:
+        """Refuse: there are no columns."""
+        raise InputError(f"{self._name} has no column {name!r}: {near(name, [])}")
+
+    @property
+    def index_name(self) -> None:
+        """None."""
+        return None
+
     def index(self, start: int, stop: int) -> NDArray[np.object_]:
         """Names start to stop, as str."""
         first = int(self._ends[start - 1 : start][0]) if start else 0

@@ -70,6 +70,23 @@ class MatrixSource:
         """One obs column, read alone: categorical for text, else numeric or boolean."""
         return self._parts()[1].column(column)
 
+    @property
+    def index_name(self) -> str | None:
+        """Name of obs's index."""
+        return self._parts()[1].index_name
+
+    def own_text(self, column: str) -> bool:
+        """Whether an obs column seems to hold a text of its own for each cell, by the first."""
+        return self._parts()[1].own_text(column)
+
+    def var(self) -> pd.DataFrame:
+        """The columns of var, under the gene names; of a matrix without var none."""
+        return pd.DataFrame(index=self.genes)
+
+    def left_out(self) -> list[str]:
+        """Names of what else there is beside obs, var and this matrix."""
+        return []
+
     def obs_names(self, start: int, stop: int) -> NDArray[np.object_]:
         """Names of the cells start to stop, as str."""
         return self._parts()[1].index(start, stop)
