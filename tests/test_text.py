@@ -290,7 +290,11 @@ def test_table__line_longer_than_the_memory(tmp_path):
     assert opened(path, memory=100_000)[0].tolist() == [[1, 1]]
 
 
-@pytest.mark.parametrize("content", [b"no gzip", b"", gzip.compress(b"A,B\n1,2\n" * 999)[:-40]])
+@pytest.mark.parametrize(
+    "content",
+    [b"no gzip", b"", gzip.compress(b"A,B\n1,2\n" * 999)[:-40]],
+    ids=["other", "empty", "cut short"],
+)
 def test_table__damaged_gzip(tmp_path, content):
     path = tmp_path / "a.csv.gz"
     path.write_bytes(content)
