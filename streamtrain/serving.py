@@ -20,13 +20,11 @@ from streamtrain.sampling import BLOCKS, MIX, Plan, Stream, uniforms
 from streamtrain.scratch import Folder
 from streamtrain.sources.base import Source
 from streamtrain.spill import Spill
-from streamtrain.strategies import Strategy
+from streamtrain.strategies import RARE, Strategy
 from streamtrain.streaming import ahead, sweep, takes
 from streamtrain.threads import Threads
 
 logger = logging.getLogger(__name__)
-
-_RARE = 0.25  # share of the room for cells of rare classes, which stay decoded between sweeps
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +158,7 @@ def _swept(job: Job, plan: Plan, window: int, done: dict[str, float]) -> Served:
     """Decode each window's cells anew, but for those of rare classes."""
     rare = _rare(job, plan)
     where = np.full(job.n_obs, -1, np.int32) if len(rare) else None
-    with job.spill(job.room * _RARE) as kept:
+    with job.spill(job.room * RARE) as kept:
         if where is not None:
             for _, rows in job.take(rare):
                 kept.append(rows)
@@ -204,7 +202,7 @@ def _rare(job: Job, plan: Plan) -> NDArray[np.int64]:
         return np.empty(0, np.int64)
     sizes = np.bincount(job.codes)
     order = np.argsort(sizes, kind="stable")
-    fits = np.cumsum(sizes[order]) * job.cell_bytes <= job.room * _RARE
+    fits = np.cumsum(sizes[order]) * job.cell_bytes <= job.room * RARE
     return np.flatnonzero(np.isin(job.codes, order[fits]))
 
 

@@ -25,6 +25,7 @@ Name = Literal["memory", "sweeps", "scratch", "plan order"]
 # third of it by h5py and zarr themselves); scratch in the page cache; on the disk beyond it, in
 # order and cell by cell.
 DECODE, WRITE, READ, DISK, SCATTERED = 1.2e9, 1.5e9, 2.5e9, 0.5e9, 0.1e9
+RARE = 0.25  # share of the room for cells of rare classes, which stay decoded between sweeps
 _BUCKETS = 200  # windows in plan order on scratch: two open files each, of the usual 1,024
 _SAMPLED = 8  # windows whose cells and bytes are counted, the others taken as like them
 
@@ -120,10 +121,11 @@ def choose(
         if written <= means.disk:
             seconds = once / DECODE + written / DISK + total / DISK
             found.append(Strategy("plan order", window, once, written, total, 0, seconds))
-    # Two windows are in memory: the one that is served and the next.
-    window = min(n_batches, max(1, int(means.room / 2 // batch)))
+    # Two windows are in memory, the one that is served and the next, and cells of rare classes.
+    room = means.room * (1 - RARE)
+    window = min(n_batches, max(1, int(room / 2 // batch)))
     held = 2 * window * batch
-    if held <= means.room:
+    if held <= room:
         _, decoded = _of_windows(plan, source, row, window, -(-n_batches // window))
         found.append(Strategy("sweeps", window, decoded, 0, 0, held, decoded / DECODE))
     for strategy in found:
