@@ -57,10 +57,14 @@ def gathered(
 
 
 def batches(served: Served, codes: NDArray[np.int32], scaler: Scaler) -> Iterator[Batch]:
-    """Scale what is served, with the class of each cell of the plan; the next is made ahead."""
+    """Scale what is served, with the class of each cell of the plan.
+
+    The next batch is scaled ahead, and the one after it gathered: with one step alone the solver
+    waited for a tenth of its time.
+    """
 
     def scaled() -> Iterator[Batch]:
-        for epoch, cells, rows in served:
+        for epoch, cells, rows in ahead(served):
             yield Batch(epoch, scaler(rows.with_codes(codes[cells])))
 
     return ahead(scaled())

@@ -214,13 +214,13 @@ def batch_size(config: Settings) -> int:
 def needed_room(config: Settings, room: float, cell_bytes: float, entry_bytes: int) -> float:
     """Bytes that the batches take, of cells of `cell_bytes` as they are kept.
 
-    Alive at a time are three scaled batches and one as gathered, and with early stopping the
+    Alive at a time are three scaled batches and three as gathered, and with early stopping the
     held-out cells of a sweep as stored, scaled and scored.
     """
     size = cell_bytes * batch_size(config)
     # Room for as many entries again: genes in most cells get one in every cell.
     scaled = 2 * size * (np.dtype(config.dtype).itemsize + 4) / entry_bytes
-    return size + 3 * scaled + 16 * 10**6 + 5 * _sweep_bytes(room) * config.early_stopping
+    return 3 * size + 3 * scaled + 16 * 10**6 + 5 * _sweep_bytes(room) * config.early_stopping
 
 
 def check_room(config: Settings, room: float, cell_bytes: float, entry_bytes: int) -> None:

@@ -394,7 +394,7 @@ def test_batches__are_the_direct_ones(batch_number, dtype):
     assert next(at, None) is None
 
 
-def test_batches__two_gathered_at_a_time():
+def test_batches__three_gathered_at_a_time():
     rows = rows_of(positions(N_OBS, N_VARS))
     codes, plan = plan_of(epochs=8)
     alive, most, lock = set(), [], threading.Lock()
@@ -416,7 +416,7 @@ def test_batches__two_gathered_at_a_time():
     finally:
         gc.enable()
     assert len(most) > 10
-    assert max(most) <= 2
+    assert max(most) <= 3
     assert not alive
 
 
