@@ -362,10 +362,13 @@ def _in_plan_order(
     way = config.use_SGD and config.mini_batch
     if not way or config.early_stopping or config.feature_selection:
         return None
-    cache, plan = free_memory(), plan_epochs(config, cells, None)
+    cache = free_memory()
+    if n_taken * cell_bytes <= cache:  # before the cells are grouped for a plan once more
+        return None
+    plan = plan_epochs(config, cells, None)
     size = window_in_cache(plan, cell_bytes, cache)
     total = plan.epochs * plan.epoch_size * cell_bytes
-    if n_taken * cell_bytes <= cache or size == 0 or total > free_disk(config.scratch):
+    if size == 0 or total > free_disk(config.scratch):
         return None
     logger.info("%s of drawn cells go to scratch in plan order", format_bytes(total))
     return PlanOrder(plan, size, n_vars, config.dtype, config.scratch, threads=threads)

@@ -21,6 +21,7 @@ from streamtrain.sources.forms import FileReport, form_of, require_one_form
 from streamtrain.sources.genes import Genes
 from streamtrain.sources.join_var import join_var
 from streamtrain.sources.joins import distinct_names, is_text, join_columns, join_genes, same
+from streamtrain.sources.matrix import parts_of
 from streamtrain.sources.members import Members
 from streamtrain.sources.opened import MatrixSource
 
@@ -116,16 +117,6 @@ class CollectionSource:
                 if self._open.get(i):  # not closed meanwhile
                     self._open[i] -= 1
 
-    def _spans(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-        """(file, first, last) for the cells start to stop, positions within the file."""
-        i = int(np.searchsorted(self._starts, start, side="right")) - 1
-        while start < stop:
-            low, high = int(self._starts[i]), int(self._starts[i + 1])
-            if high > start:
-                yield i, start - low, min(stop, high) - low
-                start = min(stop, high)
-            i += 1
-
     def locate(self, row: int) -> tuple[int, int]:
         """File of a cell, as its position in `files`, and the row number there."""
         i = int(np.searchsorted(self._starts, row, side="right")) - 1
@@ -212,7 +203,7 @@ class CollectionSource:
     def obs_names(self, start: int, stop: int) -> NDArray[np.object_]:
         """Names of the cells start to stop, as str; two files may use the same."""
         parts = [np.empty(0, object)]
-        for i, low, high in self._spans(start, stop):
+        for i, low, high in parts_of(self._starts, start, stop):
             with self._using(i) as member:
                 parts.append(member.obs_names(low, high))
         return np.concatenate(parts)
@@ -233,7 +224,7 @@ class CollectionSource:
         if not 0 <= start <= stop <= self.n_obs:
             raise IndexError(f"cells {start} to {stop} of {self.n_obs}")
         parts = []
-        for i, low, high in self._spans(start, stop):
+        for i, low, high in parts_of(self._starts, start, stop):
             with self._using(i) as member:
                 before = member.decoded
                 parts.append(self._joined(i, member.read(low, high)))

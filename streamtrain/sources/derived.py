@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 from streamtrain.errors import InputError
 from streamtrain.rows import Rows, stack
 from streamtrain.sources.damage import plain_dtype, reading
-from streamtrain.sources.matrix import GAP, Matrix, canonical, cut, from_scipy, sparsify
+from streamtrain.sources.matrix import (
+    GAP,
+    Matrix,
+    canonical,
+    cut,
+    from_scipy,
+    parts_of,
+    sparsify,
+)
 
 
 class SubsetMatrix:
@@ -136,19 +144,9 @@ class SlicedMatrix:
             return np.full(stop - start, row, np.int64)
         parts = [
             np.diff(self._chunk(i).indptr[low : high + 1])
-            for i, low, high in self._spans(start, stop)
+            for i, low, high in parts_of(self._starts, start, stop)
         ]
         return np.concatenate(parts) * (2 * (self.dtype.itemsize + 4)) + 8
-
-    def _spans(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-        """(chunk, first, last) for the cells start to stop, positions within the chunk."""
-        i = int(np.searchsorted(self._starts, start, side="right")) - 1
-        while start < stop:
-            low, high = int(self._starts[i]), int(self._starts[i + 1])
-            if high > start:
-                yield i, start - low, min(stop, high) - low
-                start = min(stop, high)
-            i += 1
 
     def blocks(self, nbytes: int) -> Iterator[tuple[int, int]]:
         """Row ranges within the chunks.
@@ -166,7 +164,8 @@ class SlicedMatrix:
     def read(self, start: int, stop: int) -> Rows:
         """Cells start to stop."""
         parts = [
-            self._chunk(i).take(np.arange(low, high)) for i, low, high in self._spans(start, stop)
+            self._chunk(i).take(np.arange(low, high))
+            for i, low, high in parts_of(self._starts, start, stop)
         ]
         return stack(parts, self.shape[1], self.dtype)
 

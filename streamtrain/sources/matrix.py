@@ -95,6 +95,20 @@ def cut(
         start += first
 
 
+def parts_of(starts: NDArray[np.int64], start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+    """Give (part, first, last) for the cells start to stop of parts that begin at `starts`.
+
+    `starts` ends with the number of cells; positions are those within the part.
+    """
+    i = int(np.searchsorted(starts, start, side="right")) - 1
+    while start < stop:
+        low, high = int(starts[i]), int(starts[i + 1])
+        if high > start:
+            yield i, start - low, min(stop, high) - low
+            start = min(stop, high)
+        i += 1
+
+
 def canonical(rows: Rows, name: str, threads: Threads | None = None) -> Rows:
     """Sort each cell's genes and sum duplicates, where needed; refuse gene positions out of range.
 
