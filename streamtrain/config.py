@@ -163,9 +163,9 @@ class Settings:
     class_weight
         Weight of each cell type by name, or "balanced": inversely by its number of cells.
     loss
-        Of SGD: "log_loss", "hinge", "modified_huber", or, through scikit-learn and slower,
-        "squared_hinge", "perceptron", "squared_error", "huber", "epsilon_insensitive",
-        "squared_epsilon_insensitive". CellTypist's probabilities suit "log_loss" alone.
+        Of SGD: "log_loss", "hinge", "modified_huber", "squared_hinge", "perceptron",
+        "squared_error", "huber", "epsilon_insensitive", "squared_epsilon_insensitive".
+        CellTypist's probabilities suit "log_loss" alone.
     epsilon
         Of the losses "huber", "epsilon_insensitive" and "squared_epsilon_insensitive".
     average
@@ -328,6 +328,11 @@ class Settings:
             )
         if self.eta0 == 0 and self.learning_rate != "optimal":
             raise InputError(f"eta0 must be above 0 with learning_rate={self.learning_rate!r}")
+        if self.learning_rate in ("pa1", "pa2") and self.loss != "hinge" and self.trains_sgd:
+            raise InputError(
+                f"learning_rate={self.learning_rate!r} goes with loss='hinge' alone; got "
+                f"loss={self.loss!r}"
+            )
         if self.learning_rate == "adaptive" and self.mini_batch and not self.early_stopping:
             raise InputError(
                 "learning_rate='adaptive' follows the loss of whole epochs: leave out mini_batch, "

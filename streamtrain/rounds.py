@@ -27,9 +27,7 @@ from streamtrain.rows import Rows
 from streamtrain.sampling import Plan
 from streamtrain.sampling_columns import check_weights
 from streamtrain.scaling import Scaler
-from streamtrain.solvers import fallback
 from streamtrain.solvers.class_weight import class_weights
-from streamtrain.solvers.fallback import Fallback, is_native
 from streamtrain.solvers.logistic import (
     Logistic,
     Penalty,
@@ -109,23 +107,6 @@ def check(config: Settings) -> None:
         from streamtrain.gpu.logistic import Arrays
 
         Arrays.gpu()
-    if not config.trains_sgd or is_native(config.loss, config.learning_rate):
-        return
-    fallback.check(_fallback_options(config))
-    what = f"loss={config.loss!r} with learning_rate={config.learning_rate!r}"
-    sgd = config if config.use_SGD else config.first_round()
-    judged = not sgd.mini_batch and sgd.stop_tol is not None
-    whole = "pass mini_batch=True" + ", or tol=None to train for max_iter epochs" * config.use_SGD
-    for refused, remedy in (
-        (judged, whole),
-        (config.early_stopping, "leave out early_stopping"),
-        (config.average, "leave out average"),
-    ):
-        if refused:
-            raise InputError(
-                f"{what} is left to scikit-learn's partial_fit, which neither averages nor judges "
-                f"epochs here: {remedy}"
-            )
 
 
 def plan_epochs(config: Settings, cells: Cells, held_out: NDArray[np.bool_] | None) -> Plan:
@@ -192,14 +173,21 @@ def fit(
     return _fit_logistic(config, stored, scaler, start, room, threads, progress)
 
 
+def keeps_apart(config: Settings, is_sparse: bool) -> bool:
+    """Whether the solver takes the genes that most cells express apart, as dense numbers.
+
+    SGD does, but where it must tell stored entries from zeros, or visits every gene of each cell.
+    """
+    stored = is_sparse and not config.with_mean and not config.mini_batch
+    return config.use_SGD and config.penalty in ("l2", None) and not stored
+
+
 def fixed_bytes(config: Settings, n_genes: int, n_classes: int) -> int:
     """Bytes that the solver takes whatever the number of cells, weights to start from included."""
     needs = []
     if config.trains_sgd:
         more = config.penalty, not config.mini_batch
         needs.append(SGD.nbytes(n_genes, n_classes, config.dtype, config.average, *more))
-    if config.trains_sgd and not is_native(config.loss, config.learning_rate):
-        needs.append(Fallback.nbytes(n_genes, n_classes, config.dtype, batch_size(config)))
     if not config.use_SGD:  # weights and scores of all classes, and one class being solved
         needs.append((16 * n_genes + 24 * MOST) * n_classes + Logistic.nbytes(n_genes))
     start = n_genes * n_classes * np.dtype(config.dtype).itemsize * 2
@@ -268,7 +256,7 @@ def _fit_sgd(
     judged = not config.mini_batch or config.early_stopping
     certificate, unconverged = None, ""
     with stage("Training", plan.epochs * plan.epoch_size, show=progress) as bar:
-        if judged and isinstance(solver, SGD):
+        if judged:
             stopping = _until_stopped(
                 config, solver, stored, scaler, plan, served, bar, _sweep_bytes(room - spill.held)
             )
@@ -289,17 +277,11 @@ def _fit_sgd(
 
 def _sgd(
     config: Settings, stored: Stored, scaler: Scaler, start: State | None, threads: Threads
-) -> SGD | Fallback:
-    n_classes = len(stored.cells.classes)
-    weights = class_weights(config.class_weight, stored.cells.classes, stored.counts)
+) -> SGD:
+    classes = stored.cells.classes
     sparse = stored.is_sparse and not config.with_mean
-    if not is_native(config.loss, config.learning_rate):
-        return Fallback(
-            n_classes, scaler.shift, _fallback_options(config), class_weight=weights, sparse=sparse,
-            dtype=config.dtype, threads=threads, state=start,
-        )  # fmt: skip
     schedule = Schedule(
-        config.learning_rate,  # type: ignore[arg-type] # is_native has checked it, and the loss
+        config.learning_rate,
         config.alpha,
         config.eta0,
         config.power_t,
@@ -307,24 +289,20 @@ def _sgd(
         config.sgd_l1_ratio,
     )
     return SGD(
-        n_classes,
+        len(classes),
         scaler.shift,
         schedule,
         average=config.average,
         intercept_rate=(SPARSE_INTERCEPT_RATE if sparse else 1.0) * config.fit_intercept,
-        loss=config.loss,  # type: ignore[arg-type]
-        class_weight=weights,
+        loss=config.loss,
+        epsilon=config.epsilon,
+        class_weight=class_weights(config.class_weight, classes, stored.counts),
         sparse=sparse,
         epochs=not config.mini_batch,
         dtype=config.dtype,
         threads=threads,
         state=start,
     )
-
-
-def _fallback_options(config: Settings) -> dict[str, Any]:
-    given = {name: getattr(config, name) for name in fallback.OPTIONS}
-    return given | {"l1_ratio": config.sgd_l1_ratio}
 
 
 def _until_stopped(

@@ -140,10 +140,21 @@ class Scaled:
         x' at the model's gene positions, with the cells' label codes.
     dots
         shift . x' of each cell, shape (n_obs,), float64.
+    dense
+        z of the genes that are kept apart from `rows`, shape (n_obs, genes apart).
+    dense_at
+        Positions of these genes, int32; their shift is 0.
     """
 
     rows: Rows
     dots: NDArray[np.float64]
+    dense: NDArray[Any]
+    dense_at: NDArray[np.int32]
+
+    def slice(self, start: int, stop: int) -> Scaled:
+        """Cells start to stop, sharing memory with these."""
+        rows, dots, dense = self.rows.slice(start, stop), self.dots[start:stop], self.dense
+        return Scaled(rows, dots, dense[start:stop], self.dense_at)
 
 
 def places(at: NDArray[Any], n_vars: int) -> NDArray[np.int32]:
@@ -181,6 +192,9 @@ class Scaler:
     share
         Share of the cells in which each of the model's genes is not zero, shape (genes,); None
         centres no gene outright.
+    apart
+        Keep the genes that most cells express apart from the others, as dense numbers, with
+        centring or without.
 
     Attributes
     ----------
@@ -197,6 +211,7 @@ class Scaler:
         with_mean: bool,
         dtype: Any,
         share: NDArray[np.float64] | None = None,
+        apart: bool = False,
     ) -> None:
         self.scale = np.asarray(scale, np.float64)
         centre = np.asarray(mean, np.float64) if with_mean else np.zeros(len(self.scale))
@@ -204,7 +219,8 @@ class Scaler:
         self.position = position
         self.dtype = np.dtype(dtype)
         outright = np.zeros(len(self.scale), bool)
-        if with_mean and share is not None:
+        self.apart = apart
+        if (with_mean or apart) and share is not None:
             outright = np.asarray(share) > OUTRIGHT
         self._mean = centre / self.scale
         self.shift = np.where(outright, 0.0, self._mean)
@@ -218,13 +234,14 @@ class Scaler:
 
     def __call__(self, rows: Rows) -> Scaled:
         """Scale `rows`, whose genes are the source's."""
-        most = len(rows.data) + rows.n_obs * self.n_everywhere
+        n_apart = self.n_everywhere * self.apart
+        most = len(rows.data) + rows.n_obs * (self.n_everywhere - n_apart)
         data, indices = np.empty(most, self.dtype), np.empty(most, np.int32)
-        dots = np.empty(rows.n_obs)
+        dots, dense = np.empty(rows.n_obs), np.empty((rows.n_obs, n_apart), self.dtype)
         indptr = kernel.scale_rows(
             rows.data, rows.indices, rows.indptr, self.position, self.cap, self.scale, self._mean,
-            self.shift, self._everywhere, self._place, data, indices, dots,
+            self.shift, self._everywhere, self._place, data, indices, dense, dots,
         )  # fmt: skip
         n = indptr[-1]
         scaled = Rows(data[:n], indices[:n], indptr, len(self.scale), rows.codes)
-        return Scaled(scaled, dots)
+        return Scaled(scaled, dots, dense, self._everywhere[:n_apart])

@@ -40,6 +40,7 @@ from streamtrain.rounds import (
     check_room,
     fit,
     fixed_bytes,
+    keeps_apart,
     needed_room,
     plan_epochs,
 )
@@ -195,6 +196,7 @@ def train(
                     with_mean=config.with_mean,
                     dtype=config.dtype,
                     share=moments.nonzero[features] / moments.n,
+                    apart=keeps_apart(config, source.is_sparse),
                 )
                 weights = None if start is None else weights_from(
                     start, cells.classes, source.genes[features], mean, deviation,
@@ -434,7 +436,7 @@ def _model(
         scale=scale[features],
         n_cells=np.bincount(cells.codes, minlength=len(cells.classes)),
         with_mean=config.with_mean,
-        t=state.t,
+        t=float(np.max(state.t)),
         certificate=fitted.certificate,
         settings=config.to_dict(),
         provenance=provenance,

@@ -32,32 +32,40 @@ def welford(data, indices, indptr, start, stop, first_gene, stop_gene, count, me
 @jit
 def scale_rows(
     data, indices, indptr, position, cap, scale, mean, shift, everywhere, place,
-    out_data, out_indices, dots,
+    out_data, out_indices, dense, dots,
 ):  # fmt: skip
     """Scale cells at the model's gene positions: x' = min(x, cap) / scale, or centred outright.
 
     `position` gives each gene's place in the model, -1 where it has none (the entry is dropped).
-    The genes `everywhere` get an entry in every cell, x' - mean, and come first; `place` gives
-    their order, -1 for other genes. `dots` gets the sum of shift * x' over each cell, shift being 0
-    for the genes `everywhere`. Returns the new offsets.
+    The genes `everywhere` get a number in every cell, x' - mean: in `dense`, if it has columns, or
+    else entries of their own, which come first; `place` gives their order, -1 for other genes.
+    `dots` gets the sum of shift * x' over each cell, shift being 0 for the genes `everywhere`.
+    Returns the new offsets.
     """
     out_indptr = np.empty(len(indptr), np.int64)
     out_indptr[0] = 0
-    n = 0
+    n, n_everywhere = 0, len(everywhere)
+    apart = dense.shape[1] > 0
+    nothing = (-mean[everywhere]).astype(out_data.dtype)
     for i in range(len(indptr) - 1):
         dot = 0.0
         first = n
-        for k in range(len(everywhere)):
-            out_data[n] = -mean[everywhere[k]]
-            out_indices[n] = everywhere[k]
-            n += 1
+        if apart:
+            dense[i] = nothing
+        else:
+            out_data[n : n + n_everywhere] = nothing
+            out_indices[n : n + n_everywhere] = everywhere
+            n += n_everywhere
         for k in range(indptr[i], indptr[i + 1]):
             gene = position[indices[k]]
             if gene < 0:
                 continue
             x = min(np.float64(data[k]), cap[gene]) / scale[gene]
             if place[gene] >= 0:
-                out_data[first + place[gene]] = x - mean[gene]
+                if apart:
+                    dense[i, place[gene]] = x - mean[gene]
+                else:
+                    out_data[first + place[gene]] = x - mean[gene]
                 continue
             out_data[n] = x
             out_indices[n] = gene

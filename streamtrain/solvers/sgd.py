@@ -7,27 +7,42 @@ order, to rounding: of ``partial_fit``, or of ``fit`` where epochs are counted.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from streamtrain.errors import InputError
+from streamtrain.kernels import losses, sgd_l1
 from streamtrain.kernels import sgd as kernel
+from streamtrain.kernels.lanes import lanes_of
 from streamtrain.scaling import Scaled
-from streamtrain.solvers.stripe import Columns, Stripe
-from streamtrain.threads import Threads, spans
+from streamtrain.solvers.stripe import Cells, Columns, Options, Steps, Stripe, restripe
+from streamtrain.threads import Threads
 
-LearningRate = Literal["optimal", "constant", "invscaling", "adaptive"]
+LearningRate = Literal["optimal", "constant", "invscaling", "adaptive", "pa1", "pa2"]
 Penalty = Literal["l2", "l1", "elasticnet"]
-Loss = Literal["log_loss", "hinge", "modified_huber"]
+Loss = Literal[
+    "log_loss", "hinge", "modified_huber", "squared_hinge", "perceptron", "squared_error", "huber",
+    "epsilon_insensitive", "squared_epsilon_insensitive",
+]  # fmt: skip
 LOSSES: dict[str, int] = {
-    "log_loss": kernel.LOG,
-    "hinge": kernel.HINGE,
-    "modified_huber": kernel.MODIFIED_HUBER,
+    "log_loss": losses.LOG,
+    "hinge": losses.HINGE,
+    "modified_huber": losses.MODIFIED_HUBER,
+    "squared_hinge": losses.SQUARED_HINGE,
+    "perceptron": losses.PERCEPTRON,
+    "squared_error": losses.SQUARED_ERROR,
+    "huber": losses.HUBER,
+    "epsilon_insensitive": losses.EPSILON_INSENSITIVE,
+    "squared_epsilon_insensitive": losses.SQUARED_EPSILON_INSENSITIVE,
 }
+PASSIVE: dict[str, int] = {"pa1": kernel.PASSIVE_1, "pa2": kernel.PASSIVE_2}
 SPARSE_INTERCEPT_RATE = 0.01  # of the intercept's step on sparse input, scikit-learn's
+_PIECE = 1024  # cells of a batch at a time, for which products with each other are held
 SLOWER = 5  # divides the step of an "adaptive" class that stops improving, scikit-learn's
 
 
@@ -36,7 +51,8 @@ class Schedule:
     """Step size and penalty of each step, as scikit-learn's.
 
     "optimal" is 1 / (alpha (t0 + t - 1)) with t0 = 1 / (alpha sqrt(1 / sqrt(alpha))), Bottou's
-    heuristic; "constant" eta0; "invscaling" eta0 / t^power_t; "adaptive" eta0 until `SGD.slow`.
+    heuristic; "constant" eta0; "invscaling" eta0 / t^power_t; "adaptive" eta0 until `SGD.slow`;
+    "pa1" and "pa2" are the passive-aggressive steps of Crammer et al. (2006), whose C is eta0.
     The penalty is alpha times |W|^2 / 2 ("l2"), |W|_1 ("l1"), their mean weighted by l1_ratio
     ("elasticnet"), or none.
     """
@@ -81,14 +97,17 @@ class State:
     average_coef, average_intercept
         Means of the weights over the averaged steps, or None.
     t
-        Steps taken plus one, scikit-learn's ``t_``.
+        Steps taken plus one, scikit-learn's ``t_``, shape (columns,), float64; or one for all.
+    n_averaged
+        Steps in the averages, shape (columns,), int64; None where they began with the first.
     """
 
     coef: NDArray[Any]
     intercept: NDArray[np.float64]
     average_coef: NDArray[Any] | None = None
     average_intercept: NDArray[np.float64] | None = None
-    t: float = 1.0
+    t: float | NDArray[np.float64] = 1.0
+    n_averaged: NDArray[np.int64] | None = None
 
 
 class SGD:
@@ -99,20 +118,23 @@ class SGD:
     n_classes
         Two classes make one column, more make one each.
     shift
-        m of z = x' - m, shape (genes,); zero without centring.
+        m of z = x' - m, shape (genes,); zero without centring and for dense genes.
     schedule
-        Step sizes and penalty. An L1 penalty on dense cells costs every gene at each step.
+        Step sizes and penalty; or those of several models that are trained on the same cells, whose
+        columns stand one model after the other. Their L1 shares are one. An L1 penalty on dense
+        cells costs every gene at each step.
     average
         False, or the step from which weights are averaged (True: from the first), as
         scikit-learn's.
     intercept_rate
         Factor of the intercept's step: 1, or `SPARSE_INTERCEPT_RATE` for a sparse matrix without
         centring, or 0 for no intercept.
-    loss
-        One of `LOSSES`.
+    loss, epsilon
+        One of `LOSSES`, and the epsilon of those that have one.
     class_weight
-        Factor of the steps of each class's own cells, shape (n_classes,); None for 1. With two
-        classes both count, with more those of other classes' cells are 1, as in scikit-learn.
+        Factor of the steps of each class's own cells, shape (n_classes,) or (models, n_classes);
+        None for 1. With two classes both count, with more those of other classes' cells are 1, as
+        in scikit-learn.
     sparse
         Whether scikit-learn would take the cells as a sparse matrix. The L1 penalty is then paid
         by a cell's own genes alone, and the norm that `end_epoch` sums is that of their weights.
@@ -120,22 +142,23 @@ class SGD:
         Train as scikit-learn's ``fit``, which sums losses for `end_epoch` and remembers from one
         batch to the next what L1 penalty each weight has paid; ``partial_fit`` forgets it.
     dtype
-        Of the weights: float32 or float64. Sums over genes are float64 in both.
+        Of the weights: float32 or float64. Sums over many genes are float64 in both.
     threads
         They share the columns; their number does not change the result.
     state
-        Where to continue from.
+        Where to continue from, all models' columns.
     """
 
     def __init__(
         self,
         n_classes: int,
         shift: NDArray[np.float64],
-        schedule: Schedule,
+        schedule: Schedule | Sequence[Schedule],
         *,
         average: bool | int = False,
         intercept_rate: float = 1.0,
         loss: Loss = "log_loss",
+        epsilon: float = 0.1,
         class_weight: ArrayLike | None = None,
         sparse: bool = False,
         epochs: bool = False,
@@ -143,75 +166,131 @@ class SGD:
         threads: Threads,
         state: State | None = None,
     ) -> None:
-        self.schedule, self.average, self.intercept_rate = schedule, int(average), intercept_rate
-        self.loss, self.sparse, self.epochs = loss, sparse, epochs
-        self._shift = np.asarray(shift, np.float64)
-        self._threads = threads
-        self._n_classes = n_classes
-        self.n_columns = 1 if n_classes == 2 else n_classes
-        weight = np.ones(n_classes) if class_weight is None else np.asarray(class_weight, float)
-        if state is None:
-            zero = np.zeros((self.n_columns, len(shift)), dtype)
-            state = State(zero, np.zeros(self.n_columns))
-        # Steps taken before averaging count in no average.
-        self._average_from = self.average
-        if self.average and state.average_coef is None:
-            self._average_from = max(self.average, int(state.t))
-            state = replace(
-                state,
-                average_coef=np.zeros_like(state.coef),
-                average_intercept=np.zeros(self.n_columns),
-            )
-        self.t_ = state.t
-        self._frozen: list[Stripe] = []
-        self._stripes = [
-            self._start(np.arange(*span), state, weight, np.dtype(dtype))
-            for span in spans(self.n_columns, threads.n)
-        ]
-
-    def _start(
-        self,
-        columns: NDArray[np.int64],
-        state: State,
-        weight: NDArray[np.float64],
-        dtype: np.dtype[Any],
-    ) -> Stripe:
-        # W = a (U - m c') with a = 1 and c = 0, so U is W itself.
-        U = np.array(state.coef[columns].T, dtype, order="C")
-        n, n_genes = len(columns), len(U)
-        A = np.zeros((n_genes if self.average else 0, n), dtype)
-        ab = np.zeros(n)
-        if self.average and state.average_coef is not None and state.average_intercept is not None:
-            A[:] = -state.average_coef[columns].T * self._averaged
-            ab[:] = state.average_intercept[columns] * self._averaged
-        one = self.n_columns == 1
-        w = Columns(
-            U=U,
-            A=A,
-            paid=np.zeros((n_genes if self.schedule.l1_share else 0, n), dtype),
-            c=np.zeros(n),
-            q=self._shift @ U.astype(np.float64),
-            b=np.array(state.intercept[columns], np.float64),
-            ac=np.zeros(n),
-            ab=ab,
-            owed=np.zeros(n),
-            # Column by column: how a matrix is summed depends on its width.
-            square=np.array([np.square(w, dtype=np.float64).sum() for w in state.coef[columns]]),
-            absolute=np.array([np.abs(w, dtype=np.float64).sum() for w in state.coef[columns]]),
-            loss=np.zeros(n),
-            penalty=np.zeros(n),
-            positive=weight[1:].copy() if one else weight[columns],
-            negative=weight[:1].copy() if one else np.ones(n),
+        self.schedules = [schedule] if isinstance(schedule, Schedule) else list(schedule)
+        self.average, self.sparse, self.epochs = int(average), sparse, epochs
+        kinds = {(s.l1_share, PASSIVE.get(s.learning_rate, 0)) for s in self.schedules}
+        if len(kinds) > 1:
+            raise ValueError("models over one stream share the penalty and the kind of steps")
+        [(self._l1_share, passive)] = kinds
+        norms = (kernel.STORED if sparse else kernel.WHOLE) if epochs else kernel.UNTRACKED
+        self._options = Options(
+            LOSSES[loss], float(epsilon), float(intercept_rate), passive, norms, self._l1_share
         )
-        return Stripe(columns, w, np.array([1.0, 0.0]))
+        self._shift = np.asarray(shift, np.float64)
+        self._dtype, self._threads, n_models = np.dtype(dtype), threads, len(self.schedules)
+        self._each = 1 if n_classes == 2 else n_classes
+        self.n_columns = self._each * n_models
+        if state is None:
+            zero = np.zeros((self.n_columns, len(self._shift)), dtype)
+            state = State(zero, np.zeros(self.n_columns))
+        self._t = np.array(np.broadcast_to(state.t, self.n_columns), float)
+        self._model = np.repeat(np.arange(n_models), self._each)
+        self._slowed = np.zeros(self.n_columns, np.int64)
+        self._n_averaged = np.zeros(self.n_columns, np.int64)
+        # Steps taken before averaging count in no average.
+        self._average_from = np.full(self.n_columns, max(1, self.average))
+        if self.average and state.average_coef is None:
+            self._average_from = np.maximum(self._average_from, self._t.astype(np.int64))
+        elif self.average:
+            since = np.maximum(0, self._t.astype(np.int64) - self._average_from)
+            self._n_averaged[:] = since if state.n_averaged is None else state.n_averaged
+        weight = np.ones(n_classes) if class_weight is None else np.asarray(class_weight, float)
+        weight = np.broadcast_to(weight, (n_models, n_classes))
+        self._frozen: list[Stripe] = []
+        self._stripes = self._start(state, weight, n_classes)
+
+    def _start(self, state: State, weight: NDArray[np.float64], n_classes: int) -> list[Stripe]:
+        # One column stands alone; more are stepped together, a cache line of them.
+        width = 1 if self.n_columns == 1 else lanes_of(self._dtype)
+        two = n_classes == 2
+        # With two classes the one column stands for the second.
+        label = np.tile(np.arange(self._each) + two, len(self.schedules)).astype(np.int32)
+        self._label = label
+        positive = weight[self._model, label]
+        negative = weight[self._model, 0] if two else np.ones(self.n_columns)
+        stripes = []
+        for first in range(0, self.n_columns, width):
+            at = np.arange(first, min(first + width, self.n_columns))
+            n = len(at)
+
+            def idle(values: NDArray[Any], fill: float = 0, n: int = n) -> NDArray[Any]:
+                padding = [(0, 0)] * (values.ndim - 1) + [(0, width - n)]
+                return np.ascontiguousarray(np.pad(values, padding, constant_values=fill))
+
+            U = idle(np.asarray(state.coef[at], self._dtype).T)
+            A, ab = np.zeros((0, width), self._dtype), np.zeros(width)
+            if self.average:
+                A = np.zeros_like(U)
+                if state.average_coef is not None and state.average_intercept is not None:
+                    times = self._n_averaged[at]
+                    A[:, :n] = state.average_coef[at].T * times
+                    ab[:n] = state.average_intercept[at] * times
+            zero = np.zeros(width)
+            w = Columns(
+                U=U,
+                A=A,
+                paid=np.zeros((len(U) if self._l1_share else 0, width), self._dtype),
+                q=np.array([self._shift @ u.astype(np.float64) for u in U.T]),
+                b=idle(np.asarray(state.intercept[at], np.float64)),
+                ab=ab,
+                owed=zero.copy(),
+                square=np.array([np.square(u, dtype=np.float64).sum() for u in U.T]),
+                absolute=np.array([np.abs(u, dtype=np.float64).sum() for u in U.T]),
+                loss=zero.copy(),
+                penalty=zero.copy(),
+                positive=idle(positive[at]),
+                negative=idle(negative[at]),
+                scale=zero + 1,
+                total=zero.copy(),
+                label=idle(label[at], -1),
+                group=np.zeros(width, np.int64),
+            )
+            stripes.append(Stripe(at, w))
+        return stripes
 
     @property
-    def _averaged(self) -> int:
-        """Steps that count in the average so far."""
-        return max(0, int(self.t_) - self._average_from) if self.average else 0
+    def t_(self) -> float:
+        """Steps taken plus one, of the column that took the most."""
+        return float(self._t.max())
 
-    def partial_fit(self, cells: Scaled) -> SGD:
+    def _groups(self) -> list[int]:
+        """Give each stripe the groups of its columns, and a column of each group.
+
+        Columns of one model that have taken as many steps are a group: they share step sizes.
+        """
+        keys = np.stack([self._model, self._t, self._slowed, self._average_from])
+        active = np.concatenate([stripe.columns for stripe in self._stripes])
+        _, first, group = np.unique(keys[:, active], axis=1, return_index=True, return_inverse=True)
+        of_column = np.zeros(self.n_columns, np.int64)
+        of_column[active] = group.ravel()
+        for stripe in self._stripes:
+            stripe.w.group[: len(stripe.columns)] = of_column[stripe.columns]
+        return [int(active[at]) for at in first]
+
+    def _steps(self, groups: list[int], n: int, size: int) -> Steps:
+        """Step sizes of the next n cells."""
+        eta, decay, levy, averaged = [], [], [], []
+        for column in groups:
+            schedule, t = self.schedules[self._model[column]], self._t[column]
+            eta.append(schedule.steps(t, n) / SLOWER ** self._slowed[column])
+            decay.append(schedule.decays(eta[-1]))
+            levy.append(schedule.l1_share * schedule.alpha * eta[-1])
+            averaged.append(t + np.arange(n) >= self._average_from[column])
+        used = [self.schedules[self._model[column]] for column in groups]
+        alpha = np.array([0.0 if s.penalty is None else s.alpha for s in used])
+        lost = np.array(decay)
+        edges = kernel.block_edges(lost, size)
+        return Steps(np.array(eta), lost, np.array(levy), np.array(averaged), alpha, edges)
+
+    def partial_fit(self, cells: Scaled, sample_weight: NDArray[np.float64] | None = None) -> SGD:
         """Take one step for each cell of the batch, in order.
+
+        Parameters
+        ----------
+        cells
+            Scaled, with codes; with an L1 penalty no genes apart.
+        sample_weight
+            Factors of the cells' steps, shape (n_obs,); None for 1.
 
         Raises
         ------
@@ -221,49 +300,77 @@ class SGD:
         rows = cells.rows
         if rows.codes is None:
             raise ValueError("a batch needs label codes")
-        eta = self.schedule.steps(self.t_, rows.n_obs)
-        averaged = self.t_ + np.arange(rows.n_obs) >= max(1, self._average_from)
-        self._threads.each(lambda stripe: self._step(stripe, cells, eta, averaged), self._stripes)
-        self.t_ += rows.n_obs
+        weight = np.ones(rows.n_obs) if sample_weight is None else sample_weight
+        weight = np.asarray(weight, np.float64)
+        for start in range(0, rows.n_obs, _PIECE):
+            stop = min(start + _PIECE, rows.n_obs)
+            self._partial_fit(cells.slice(start, stop), weight[start:stop])
         return self
 
-    def _step(
-        self,
-        stripe: Stripe,
-        cells: Scaled,
-        eta: NDArray[np.float64],
-        averaged: NDArray[np.bool_],
-    ) -> None:
-        rows, w, schedule = cells.rows, stripe.w, self.schedule
-        eta = eta / SLOWER**stripe.slowed
-        decay, column_of = schedule.decays(eta), stripe.column_of(self._n_classes)
-        alpha = 0.0 if schedule.penalty is None else schedule.alpha
-        loss, l1 = LOSSES[self.loss], schedule.l1_share
-        if l1:
-            if not self.epochs:
-                w.paid[:], w.owed[:] = 0, 0
-            # Where scikit-learn folds: under L1 its average depends on it.
-            fold_below = 1e-9 if w.U.dtype == np.float64 else 1e-6
-            kernel.sgd_l1(
-                rows.data, rows.indices, rows.indptr, rows.codes, column_of, eta, decay,
-                l1 * eta * alpha, averaged, self._shift, not self.sparse, fold_below,
-                self.intercept_rate, loss, self.epochs, alpha, l1, stripe.scalars, w,
-            )  # fmt: skip
-            if not self.epochs:
-                kernel.fold(stripe.scalars, w)
-        else:
-            norms = kernel.STORED if self.sparse else kernel.WHOLE
-            kernel.sgd(
-                rows.data, rows.indices, rows.indptr, cells.dots, rows.codes, column_of, eta, decay,
-                averaged, self._shift, self.intercept_rate, loss,
-                norms if self.epochs else kernel.UNTRACKED, alpha, stripe.scalars, w,
-            )  # fmt: skip
-        if not kernel.finite(w.U, w.b, w.c):
+    def _partial_fit(self, scaled: Scaled, weight: NDArray[np.float64]) -> None:
+        rows, dense_at, n_genes = scaled.rows, scaled.dense_at, len(self._shift)
+        if not self._stripes or rows.codes is None:
+            self._t += rows.n_obs  # as scikit-learn counts, with or without columns that go on
+            return
+        n, n_dense, width = rows.n_obs, len(dense_at), self._stripes[0].width
+        size = block_size(n_dense, n_genes, len(self._stripes), width)
+        steps = self._steps(self._groups(), n, size)
+        dense = np.ascontiguousarray(scaled.dense, self._dtype)
+        needs_lengths = self._options.passive or self._options.norms == kernel.WHOLE
+        lengths = np.empty(n if needs_lengths else 0)
+        if needs_lengths:
+            shift_norm = float(np.sum(self._shift**2))
+            kernel.lengths(rows.data, rows.indptr, scaled.dots, dense, shift_norm, lengths)
+        wide = (0,) * lanes_of(self._dtype)
+        blocked = width > 1 and n_dense > 0
+        gram = np.empty((n, int(np.diff(steps.edges).max())) if blocked else (0, 0), self._dtype)
+        if blocked:
+            blocks = list(pairwise(steps.edges.tolist()))
+            self._threads.each(lambda block: kernel.gram(dense, *block, gram, wide), blocks)
+        cells = Cells(
+            rows.data, rows.indices, rows.indptr, scaled.dots, dense, rows.codes, weight, lengths,
+            gram,
+        )  # fmt: skip
+        fine = []
+
+        def step(stripe: Stripe) -> None:
+            if self._l1_share:
+                fine.append(self._step_l1(stripe, cells, steps))
+                return
+            lanes = (0,) * width
+            fine.append(
+                kernel.sgd(
+                    cells, steps, self._options, self._shift, dense_at, stripe.w, lanes, wide
+                )
+            )
+
+        self._threads.each(step, self._stripes)
+        if not all(fine):
             raise InputError(
                 "the weights overflowed: lower the step (eta0) or raise alpha; "
-                f"learning_rate={schedule.learning_rate!r}, eta0={schedule.eta0}, "
-                f"alpha={schedule.alpha}"
+                + "; ".join(
+                    f"learning_rate={s.learning_rate!r}, eta0={s.eta0}, alpha={s.alpha}"
+                    for s in self.schedules
+                )
             )
+        for stripe in self._stripes:
+            at = stripe.columns
+            if self.average:
+                self._n_averaged[at] += steps.averaged.sum(axis=1)[stripe.w.group[: len(at)]]
+        self._t += n
+
+    def _step_l1(self, stripe: Stripe, cells: Cells, steps: Steps) -> bool:
+        w = stripe.w
+        if cells.dense.shape[1]:
+            raise ValueError("an L1 penalty takes no genes apart")
+        if not self.epochs:
+            w.paid[:], w.owed[:] = 0, 0
+        # Where scikit-learn folds: under L1 its average depends on it.
+        below = 1e-9 if self._dtype == np.float64 else 1e-6
+        fine = sgd_l1.sgd_l1(cells, steps, self._options, self._shift, not self.sparse, below, w)
+        if not self.epochs:
+            sgd_l1.fold(w, np.inf)
+        return bool(fine)
 
     def end_epoch(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Sums of loss and penalty since the last call, each as before its cell's step.
@@ -278,7 +385,8 @@ class SGD:
         """
         sums = np.full((2, self.n_columns), np.nan)
         for stripe in self._stripes:
-            sums[:, stripe.columns] = stripe.w.loss, stripe.w.penalty
+            at, n = stripe.columns, len(stripe.columns)
+            sums[:, at] = stripe.w.loss[:n], stripe.w.penalty[:n]
             stripe.w.loss[:], stripe.w.penalty[:] = 0, 0
         return sums[0], sums[1]
 
@@ -286,55 +394,33 @@ class SGD:
         """Stop training these columns: weights and averages stay, and cost no more time."""
         if not len(columns):
             return
-        parts = []
-        for stripe in self._stripes:
-            out = np.isin(stripe.columns, columns)
-            if out.any():
-                part = stripe.take(out)
-                part.averaged = self._averaged
-                self._frozen.append(part)
-            parts.append(stripe.take(~out) if out.any() else stripe)
-        self._share(parts)
+        keep = np.ones(self.n_columns, bool)
+        keep[columns] = False
+        stripes, width = self._stripes, self._stripes[0].width
+        self._frozen += restripe(stripes, ~keep, width)
+        self._stripes = restripe(stripes, keep, width)
 
     def slow(self, columns: NDArray[np.int64]) -> None:
         """Divide the step of these columns by `SLOWER`."""
-        if not len(columns):
-            return
-        parts = []
-        for stripe in self._stripes:
-            # Columns that share step and scalars share a stripe. Folded, all have one scale; but
-            # scikit-learn's average under an L1 penalty depends on when that is done.
-            if not (self.schedule.l1_share and self.average):
-                kernel.fold(stripe.scalars, stripe.w)
-            slower = np.isin(stripe.columns, columns)
-            parts += [stripe.take(slower), stripe.take(~slower)]
-            parts[-2].slowed += 1
-        self._share(parts)
-
-    def _share(self, parts: list[Stripe]) -> None:
-        """Share the columns anew among the threads, those of one step and scale side by side."""
-        groups: dict[Any, list[Stripe]] = {}
-        for part in parts:
-            if len(part.columns):
-                groups.setdefault((part.slowed, *part.scalars), []).append(part)
-        self._stripes = []
-        for group in groups.values():
-            joined = Stripe.join(group)
-            self._stripes += [
-                joined.take(slice(*span)) for span in spans(len(joined.columns), self._threads.n)
-            ]
+        self._slowed[columns] += 1
 
     def scores(self, cells: Scaled) -> NDArray[np.float64]:
         """Decision scores under the present weights (not the averages), shape (n_obs, columns)."""
         rows = cells.rows
         found = np.empty((rows.n_obs, self.n_columns))
+        nothing = np.empty(0)
+        dense = np.ascontiguousarray(cells.dense, self._dtype)
+        taken = Cells(
+            rows.data, rows.indices, rows.indptr, cells.dots, dense, np.empty(0, np.int32), nothing,
+            nothing, np.empty((0, 0), self._dtype),
+        )  # fmt: skip
+        wide = (0,) * lanes_of(self._dtype)
 
         def score(stripe: Stripe) -> None:
-            part = np.empty((rows.n_obs, len(stripe.columns)))
-            kernel.scores(
-                rows.data, rows.indices, rows.indptr, self._shift, stripe.scalars[0], stripe.w, part
-            )
-            found[:, stripe.columns] = part
+            part, w = np.empty((rows.n_obs, stripe.width)), stripe.w
+            q = self._shift @ w.U if self._l1_share else w.q
+            kernel.scores(taken, cells.dense_at, w, q, part, (0,) * stripe.width, wide)
+            found[:, stripe.columns] = part[:, : len(stripe.columns)]
 
         self._threads.each(score, self._stripes + self._frozen)
         return found
@@ -347,32 +433,39 @@ class SGD:
         """
         if cells.rows.codes is None:
             raise ValueError("a batch needs label codes")
-        positive = np.arange(self.n_columns) + (self.n_columns == 1)
-        right = (self.scores(cells) > 0) == (cells.rows.codes[:, None] == positive)
+        right = (self.scores(cells) > 0) == (cells.rows.codes[:, None] == self._label)
         counts: NDArray[np.int64] = np.count_nonzero(right, axis=0)
         return counts
 
-    def state(self) -> State:
-        """Present weights, averages and counter.
+    def state(self, model: int = 0) -> State:
+        """Present weights, averages and counters of one model.
 
-        With `epochs` and an averaged L1 penalty, only at the end: it folds, see `slow`.
+        With `epochs` and an averaged L1 penalty, only at the end: it folds, see `sgd_l1`.
         """
-        stripes = self._stripes + self._frozen
-        coef = np.empty((self.n_columns, len(self._shift)), stripes[0].w.U.dtype)
-        intercept = np.empty(self.n_columns)
-        average_coef = np.empty_like(coef) if self._averaged else None
-        average_intercept = np.empty_like(intercept) if self._averaged else None
-        for stripe in stripes:
-            w, at = stripe.w, stripe.columns
-            kernel.fold(stripe.scalars, w)
-            coef[at] = (w.U - np.outer(self._shift, w.c)).T
-            intercept[at] = w.b
-            if average_coef is not None and average_intercept is not None:
-                n = self._averaged if stripe.averaged is None else stripe.averaged
-                # A column frozen before averaging began has no average: its weights stand in.
-                average_coef[at] = ((np.outer(self._shift, w.ac) - w.A) / n).T if n else coef[at]
-                average_intercept[at] = w.ab / n if n else w.b
-        return State(coef, intercept, average_coef, average_intercept, self.t_)
+        mine = np.flatnonzero(self._model == model)
+        coef = np.empty((len(mine), len(self._shift)), self._dtype)
+        intercept = np.empty(len(mine))
+        n_averaged = self._n_averaged[mine]
+        averaged = bool(self.average) and bool(n_averaged.any())
+        average_coef = np.empty_like(coef) if averaged else None
+        average_intercept = np.empty_like(intercept) if averaged else None
+        for stripe in self._stripes + self._frozen:
+            w = stripe.w
+            if self._l1_share:
+                sgd_l1.fold(w, np.inf)
+            for k, column in enumerate(stripe.columns.tolist()):
+                if self._model[column] != model:
+                    continue
+                at, n = column - mine[0], self._n_averaged[column]
+                coef[at], intercept[at] = w.U[:, k], w.b[k]
+                if average_coef is not None and average_intercept is not None:
+                    # A column frozen before averaging began has none: its weights stand in.
+                    average_coef[at] = w.A[:, k] / n if n else coef[at]
+                    average_intercept[at] = w.ab[k] / n if n else w.b[k]
+        return State(
+            coef, intercept, average_coef, average_intercept, self._t[mine],
+            n_averaged if averaged else None,
+        )  # fmt: skip
 
     @staticmethod
     def nbytes(
@@ -384,8 +477,21 @@ class SGD:
         epochs: bool = False,
     ) -> int:
         """Bytes that training needs, the export at the end included."""
-        weights = n_genes * (1 if n_classes == 2 else n_classes)
-        arrays = 1 + bool(average) + (penalty in ("l1", "elasticnet"))  # W, its running sum, paid
-        # Copies: what is exported, or all arrays where columns are frozen or slowed, twice.
+        columns, item = 1 if n_classes == 2 else n_classes, int(np.dtype(dtype).itemsize)
+        width = 1 if columns == 1 else lanes_of(dtype)
+        weights = n_genes * (-(-columns // width) * width)  # idle columns included
+        arrays = 1 + bool(average) + (penalty in ("l1", "elasticnet"))  # W, its sum, paid
+        # Copies: what is exported, or all arrays where columns are frozen, twice.
         copies = arrays + (2 * arrays if epochs else 1)
-        return weights * (int(np.dtype(dtype).itemsize) * copies + 16)
+        return weights * (item * copies + 16)
+
+
+def block_size(n_dense: int, n_genes: int, n_stripes: int, width: int) -> int:
+    """Cells of a block, by cost: products among dense genes against passes over all the weights.
+
+    Measured in cycles for a cell: 0.65 / width for each dense gene and cell of the block, once, and
+    0.5 for each stripe; against 4 for each gene and stripe, over the cells of the block.
+    """
+    among = 0.65 * n_dense / width + 0.5 * n_stripes
+    best = math.sqrt(4 * n_genes * n_stripes / among)
+    return int(2 ** min(8, max(5, round(math.log2(best)))))

@@ -1,4 +1,4 @@
-"""The arrays that SGD keeps of some columns; taken apart and joined in, stripes for threads out."""
+"""What SGD keeps of the columns that fill a cache line, and what its kernels read of a batch."""
 
 from __future__ import annotations
 
@@ -8,24 +8,68 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+class Cells(NamedTuple):
+    """Scaled cells as kernels take them: sparse and dense genes, with n_obs in front.
+
+    `dots` are the products of the shift and the sparse entries, `weight` the factors of a cell's
+    step, `lengths` the squared lengths of centred cells where they are needed, and `gram[i, j]` is
+    the product of the dense genes of cell i and of the j-th cell of its block.
+    """
+
+    data: NDArray[Any]
+    indices: NDArray[Any]
+    indptr: NDArray[np.int64]
+    dots: NDArray[np.float64]
+    dense: NDArray[Any]
+    codes: NDArray[np.int32]
+    weight: NDArray[np.float64]
+    lengths: NDArray[np.float64]
+    gram: NDArray[Any]
+
+
+class Steps(NamedTuple):
+    """Sizes of the steps, by group of columns and cell, and where blocks of cells begin and end.
+
+    Each has shape (groups, n_obs), but for `alpha`, the penalty's, (groups,), and `edges`.
+    """
+
+    eta: NDArray[np.float64]
+    decay: NDArray[np.float64]
+    levy: NDArray[np.float64]
+    averaged: NDArray[np.bool_]
+    alpha: NDArray[np.float64]
+    edges: NDArray[np.int64]
+
+
+class Options(NamedTuple):
+    """What all columns share: codes of the kernels, and numbers."""
+
+    loss: int
+    epsilon: float
+    intercept_rate: float
+    passive: int
+    norms: int
+    l1_share: float
+
+
 class Columns(NamedTuple):
     """What training keeps of some columns (one-vs-rest classifiers): the last axis is theirs.
 
-    U and the sum A of the average have the weights' dtype, shape (genes, columns), as has `paid`,
-    the L1 penalty that each weight has paid; the others are float64, shape (columns,): c, q = W'm
-    / a, the intercepts b, the sums ac and ab, the L1 penalty `owed` by a weight that paid it all,
-    the norms |W|^2 and |W|_1 as of the last step, the sums of `loss` and `penalty` before each
-    step, and the factors of a step for the class's own cells and for the others. A has no rows
-    without averaging, nor has `paid` without an L1 penalty.
+    The weights U and the sum A of averaged weights have the weights' dtype, shape (genes, columns),
+    as has `paid`, the L1 penalty that each weight has paid. The others have shape (columns,) and
+    are float64: q = W'm, the intercepts b and their sum ab, the L1 penalty `owed` by a weight that
+    paid it all, the norms |W|^2 and |W|_1 as of the last step, the sums of `loss` and `penalty`
+    before each step, the factors of a step for the class's own cells and for the others, and of
+    U under an L1 penalty the `scale` a and its sum `total`, by which W = a U and the sum of the
+    averaged weights is A + total U. `label` is the class of each column, `group` its row in
+    `Steps`. A has no rows without averaging, nor has `paid` without an L1 penalty.
     """
 
     U: NDArray[Any]
     A: NDArray[Any]
     paid: NDArray[Any]
-    c: NDArray[np.float64]
     q: NDArray[np.float64]
     b: NDArray[np.float64]
-    ac: NDArray[np.float64]
     ab: NDArray[np.float64]
     owed: NDArray[np.float64]
     square: NDArray[np.float64]
@@ -34,40 +78,36 @@ class Columns(NamedTuple):
     penalty: NDArray[np.float64]
     positive: NDArray[np.float64]
     negative: NDArray[np.float64]
+    scale: NDArray[np.float64]
+    total: NDArray[np.float64]
+    label: NDArray[np.int32]
+    group: NDArray[np.int64]
 
 
 class Stripe:
-    """Some columns, of one step size: threads share the columns, never the arrays.
+    """Columns that are stepped together; `w` has `width` of them, of which the last may be idle."""
 
-    `slowed` counts the divisions of its step, `averaged` the steps of its average once frozen.
-    """
+    def __init__(self, columns: NDArray[np.int64], w: Columns) -> None:
+        self.columns, self.w = columns, w
 
-    def __init__(
-        self,
-        columns: NDArray[np.int64],
-        w: Columns,
-        scalars: NDArray[np.float64],
-        slowed: int = 0,
-        averaged: int | None = None,
-    ) -> None:
-        self.columns, self.w, self.scalars = columns, w, scalars
-        self.slowed, self.averaged = slowed, averaged
+    @property
+    def width(self) -> int:
+        """Columns of the arrays, idle ones included."""
+        return len(self.w.b)
 
-    def take(self, at: Any) -> Stripe:
-        """A copy of some of the columns, by position, slice or mask."""
-        w = Columns(*(np.ascontiguousarray(array[..., at]) for array in self.w))
-        return Stripe(self.columns[at], w, self.scalars.copy(), self.slowed)
 
-    @staticmethod
-    def join(parts: list[Stripe]) -> Stripe:
-        """The columns of stripes of equal scalars."""
-        w = Columns(*map(np.hstack, zip(*(part.w for part in parts), strict=True)))
-        columns = np.concatenate([part.columns for part in parts])
-        return Stripe(columns, w, parts[0].scalars, parts[0].slowed)
-
-    def column_of(self, n_classes: int) -> NDArray[np.int32]:
-        """Place of each class among these columns, -1 where it has none."""
-        place = np.full(n_classes, -1, np.int32)
-        # With two classes the one column stands for the second.
-        place[self.columns + (n_classes == 2)] = np.arange(len(self.columns))
-        return place
+def restripe(stripes: list[Stripe], keep: NDArray[np.bool_], width: int) -> list[Stripe]:
+    """Stripes of the columns to `keep` (n_columns,), `width` each; idle ones fill up the last."""
+    parts = [(s.columns, s.w, keep[s.columns]) for s in stripes]
+    columns = np.concatenate([c[k] for c, _, k in parts])
+    found = []
+    for start in range(0, len(columns), width):
+        at = columns[start : start + width]
+        arrays = []
+        for field in range(len(Columns._fields)):
+            held = [w[field][..., : len(c)][..., np.isin(c, at)] for c, w, _ in parts]
+            joined = np.concatenate(held, axis=-1)
+            idle = [(0, 0)] * (joined.ndim - 1) + [(0, width - len(at))]
+            arrays.append(np.ascontiguousarray(np.pad(joined, idle)))
+        found.append(Stripe(at, Columns(*arrays)))
+    return found
