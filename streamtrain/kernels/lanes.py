@@ -90,6 +90,41 @@ def fill(typing, value, array, width):
 
 
 @intrinsic
+def spread(typing, source, offset, array, width):
+    """The number of `source` at `offset` in every lane, as a number of the dtype of `array`.
+
+    Cheaper than `fill(source[offset], ...)`, where numba allows for a negative place.
+    """
+    kind = Lanes(array.dtype, width.count)
+
+    def code(context, builder, signature, args):
+        vector = context.get_value_type(kind)
+        nothing = ir.Constant(vector, ir.Undefined)
+        data = context.make_array(source)(context, builder, args[0]).data
+        number = builder.load(builder.gep(data, [args[1]]))
+        number = context.cast(builder, number, source.dtype, array.dtype)
+        one = builder.insert_element(nothing, number, ir.Constant(ir.IntType(32), 0))
+        everywhere = ir.Constant(ir.VectorType(ir.IntType(32), kind.count), [0] * kind.count)
+        return builder.shuffle_vector(one, nothing, everywhere)
+
+    return kind(source, types.intp, array, width), code
+
+
+@intrinsic
+def row_of(typing, indices, offset, width):
+    """Where the row of lanes begins that `indices` names at `offset`."""
+
+    def code(context, builder, signature, args):
+        data = context.make_array(indices)(context, builder, args[0]).data
+        row = context.cast(
+            builder, builder.load(builder.gep(data, [args[1]])), indices.dtype, types.intp
+        )
+        return builder.mul(row, ir.Constant(row.type, width.count))
+
+    return types.intp(indices, types.intp, width), code
+
+
+@intrinsic
 def multiply_add(typing, a, b, c):
     """Give a b + c, rounded once where the machine can."""
 
