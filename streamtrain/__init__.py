@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from streamtrain.config import Settings
     from streamtrain.convert import convert
     from streamtrain.errors import InputError
+    from streamtrain.estimator import SparseSGDClassifier
     from streamtrain.evaluate import Evaluation, evaluate
     from streamtrain.loader import Loader
     from streamtrain.model import Model
@@ -24,6 +25,7 @@ _HOMES = {
     "Loader": "loader",
     "Model": "model",
     "Settings": "config",
+    "SparseSGDClassifier": "estimator",
     "convert": "convert",
     "evaluate": "evaluate",
     "open_source": "sources",
@@ -38,6 +40,7 @@ __all__ = [
     "Loader",
     "Model",
     "Settings",
+    "SparseSGDClassifier",
     "__version__",
     "convert",
     "evaluate",

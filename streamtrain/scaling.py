@@ -172,7 +172,8 @@ class Scaler:
 
     With m = mean / scale, a zero becomes -m, which the upper bound never touches as expression is
     not negative; so x' = min(x, mean + 10 scale) / scale on the non-zero entries and z = x' - m.
-    Without centring m = 0 and x' = min(x / scale, 10).
+    Without centring m = 0 and x' = min(x / scale, 10). Where other data has a mean so far below 0
+    that the bound touches zeros, the feature is centred outright.
 
     Genes that most cells express are centred outright instead: they hold few zeros, and their m
     is large, so that x' and m would cancel (a gene in a share p of the cells has m of at most
@@ -195,6 +196,8 @@ class Scaler:
     apart
         Keep the genes that most cells express apart from the others, as dense numbers, with
         centring or without.
+    clip
+        Upper bound of the scaled values, above 0; infinity for none.
 
     Attributes
     ----------
@@ -212,19 +215,21 @@ class Scaler:
         dtype: Any,
         share: NDArray[np.float64] | None = None,
         apart: bool = False,
+        clip: float = CLIP,
     ) -> None:
         self.scale = np.asarray(scale, np.float64)
         centre = np.asarray(mean, np.float64) if with_mean else np.zeros(len(self.scale))
-        self.cap = centre + CLIP * self.scale
+        self.cap = centre + clip * self.scale
         self.position = position
         self.dtype = np.dtype(dtype)
-        outright = np.zeros(len(self.scale), bool)
+        outright = self.cap < 0
         self.apart = apart
         if (with_mean or apart) and share is not None:
-            outright = np.asarray(share) > OUTRIGHT
+            outright |= np.asarray(share) > OUTRIGHT
         self._mean = centre / self.scale
         self.shift = np.where(outright, 0.0, self._mean)
         self._everywhere = np.flatnonzero(outright).astype(np.int32)
+        self._zero = np.minimum(-self._mean[self._everywhere], clip)
         self._place = places(self._everywhere, len(self.scale))
 
     @property
@@ -240,7 +245,7 @@ class Scaler:
         dots, dense = np.empty(rows.n_obs), np.empty((rows.n_obs, n_apart), self.dtype)
         indptr = kernel.scale_rows(
             rows.data, rows.indices, rows.indptr, self.position, self.cap, self.scale, self._mean,
-            self.shift, self._everywhere, self._place, data, indices, dense, dots,
+            self.shift, self._everywhere, self._zero, self._place, data, indices, dense, dots,
         )  # fmt: skip
         n = indptr[-1]
         scaled = Rows(data[:n], indices[:n], indptr, len(self.scale), rows.codes)

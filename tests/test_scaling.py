@@ -226,6 +226,24 @@ def test_scaler__equals_dense(with_mean, dtype, within):
     np.testing.assert_allclose(batch.dots, x @ scaler.shift, rtol=1e-5 if within > 1e-9 else 1e-12)
 
 
+@pytest.mark.parametrize("clip", [0.5, 3.0, np.inf])
+@pytest.mark.parametrize("with_mean", [True, False])
+def test_scaler__bound_of_any_values(with_mean, clip):
+    """Where values are negative a mean may lie so far below 0 that the bound touches zeros."""
+    rng = np.random.default_rng(5)
+    dense = matrix(300) - 2
+    dense[:, 3] = np.where(rng.random(300) < 0.95, -7, 0)
+    theirs = StandardScaler(with_mean=with_mean).fit(dense)
+    Z = theirs.transform(dense)
+    assert (Z[dense == 0] > 3).any() == with_mean, "the case must bound zeros"
+    scaler = Scaler(
+        theirs.mean_, theirs.scale_, np.arange(23, dtype=np.int32), with_mean=with_mean,
+        dtype=np.float64, share=(dense != 0).mean(0), clip=clip,
+    )  # fmt: skip
+    batch = scaler(rows_of(dense))
+    np.testing.assert_allclose(to_dense(batch, scaler), np.minimum(Z, clip), atol=1e-12)
+
+
 @pytest.mark.parametrize("with_mean", [True, False])
 def test_scaler__takes_the_models_genes(with_mean):
     """Genes of the source in another order than the model's, some of them unknown to it."""

@@ -31,22 +31,22 @@ def welford(data, indices, indptr, start, stop, first_gene, stop_gene, count, me
 
 @jit
 def scale_rows(
-    data, indices, indptr, position, cap, scale, mean, shift, everywhere, place,
+    data, indices, indptr, position, cap, scale, mean, shift, everywhere, zero, place,
     out_data, out_indices, dense, dots,
 ):  # fmt: skip
     """Scale cells at the model's gene positions: x' = min(x, cap) / scale, or centred outright.
 
     `position` gives each gene's place in the model, -1 where it has none (the entry is dropped).
-    The genes `everywhere` get a number in every cell, x' - mean: in `dense`, if it has columns, or
-    else entries of their own, which come first; `place` gives their order, -1 for other genes.
-    `dots` gets the sum of shift * x' over each cell, shift being 0 for the genes `everywhere`.
-    Returns the new offsets.
+    The genes `everywhere` get a number in every cell, x' - mean, or `zero` for a zero: in `dense`,
+    if it has columns, or else entries of their own, which come first; `place` gives their order, -1
+    for other genes. `dots` gets the sum of shift * x' over each cell, shift being 0 for the genes
+    `everywhere`. Returns the new offsets.
     """
     out_indptr = np.empty(len(indptr), np.int64)
     out_indptr[0] = 0
     n, n_everywhere = 0, len(everywhere)
     apart = dense.shape[1] > 0
-    nothing = (-mean[everywhere]).astype(out_data.dtype)
+    nothing = zero.astype(out_data.dtype)
     for i in range(len(indptr) - 1):
         dot = 0.0
         first = n
