@@ -231,9 +231,9 @@ def settle(shift, block, U, A, q, square, width):
         load(block, 3 * n, width),
     )  # fmt: skip
     averaging = A.shape[0] > 0
-    sums = np.empty((3, n), U.dtype)
-    test = np.zeros(n)
-    q[:] = 0
+    sums, test = np.empty((3, n), U.dtype), np.zeros(n)
+    for k in range(n):
+        q[k] = 0
     for first in range(0, n_genes, CHUNK):
         dot, norm, nothing = zero, zero, zero
         for g in range(first, min(first + CHUNK, n_genes)):
@@ -287,10 +287,10 @@ def row_add(dense, i, v, D):
 
 
 @jit
-def earlier_steps(G, i, n_before, V, out, width):
-    """Add what the `n_before` earlier cells of cell i's block did to its dense score to `out`."""
+def earlier_steps(G, i, n_before, V, L, out, width):
+    """Write to `out` cell i's row of L and what the `n_before` earlier cells of its block did."""
     n, at = len(width), i * G.shape[1]
-    a0, a1 = load(out, 0, width), fill(0.0, V, width)
+    a0, a1 = load(L, n * n_before, width), fill(0.0, V, width)
     for j in range(0, n_before - 1, 2):
         a0 = multiply_add(spread(G, at + j, V, width), load(V, n * j, width), a0)
         a1 = multiply_add(spread(G, at + j + 1, V, width), load(V, n * j + n, width), a1)
@@ -384,29 +384,38 @@ def sgd(cells, steps, options, shift, dense_at, w, width, wide):
     data, indices, indptr, dense, dots = (
         cells.data, cells.indices, cells.indptr, cells.dense, cells.dots
     )  # fmt: skip
-    U, A, q, b, ab, group = w.U, w.A, w.q, w.b, w.ab, w.group
+    U, A, q, b, group = w.U, w.A, w.q, w.b, w.group
     n, n_dense, averaging = len(width), len(dense_at), w.A.shape[0] > 0
     # One column's dense genes are stepped on cell by cell: neighbouring genes fill the lanes.
     blocked = n > 1 and n_dense > 0
-    most = np.max(np.diff(steps.edges))
     D = U[dense_at]
     AD = A[dense_at] if averaging else A
     U[dense_at] = 0  # so that sums over U leave them out
-    L = np.zeros((most, n), U.dtype)
-    V, P = np.zeros_like(L), np.zeros_like(L)
-    parts, line = np.zeros((4, n), U.dtype), np.zeros((2, len(wide)), U.dtype)
-    inner, v, pull = np.zeros(n, U.dtype), np.zeros(n, U.dtype), np.zeros(n, U.dtype)
-    block, flat = np.zeros((4, n), U.dtype), np.zeros(n_dense)
-    margin, score, step, eta, lost = np.zeros(n), np.zeros(n), np.zeros(n), np.zeros(n), np.ones(n)
-    a, c, total, pulled = np.ones(n), np.zeros(n), np.zeros(n), np.zeros(n)
-    alpha, square, unused = np.zeros(n), np.zeros(n), np.zeros(n)
-    shift_norm, length, fine = np.sum(shift * shift), 0.0, True
+    flat = np.zeros(n_dense)
+    # Rows of few arrays, as each array that a kernel makes takes a tenth of a second to compile.
+    number = np.zeros((13, n))
+    margin, score, step, eta, lost, a, c = (
+        number[0], number[1], number[2], number[3], number[4], number[5], number[6]
+    )  # fmt: skip
+    total, pulled, alpha, square, unused = (
+        number[7], number[8], number[9], number[10], number[11]
+    )  # fmt: skip
+    lanes = np.zeros((11, n), U.dtype)
+    inner, v, pull, block, parts = lanes[0], lanes[1], lanes[2], lanes[3:7], lanes[7:]
+    line = np.zeros((2, len(wide)), U.dtype)
+    most = steps.largest
+    rows = np.zeros((3 * most, n), U.dtype)
+    L, V, P = rows[:most], rows[most : 2 * most], rows[2 * most :]
+    shift_norm, length, fine = 0.0, 0.0, True
     tracked, whole = options.norms != UNTRACKED, options.norms == WHOLE
+    for g in range(len(shift)):
+        shift_norm += shift[g] * shift[g]
     for k in range(n):
         alpha[k] = steps.alpha[group[k]]
     for e in range(len(steps.edges) - 1):
         first, end = steps.edges[e], steps.edges[e + 1]
-        a[:], c[:], total[:], pulled[:] = 1, 0, 0, 0
+        for k in range(n):
+            a[k], c[k], total[k], pulled[k] = 1, 0, 0, 0
         if blocked:
             dense_scores(dense, first, end, D, L, width)
         for i in range(first, end):
@@ -417,12 +426,13 @@ def sgd(cells, steps, options, shift, dense_at, w, width, wide):
                 continue
             sparse_scores(data, indices, start, stop, U, parts, margin, width)
             if blocked:
-                inner[:] = L[j]
-                earlier_steps(cells.gram, i, j, V, inner, width)
+                earlier_steps(cells.gram, i, j, V, L, inner, width)
             elif n_dense:
                 inner[0] = row_scores(dense, i, D, line, wide)
+            fold = False  # a decay as low as 0, see `block_edges`
             for k in range(n):
                 eta[k], lost[k] = steps.eta[group[k], i], steps.decay[group[k], i]
+                fold |= j == 0 and lost[k] < FOLD_BELOW
                 margin[k] = a[k] * (margin[k] + inner[k] - dot * c[k] - q[k])
                 score[k] = margin[k] + b[k]
             if tracked:
@@ -433,13 +443,13 @@ def sgd(cells, steps, options, shift, dense_at, w, width, wide):
                 options, score, own, cells.weight[i], eta, length, w.label, w.positive, w.negative,
                 step,
             )  # fmt: skip
-            fold = j == 0 and np.min(lost) < FOLD_BELOW  # a decay as low as 0, see `block_edges`
             if fold:
                 for k in range(n):
                     v[k] = lost[k] if lost[k] < FOLD_BELOW else 1.0
                     q[k] *= v[k]
-                for rows in (U, D, L):
-                    scale_rows(rows, v, width)
+                scale_rows(U, v, width)
+                scale_rows(D, v, width)
+                scale_rows(L, v, width)
             moved = False
             for k in range(n):
                 a[k] *= 1.0 if fold and lost[k] < FOLD_BELOW else lost[k]
@@ -450,6 +460,7 @@ def sgd(cells, steps, options, shift, dense_at, w, width, wide):
                 b[k] += options.intercept_rate * step[k]
                 pull[k] = -total[k] * v[k]
                 pulled[k] -= pull[k]
+                V[j, k], P[j, k] = v[k], pull[k]
             if moved:  # a hinge's slope is often 0
                 sparse_add(data, indices, start, stop, v, U, width)
                 if not blocked and n_dense:
@@ -461,9 +472,7 @@ def sgd(cells, steps, options, shift, dense_at, w, width, wide):
                 for k in range(n):
                     if steps.averaged[group[k], i]:
                         total[k] += a[k]
-                        ab[k] += b[k]
-            V[j] = v
-            P[j] = pull
+                        w.ab[k] += b[k]
             if whole:  # |r W + u z|^2
                 for k in range(n):
                     cross = 2 * lost[k] * margin[k] * step[k]
@@ -474,13 +483,16 @@ def sgd(cells, steps, options, shift, dense_at, w, width, wide):
             dense_add(dense, first, end, V, D, width)
             if averaging:
                 dense_add(dense, first, end, P, AD, width)
-        block[0], block[1], block[2], block[3] = a, -c, total, pulled
-        square[:] = 0
+        for k in range(n):
+            block[0, k], block[1, k], block[2, k], block[3, k] = a[k], -c[k], total[k], pulled[k]
+            square[k] = 0
         fine &= settle(flat, block, D, AD, unused, square, width)
         fine &= settle(shift, block, U, A, q, square, width)
-        if whole:
-            w.square[:] = square
+        for k in range(n):
+            fine &= np.isfinite(b[k])
+            if whole:
+                w.square[k] = square[k]
     U[dense_at] = D
     if averaging:
         A[dense_at] = AD
-    return fine and np.isfinite(b).all()
+    return fine

@@ -280,7 +280,8 @@ class SGD:
         alpha = np.array([0.0 if s.penalty is None else s.alpha for s in used])
         lost = np.array(decay)
         edges = kernel.block_edges(lost, size)
-        return Steps(np.array(eta), lost, np.array(levy), np.array(averaged), alpha, edges)
+        largest = int(np.diff(edges).max())
+        return Steps(np.array(eta), lost, np.array(levy), np.array(averaged), alpha, edges, largest)
 
     def partial_fit(self, cells: Scaled, sample_weight: NDArray[np.float64] | None = None) -> SGD:
         """Take one step for each cell of the batch, in order.
@@ -323,7 +324,7 @@ class SGD:
             kernel.lengths(rows.data, rows.indptr, scaled.dots, dense, shift_norm, lengths)
         wide = (0,) * lanes_of(self._dtype)
         blocked = width > 1 and n_dense > 0
-        gram = np.empty((n, int(np.diff(steps.edges).max())) if blocked else (0, 0), self._dtype)
+        gram = np.empty((n, steps.largest) if blocked else (0, 0), self._dtype)
         if blocked:
             blocks = list(pairwise(steps.edges.tolist()))
             self._threads.each(lambda block: kernel.gram(dense, *block, gram, wide), blocks)

@@ -30,7 +30,8 @@ class Cells(NamedTuple):
 class Steps(NamedTuple):
     """Sizes of the steps, by group of columns and cell, and where blocks of cells begin and end.
 
-    Each has shape (groups, n_obs), but for `alpha`, the penalty's, (groups,), and `edges`.
+    Each has shape (groups, n_obs), but for `alpha`, the penalty's, (groups,), and `edges`;
+    `largest` are the cells of the largest block.
     """
 
     eta: NDArray[np.float64]
@@ -39,6 +40,7 @@ class Steps(NamedTuple):
     averaged: NDArray[np.bool_]
     alpha: NDArray[np.float64]
     edges: NDArray[np.int64]
+    largest: int
 
 
 class Options(NamedTuple):
