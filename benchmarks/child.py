@@ -2,7 +2,8 @@
 
 A contender is a generator function of its job. What it does before its first `yield` is
 preparation and takes no time. Then the clock runs until it yields a dictionary of what it did
-(counts that can be checked, scores). It may yield a second dictionary, of arrays, as evidence:
+(counts that can be checked, scores; its own `seconds` and `cpu_seconds`, where it must prepare
+between one piece of work and the next). It may yield a second dictionary, of arrays, as evidence:
 gathering that takes no time either. With `verify` the job is then done once more, with what that
 adds to it, and the evidence is of this second time.
 

@@ -14,7 +14,7 @@ from benchmarks import environments, measuring, report, settings
 from benchmarks.contenders import training, windows
 from benchmarks.contenders.delivery import Delivery, fingerprints
 from benchmarks.measuring import Case, Contender, FailedError, TimeLimitError, WrongWorkError
-from benchmarks.suites import read, scale, step, train
+from benchmarks.suites import read, scale, train
 from streamtrain.errors import InputError
 
 JOB = {"cells": 7, "work": 300_000}
@@ -295,41 +295,6 @@ def test_read_check__page_cache(delivered, tmp_path, cold, bytes_from_disk, text
     done = {"a": [line_of(counts, bytes_from_disk=bytes_from_disk)]}
     with pytest.raises(WrongWorkError, match=text):
         read.check(case, {"a": [evidence]}, done)
-
-
-def test_step_check():
-    rng = np.random.default_rng(0)
-    coef, intercept = rng.normal(size=(3, 50)), rng.normal(size=3)
-
-    def check(ours, cells=20, shift=0.0, classes=3, dtype="float64"):
-        job = {"cells": 10, "passes": 2, "dtype": dtype}
-        case = Case("case", job, (), about={"classes": classes})
-        line = {"cells": cells, "entries": 100, "seconds": 2.0}
-        names = (step.OURS.name, step.SKLEARN.name)
-        done = {name: [dict(line)] for name in names}
-        mine = {"coef": ours, "intercept": intercept + shift}
-        theirs = {"coef": coef, "intercept": intercept}
-        step.check(case, dict(zip(names, ([mine], [theirs]), strict=True)), done)
-        return done[step.OURS.name][0]
-
-    line = check(coef * (1 + 1e-9))
-    assert line["difference_coef"] == pytest.approx(1e-9, rel=1e-3)
-    assert line["gflops"] == pytest.approx(4e-9 * 100 * 3 / 2)
-    assert check(coef, classes=2)["gflops"] == pytest.approx(4e-9 * 100 / 2)
-    check(coef * 1.0005, dtype="float32")
-    check(coef * 1.2, dtype="float32", classes=10)
-    for wrong, options in (
-        (coef * (1 + 1e-5), {}),
-        (np.full_like(coef, np.nan), {}),
-        (coef * 1.01, {"dtype": "float32"}),
-        (coef * 1.4, {"dtype": "float32", "classes": 10}),
-    ):
-        with pytest.raises(WrongWorkError, match="coef of streamtrain differs from"):
-            check(wrong, **options)
-    with pytest.raises(WrongWorkError, match="intercept of streamtrain differs"):
-        check(coef, shift=0.1)
-    with pytest.raises(WrongWorkError, match="took 19 steps of 20"):
-        check(coef, cells=19)
 
 
 def test_windows_single__a_collection_with_other_files_in_it(tmp_path):
