@@ -177,6 +177,7 @@ class SGD:
             LOSSES[loss], float(epsilon), float(intercept_rate), passive, norms, self._l1_share
         )
         self._shift = np.asarray(shift, np.float64)
+        self._centred = bool(self._shift.any())
         self._dtype, self._threads, n_models = np.dtype(dtype), threads, len(self.schedules)
         self._each = 1 if n_classes == 2 else n_classes
         self.n_columns = self._each * n_models
@@ -198,11 +199,13 @@ class SGD:
         weight = np.broadcast_to(weight, (n_models, n_classes))
         self._frozen: list[Stripe] = []
         self._stripes = self._start(state, weight, n_classes)
+        self._regroup()
 
     def _start(self, state: State, weight: NDArray[np.float64], n_classes: int) -> list[Stripe]:
-        # One column stands alone; more are stepped together, a cache line of them.
-        width = 1 if self.n_columns == 1 else lanes_of(self._dtype)
         two = n_classes == 2
+        # Two classes make one column; of more, a cache line of columns are stepped together. That
+        # must not follow from how many there are, as a column's sums are in another order.
+        width = 1 if two and len(self.schedules) == 1 else lanes_of(self._dtype)
         # With two classes the one column stands for the second.
         label = np.tile(np.arange(self._each) + two, len(self.schedules)).astype(np.int32)
         self._label = label
@@ -253,11 +256,14 @@ class SGD:
         """Steps taken plus one, of the column that took the most."""
         return float(self._t.max())
 
-    def _groups(self) -> list[int]:
-        """Give each stripe the groups of its columns, and a column of each group.
+    def _regroup(self) -> None:
+        """Give each stripe the groups of its columns, and keep a column of each group.
 
         Columns of one model that have taken as many steps are a group: they share step sizes.
         """
+        self._groups: list[int] = []
+        if not self._stripes:
+            return
         keys = np.stack([self._model, self._t, self._slowed, self._average_from])
         active = np.concatenate([stripe.columns for stripe in self._stripes])
         _, first, group = np.unique(keys[:, active], axis=1, return_index=True, return_inverse=True)
@@ -265,18 +271,18 @@ class SGD:
         of_column[active] = group.ravel()
         for stripe in self._stripes:
             stripe.w.group[: len(stripe.columns)] = of_column[stripe.columns]
-        return [int(active[at]) for at in first]
+        self._groups = [int(active[at]) for at in first]
 
-    def _steps(self, groups: list[int], n: int, size: int) -> Steps:
+    def _steps(self, n: int, size: int) -> Steps:
         """Step sizes of the next n cells."""
         eta, decay, levy, averaged = [], [], [], []
-        for column in groups:
+        for column in self._groups:
             schedule, t = self.schedules[self._model[column]], self._t[column]
             eta.append(schedule.steps(t, n) / SLOWER ** self._slowed[column])
             decay.append(schedule.decays(eta[-1]))
             levy.append(schedule.l1_share * schedule.alpha * eta[-1])
             averaged.append(t + np.arange(n) >= self._average_from[column])
-        used = [self.schedules[self._model[column]] for column in groups]
+        used = [self.schedules[self._model[column]] for column in self._groups]
         alpha = np.array([0.0 if s.penalty is None else s.alpha for s in used])
         lost = np.array(decay)
         edges = kernel.block_edges(lost, size)
@@ -314,8 +320,8 @@ class SGD:
             self._t += rows.n_obs  # as scikit-learn counts, with or without columns that go on
             return
         n, n_dense, width = rows.n_obs, len(dense_at), self._stripes[0].width
-        size = block_size(n_dense, n_genes, len(self._stripes), width)
-        steps = self._steps(self._groups(), n, size)
+        size = block_size(n_dense, n_genes, width, centred=self._centred)
+        steps = self._steps(n, size)
         dense = np.ascontiguousarray(scaled.dense, self._dtype)
         needs_lengths = self._options.passive or self._options.norms == kernel.WHOLE
         lengths = np.empty(n if needs_lengths else 0)
@@ -400,10 +406,12 @@ class SGD:
         stripes, width = self._stripes, self._stripes[0].width
         self._frozen += restripe(stripes, ~keep, width)
         self._stripes = restripe(stripes, keep, width)
+        self._regroup()
 
     def slow(self, columns: NDArray[np.int64]) -> None:
         """Divide the step of these columns by `SLOWER`."""
         self._slowed[columns] += 1
+        self._regroup()
 
     def scores(self, cells: Scaled) -> NDArray[np.float64]:
         """Decision scores under the present weights (not the averages), shape (n_obs, columns)."""
@@ -487,12 +495,17 @@ class SGD:
         return weights * (item * copies + 16)
 
 
-def block_size(n_dense: int, n_genes: int, n_stripes: int, width: int) -> int:
+def block_size(n_dense: int, n_genes: int, width: int, *, centred: bool) -> int:
     """Cells of a block, by cost: products among dense genes against passes over all the weights.
 
-    Measured in cycles for a cell: 0.65 / width for each dense gene and cell of the block, once, and
-    0.5 for each stripe; against 4 for each gene and stripe, over the cells of the block.
+    Measured in cycles for a cell and stripe of which four share the products: 0.16 / width for each
+    dense gene and cell of the block, and 0.5 for each cell; against 4 for each gene, over the cells
+    of the block. It follows from no number of classes, which would change how weights are rounded.
+    Without either there is nothing to divide.
     """
-    among = 0.65 * n_dense / width + 0.5 * n_stripes
-    best = math.sqrt(4 * n_genes * n_stripes / among)
+    if not n_dense and not centred:
+        return _PIECE
+    if width == 1:  # no products
+        return 256
+    best = math.sqrt(4 * n_genes / (0.16 * n_dense / width + 0.5))
     return int(2 ** min(8, max(5, round(math.log2(best)))))
