@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from streamtrain.buffers import empty
 from streamtrain.kernels import moments as kernel
 from streamtrain.rows import Rows
 from streamtrain.threads import Threads
@@ -217,20 +218,26 @@ class Scaler:
         apart: bool = False,
         clip: float = CLIP,
     ) -> None:
-        self.scale = np.asarray(scale, np.float64)
-        centre = np.asarray(mean, np.float64) if with_mean else np.zeros(len(self.scale))
-        self.cap = centre + clip * self.scale
-        self.position = position
-        self.dtype = np.dtype(dtype)
-        outright = self.cap < 0
-        self.apart = apart
+        scale = np.asarray(scale, np.float64)
+        centre = np.asarray(mean, np.float64) if with_mean else np.zeros(len(scale))
+        cap = centre + clip * scale
+        self.dtype, self.apart, self._n_genes = np.dtype(dtype), apart, len(scale)
+        outright = cap < 0
         if (with_mean or apart) and share is not None:
             outright |= np.asarray(share) > OUTRIGHT
-        self._mean = centre / self.scale
-        self.shift = np.where(outright, 0.0, self._mean)
+        m = centre / scale
+        self.shift = np.where(outright, 0.0, m)
         self._everywhere = np.flatnonzero(outright).astype(np.int32)
-        self._zero = np.minimum(-self._mean[self._everywhere], clip)
-        self._place = places(self._everywhere, len(self.scale))
+        self._zero = np.minimum(-m[self._everywhere], clip)
+        # Of each of the source's genes, side by side: a cell's genes lie far apart.
+        slot = np.arange(len(scale), dtype=np.int32)
+        slot[self._everywhere] = -2 - np.arange(len(self._everywhere), dtype=np.int32)
+        known = position >= 0
+        self._slot = np.full(len(position), -1, np.int32)
+        self._slot[known] = slot[position[known]]
+        of_model = np.stack([cap, 1 / scale, np.where(outright, m, 0.0), self.shift], axis=1)
+        self._table = np.zeros((len(position), 4))
+        self._table[known] = of_model[position[known]]
 
     @property
     def n_everywhere(self) -> int:
@@ -240,13 +247,16 @@ class Scaler:
     def __call__(self, rows: Rows) -> Scaled:
         """Scale `rows`, whose genes are the source's."""
         n_apart = self.n_everywhere * self.apart
-        most = len(rows.data) + rows.n_obs * (self.n_everywhere - n_apart)
-        data, indices = np.empty(most, self.dtype), np.empty(most, np.int32)
-        dots, dense = np.empty(rows.n_obs), np.empty((rows.n_obs, n_apart), self.dtype)
+        first = self.n_everywhere - n_apart
+        most = len(rows.data) + rows.n_obs * first + 1  # the last is written to and not kept
+        data, indices = empty(most, self.dtype), empty(most, np.int32)
+        dots, dense = np.empty(rows.n_obs), empty(rows.n_obs * n_apart, self.dtype)
+        dense = dense.reshape(rows.n_obs, n_apart)
+        indices[:first] = self._everywhere[:first]
         indptr = kernel.scale_rows(
-            rows.data, rows.indices, rows.indptr, self.position, self.cap, self.scale, self._mean,
-            self.shift, self._everywhere, self._zero, self._place, data, indices, dense, dots,
+            rows.data, rows.indices, rows.indptr, self._table, self._slot, self._zero, data,
+            indices, dense, dots,
         )  # fmt: skip
         n = indptr[-1]
-        scaled = Rows(data[:n], indices[:n], indptr, len(self.scale), rows.codes)
+        scaled = Rows(data[:n], indices[:n], indptr, self._n_genes, rows.codes)
         return Scaled(scaled, dots, dense, self._everywhere[:n_apart])

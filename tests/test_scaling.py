@@ -197,9 +197,10 @@ def scaled(dense, with_mean, position=None, dtype=np.float64):
 def to_dense(batch, scaler):
     rows = batch.rows
     shape = (rows.n_obs, rows.n_vars)
-    return (
-        sp.csr_matrix((rows.data, rows.indices, rows.indptr), shape=shape).toarray() - scaler.shift
-    )
+    Z = sp.csr_matrix((rows.data, rows.indices, rows.indptr), shape=shape).toarray() - scaler.shift
+    assert (Z[:, batch.dense_at] == 0).all(), "genes apart have no other entries"
+    Z[:, batch.dense_at] = batch.dense
+    return Z
 
 
 def clipped():
@@ -248,14 +249,42 @@ def test_scaler__bound_of_any_values(with_mean, clip):
 def test_scaler__takes_the_models_genes(with_mean):
     """Genes of the source in another order than the model's, some of them unknown to it."""
     dense = clipped()
-    scaler, Z = scaled(dense, with_mean)
+    theirs = StandardScaler(with_mean=with_mean).fit(dense)
+    mean = theirs.mean_ if with_mean else np.zeros(23)
+    Z = np.minimum(theirs.transform(dense), 10)
     order = np.random.default_rng(4).permutation(23)
     source = np.column_stack([dense[:, order], np.ones((300, 3))])
     position = np.concatenate([order, [-1, -1, -1]]).astype(np.int32)
-    scaler = Scaler(
-        scaler.shift * scaler.scale, scaler.scale, position, with_mean=with_mean, dtype=np.float64
-    )
+    scaler = Scaler(mean, theirs.scale_, position, with_mean=with_mean, dtype=np.float64)
     np.testing.assert_allclose(to_dense(scaler(rows_of(source)), scaler), Z, atol=1e-12)
+
+
+@pytest.mark.parametrize("with_mean", [True, False])
+@pytest.mark.parametrize("apart", [True, False])
+def test_scaler__genes_that_most_cells_express(apart, with_mean):
+    """They come apart as dense numbers, or first in each cell; a source's other genes are left."""
+    dense = clipped()
+    dense[:, ::2] += np.arange(300)[:, None] % 5  # four of five cells
+    share = (dense != 0).mean(axis=0)
+    assert 5 < (share > 0.5).sum() < 18, "the case must have genes of both kinds"
+    theirs = StandardScaler(with_mean=with_mean).fit(dense)
+    kept = np.arange(23) != 4
+    position = np.where(kept, np.cumsum(kept) - 1, -1).astype(np.int32)
+    scaler = Scaler(
+        theirs.mean_[kept] if with_mean else np.zeros(22), theirs.scale_[kept], position,
+        with_mean=with_mean, dtype=np.float64, share=share[kept], apart=apart,
+    )  # fmt: skip
+    batch = scaler(rows_of(dense))
+    often = np.flatnonzero(share[kept] > 0.5)
+    Z = np.minimum(theirs.transform(dense), 10)[:, kept]
+    np.testing.assert_allclose(to_dense(batch, scaler), Z, atol=1e-12)
+    assert batch.dense_at.tolist() == (often.tolist() if apart else [])
+    if with_mean:
+        assert (scaler.shift[often] == 0).all()
+    if with_mean and not apart:
+        for i in range(300):
+            start = batch.rows.indptr[i]
+            assert batch.rows.indices[start : start + len(often)].tolist() == often.tolist()
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (1, 1), (4, 3)])

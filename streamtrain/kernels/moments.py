@@ -30,47 +30,46 @@ def welford(data, indices, indptr, start, stop, first_gene, stop_gene, count, me
 
 
 @jit
-def scale_rows(
-    data, indices, indptr, position, cap, scale, mean, shift, everywhere, zero, place,
-    out_data, out_indices, dense, dots,
-):  # fmt: skip
-    """Scale cells at the model's gene positions: x' = min(x, cap) / scale, or centred outright.
+def scale_rows(data, indices, indptr, table, slot, zero, out_data, out_indices, dense, dots):
+    """Scale cells: min(x, cap) * factor - offset, by the four numbers of each gene in `table`.
 
-    `position` gives each gene's place in the model, -1 where it has none (the entry is dropped).
-    The genes `everywhere` get a number in every cell, x' - mean, or `zero` for a zero: in `dense`,
-    if it has columns, or else entries of their own, which come first; `place` gives their order, -1
-    for other genes. `dots` gets the sum of shift * x' over each cell, shift being 0 for the genes
-    `everywhere`. Returns the new offsets.
+    They are cap, factor, offset and shift. `slot` says where a gene's number goes: to the model's
+    gene of that position; or, at -2 - d, to the d-th of those that are centred outright, which get
+    a number in every cell, `zero` where it holds none; or nowhere, at -1. The outright ones go to
+    `dense`, if it has columns, or else they come first among the entries, by their positions, which
+    `out_indices` then begins with. `dots` gets the sum of shift and entry over each cell. Returns
+    the new offsets.
     """
-    out_indptr = np.empty(len(indptr), np.int64)
+    n_cells, n_outright = len(indptr) - 1, len(zero)
+    out_indptr = np.empty(n_cells + 1, np.int64)
     out_indptr[0] = 0
-    n, n_everywhere = 0, len(everywhere)
     apart = dense.shape[1] > 0
+    first = 0 if apart else n_outright
+    places = out_indices[:first].copy()
     nothing = zero.astype(out_data.dtype)
-    for i in range(len(indptr) - 1):
-        dot = 0.0
-        first = n
+    row = np.empty(n_outright + 1, out_data.dtype)  # the last takes what is for no place in it
+    n = np.uint64(0)
+    for i in range(n_cells):
+        x, genes = data[indptr[i] : indptr[i + 1]], indices[indptr[i] : indptr[i + 1]]
+        row[:n_outright] = nothing
+        n += np.uint64(first)
+        even, odd = 0.0, 0.0  # two sums, as one would wait for itself
+        for k in range(len(x)):
+            g = np.uint64(genes[k])  # unsigned, as numba allows for negative places
+            at = slot[g]
+            value = min(np.float64(x[k]), table[g, 0]) * table[g, 1] - table[g, 2]
+            # Written to both, and kept in one: which of them is no better than a coin to predict.
+            out_data[n] = value
+            out_indices[n] = at
+            row[n_outright if at >= -1 else -2 - at] = value
+            odd, even = even, odd + table[g, 3] * out_data[n]
+            n += np.uint64(at >= 0)
+        start = out_indptr[i]
         if apart:
-            dense[i] = nothing
+            dense[i] = row[:n_outright]
         else:
-            out_data[n : n + n_everywhere] = nothing
-            out_indices[n : n + n_everywhere] = everywhere
-            n += n_everywhere
-        for k in range(indptr[i], indptr[i + 1]):
-            gene = position[indices[k]]
-            if gene < 0:
-                continue
-            x = min(np.float64(data[k]), cap[gene]) / scale[gene]
-            if place[gene] >= 0:
-                if apart:
-                    dense[i, place[gene]] = x - mean[gene]
-                else:
-                    out_data[first + place[gene]] = x - mean[gene]
-                continue
-            out_data[n] = x
-            out_indices[n] = gene
-            dot += shift[gene] * out_data[n]
-            n += 1
+            out_data[start : start + first] = row[:n_outright]
+            out_indices[start : start + first] = places
         out_indptr[i + 1] = n
-        dots[i] = dot
+        dots[i] = even + odd
     return out_indptr
