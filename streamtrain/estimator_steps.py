@@ -16,7 +16,8 @@ from streamtrain.errors import InputError
 from streamtrain.samples import Samples
 from streamtrain.sampling import Plan
 from streamtrain.scaling import Scaler
-from streamtrain.solvers.sgd import SGD, SPARSE_INTERCEPT_RATE, Schedule, State
+from streamtrain.solvers.schedule import SPARSE_INTERCEPT_RATE, Schedule
+from streamtrain.solvers.sgd import SGD, State
 from streamtrain.solvers.stopping import Stopping
 from streamtrain.threads import Threads
 

@@ -36,7 +36,8 @@ from streamtrain.solvers.logistic import (
     column_classes,
     problem_weights,
 )
-from streamtrain.solvers.sgd import SGD, SPARSE_INTERCEPT_RATE, Schedule, State
+from streamtrain.solvers.schedule import SPARSE_INTERCEPT_RATE, Schedule
+from streamtrain.solvers.sgd import SGD, State
 from streamtrain.solvers.stopping import Stopping
 from streamtrain.spill import Spill
 from streamtrain.threads import Threads, n_threads

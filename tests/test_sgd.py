@@ -7,12 +7,13 @@ from sklearn.linear_model import SGDClassifier
 from sklearn.preprocessing import StandardScaler
 
 from streamtrain.errors import InputError
-from streamtrain.kernels import losses
+from streamtrain.kernels import losses, sgd_dense
 from streamtrain.kernels import sgd as kernel
 from streamtrain.kernels.lanes import lanes_of
 from streamtrain.rows import Rows
 from streamtrain.scaling import Scaled, Scaler
-from streamtrain.solvers.sgd import LOSSES, SGD, SPARSE_INTERCEPT_RATE, Schedule, State
+from streamtrain.solvers.schedule import LOSSES, SPARSE_INTERCEPT_RATE, Schedule
+from streamtrain.solvers.sgd import SGD, State
 from streamtrain.threads import Threads
 
 
@@ -474,7 +475,7 @@ def test_gram(n_obs, n_genes, dtype):
     """Against NumPy; within the rounding of sums of so many products."""
     Z = np.random.default_rng(0).normal(size=(n_obs + 2, n_genes)).astype(dtype)
     out = np.full((n_obs + 2, n_obs), np.nan, dtype)
-    kernel.gram(Z, 1, n_obs + 1, out, (0,) * lanes_of(dtype))
+    sgd_dense.gram(Z, 1, n_obs + 1, out, (0,) * lanes_of(dtype))
     exact = Z[1 : n_obs + 1].astype(float) @ Z[1 : n_obs + 1].astype(float).T
     below = np.tril(np.ones((n_obs, n_obs), bool), -1)
     error = np.abs(out[1 : n_obs + 1] - exact)[below]
@@ -489,12 +490,12 @@ def test_dense_scores__and_add(n_obs, n_genes, dtype):
     Z = rng.normal(size=(n_obs + 3, n_genes)).astype(dtype)
     D, V = (rng.normal(size=(m, n)).astype(dtype) for m in (n_genes, n_obs))
     L = np.full((n_obs + 1, n), np.nan, dtype)
-    kernel.dense_scores(Z, 2, 2 + n_obs, D, L, (0,) * n)
+    sgd_dense.dense_scores(Z, 2, 2 + n_obs, D, L, (0,) * n)
     within = {"rtol": 1e-4, "atol": 1e-4} if dtype == np.float32 else {"rtol": 1e-12}
     np.testing.assert_allclose(L[:n_obs], Z[2 : 2 + n_obs] @ D, **within)
     assert np.isnan(L[n_obs:]).all()
     expected = D + Z[2 : 2 + n_obs].T @ V
-    kernel.dense_add(Z, 2, 2 + n_obs, V, D, (0,) * n)
+    sgd_dense.dense_add(Z, 2, 2 + n_obs, V, D, (0,) * n)
     np.testing.assert_allclose(D, expected, **within)
 
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from packaging.version import Version
 from sklearn.linear_model import SGDClassifier
 
-from streamtrain.solvers.sgd import SGD, Schedule
+from streamtrain.solvers.schedule import Schedule
+from streamtrain.solvers.sgd import SGD
 from streamtrain.solvers.stopping import Stopping
 from streamtrain.threads import Threads
 from tests.test_sgd import case, expression, relative, scaled_dense, take

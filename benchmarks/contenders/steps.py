@@ -20,7 +20,8 @@ from sklearn.linear_model import SGDClassifier
 from streamtrain import open_source
 from streamtrain.rows import Rows
 from streamtrain.scaling import MomentsPass, Scaled, Scaler, places, standard_deviation
-from streamtrain.solvers.sgd import SGD, SPARSE_INTERCEPT_RATE, Schedule, State
+from streamtrain.solvers.schedule import SPARSE_INTERCEPT_RATE, Schedule
+from streamtrain.solvers.sgd import SGD, State
 from streamtrain.threads import Threads
 
 EARLY = 128

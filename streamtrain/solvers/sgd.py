@@ -10,80 +10,22 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from streamtrain.errors import InputError
-from streamtrain.kernels import losses, sgd_l1
 from streamtrain.kernels import sgd as kernel
+from streamtrain.kernels import sgd_l1
 from streamtrain.kernels.lanes import lanes_of
+from streamtrain.kernels.sgd_dense import gram as dense_products
 from streamtrain.scaling import Scaled
+from streamtrain.solvers.schedule import LOSSES, PASSIVE, SLOWER, Loss, Penalty, Schedule
 from streamtrain.solvers.stripe import Cells, Columns, Options, Steps, Stripe, restripe
 from streamtrain.threads import Threads
 
-LearningRate = Literal["optimal", "constant", "invscaling", "adaptive", "pa1", "pa2"]
-Penalty = Literal["l2", "l1", "elasticnet"]
-Loss = Literal[
-    "log_loss", "hinge", "modified_huber", "squared_hinge", "perceptron", "squared_error", "huber",
-    "epsilon_insensitive", "squared_epsilon_insensitive",
-]  # fmt: skip
-LOSSES: dict[str, int] = {
-    "log_loss": losses.LOG,
-    "hinge": losses.HINGE,
-    "modified_huber": losses.MODIFIED_HUBER,
-    "squared_hinge": losses.SQUARED_HINGE,
-    "perceptron": losses.PERCEPTRON,
-    "squared_error": losses.SQUARED_ERROR,
-    "huber": losses.HUBER,
-    "epsilon_insensitive": losses.EPSILON_INSENSITIVE,
-    "squared_epsilon_insensitive": losses.SQUARED_EPSILON_INSENSITIVE,
-}
-PASSIVE: dict[str, int] = {"pa1": kernel.PASSIVE_1, "pa2": kernel.PASSIVE_2}
-SPARSE_INTERCEPT_RATE = 0.01  # of the intercept's step on sparse input, scikit-learn's
 _PIECE = 1024  # cells of a batch at a time, for which products with each other are held
-SLOWER = 5  # divides the step of an "adaptive" class that stops improving, scikit-learn's
-
-
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """Step size and penalty of each step, as scikit-learn's.
-
-    "optimal" is 1 / (alpha (t0 + t - 1)) with t0 = 1 / (alpha sqrt(1 / sqrt(alpha))), Bottou's
-    heuristic; "constant" eta0; "invscaling" eta0 / t^power_t; "adaptive" eta0 until `SGD.slow`;
-    "pa1" and "pa2" are the passive-aggressive steps of Crammer et al. (2006), whose C is eta0.
-    The penalty is alpha times |W|^2 / 2 ("l2"), |W|_1 ("l1"), their mean weighted by l1_ratio
-    ("elasticnet"), or none.
-    """
-
-    learning_rate: LearningRate = "optimal"
-    alpha: float = 1e-4
-    eta0: float = 0.01
-    power_t: float = 0.5
-    penalty: Penalty | None = "l2"
-    l1_ratio: float = 0.15
-
-    @property
-    def l1_share(self) -> float:
-        """Share of alpha in the L1 penalty."""
-        return {"l1": 1.0, "elasticnet": self.l1_ratio}.get(self.penalty or "", 0.0)
-
-    def steps(self, t: float, n: int) -> NDArray[np.float64]:
-        """Step sizes of the steps t, t + 1, ..., t + n - 1."""
-        count = t + np.arange(n, dtype=np.float64)
-        if self.learning_rate == "optimal":
-            t0 = 1 / (math.sqrt(1 / math.sqrt(self.alpha)) * self.alpha)
-            return 1 / (self.alpha * (t0 + count - 1))
-        if self.learning_rate == "invscaling":
-            return self.eta0 / np.power(count, self.power_t)
-        return np.full(n, self.eta0)
-
-    def decays(self, steps: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Factors of the weights before each step."""
-        if self.penalty is None:
-            return np.ones(len(steps))
-        return np.maximum(0.0, 1.0 - (1.0 - self.l1_share) * steps * self.alpha)
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,7 +275,7 @@ class SGD:
         gram = np.empty((n, steps.largest) if blocked else (0, 0), self._dtype)
         if blocked:
             blocks = list(pairwise(steps.edges.tolist()))
-            self._threads.each(lambda block: kernel.gram(dense, *block, gram, wide), blocks)
+            self._threads.each(lambda block: dense_products(dense, *block, gram, wide), blocks)
         cells = Cells(
             rows.data, rows.indices, rows.indptr, scaled.dots, dense, rows.codes, weight, lengths,
             gram,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from streamtrain.solvers.sgd import SLOWER
+from streamtrain.solvers.schedule import SLOWER
 
 _LEAST_STEP = 1e-6  # an "adaptive" step at or below it is not divided again, scikit-learn's
 
