@@ -204,6 +204,23 @@ def stored_norms(indices, U, a, lost, step, square):
 
 
 @jit
+def take_rows(U, at, D):
+    """Move the rows `at` of U to D, and leave zeros."""
+    for d in range(len(at)):
+        for k in range(U.shape[1]):
+            D[d, k] = U[at[d], k]
+            U[at[d], k] = 0
+
+
+@jit
+def put_rows(D, at, U):
+    """Write the rows of D to the rows `at` of U."""
+    for d in range(len(at)):
+        for k in range(U.shape[1]):
+            U[at[d], k] = D[d, k]
+
+
+@jit
 def scores(cells, dense_at, w, q, out, width, wide):
     """Write the scores of scaled cells under the present weights to `out` (n_obs, columns)."""
     n, n_dense = len(width), len(dense_at)
@@ -223,7 +240,7 @@ def scores(cells, dense_at, w, q, out, width, wide):
 
 
 @jit
-def sgd(cells, steps, options, shift, dense_at, w, width, wide):
+def sgd(cells, steps, options, shift, dense_at, w, work, width, wide):
     """Take one step per cell, in order, for each column of the stripe; the penalty is L2 or none.
 
     `dense_at` are the positions of the dense genes, whose `shift` is 0. `width` is as long as the
@@ -238,24 +255,19 @@ def sgd(cells, steps, options, shift, dense_at, w, width, wide):
     n, n_dense, averaging = len(width), len(dense_at), w.A.shape[0] > 0
     # One column's dense genes are stepped on cell by cell: neighbouring genes fill the lanes.
     blocked = n > 1 and n_dense > 0
-    D = U[dense_at]
-    AD = A[dense_at] if averaging else A
-    U[dense_at] = 0  # so that sums over U leave them out
-    flat = np.zeros(n_dense)
-    # Rows of few arrays, as each array that a kernel makes takes a tenth of a second to compile.
-    number = np.zeros((13, n))
+    D, AD, flat, line, largest = work.D, work.AD, work.flat, work.line, steps.largest
+    take_rows(U, dense_at, D)  # of U none are left, so that sums over it leave them out
+    if averaging:
+        take_rows(A, dense_at, AD)
+    numbers, lanes = work.numbers, work.lanes
     margin, score, step, eta, lost, a, c = (
-        number[0], number[1], number[2], number[3], number[4], number[5], number[6]
+        numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5], numbers[6]
     )  # fmt: skip
     total, pulled, alpha, square, unused = (
-        number[7], number[8], number[9], number[10], number[11]
+        numbers[7], numbers[8], numbers[9], numbers[10], numbers[11]
     )  # fmt: skip
-    lanes = np.zeros((11, n), U.dtype)
     inner, v, pull, block, parts = lanes[0], lanes[1], lanes[2], lanes[3:7], lanes[7:]
-    line = np.zeros((2, len(wide)), U.dtype)
-    most = steps.largest
-    rows = np.zeros((3 * most, n), U.dtype)
-    L, V, P = rows[:most], rows[most : 2 * most], rows[2 * most :]
+    L, V, P = work.rows[:largest], work.rows[largest : 2 * largest], work.rows[2 * largest :]
     shift_norm, length, fine = 0.0, 0.0, True
     tracked, whole = options.norms != UNTRACKED, options.norms == WHOLE
     for g in range(len(shift)):
@@ -342,7 +354,7 @@ def sgd(cells, steps, options, shift, dense_at, w, width, wide):
             fine &= np.isfinite(b[k])
             if whole:
                 w.square[k] = square[k]
-    U[dense_at] = D
+    put_rows(D, dense_at, U)
     if averaging:
-        A[dense_at] = AD
+        put_rows(AD, dense_at, A)
     return fine

@@ -22,7 +22,7 @@ from streamtrain.kernels.lanes import lanes_of
 from streamtrain.kernels.sgd_dense import gram as dense_products
 from streamtrain.scaling import Scaled
 from streamtrain.solvers.schedule import LOSSES, PASSIVE, SLOWER, Loss, Penalty, Schedule
-from streamtrain.solvers.stripe import Cells, Columns, Options, Steps, Stripe, restripe
+from streamtrain.solvers.stripe import Cells, Columns, Options, Steps, Stripe, Work, restripe, zeros
 from streamtrain.threads import Threads
 
 _PIECE = 1024  # cells of a batch at a time, for which products with each other are held
@@ -159,22 +159,20 @@ class SGD:
             n = len(at)
 
             def idle(values: NDArray[Any], fill: float = 0, n: int = n) -> NDArray[Any]:
-                padding = [(0, 0)] * (values.ndim - 1) + [(0, width - n)]
-                return np.ascontiguousarray(np.pad(values, padding, constant_values=fill))
+                return np.pad(values, (0, width - n), constant_values=fill)
 
-            U = idle(np.asarray(state.coef[at], self._dtype).T)
-            A, ab = np.zeros((0, width), self._dtype), np.zeros(width)
-            if self.average:
-                A = np.zeros_like(U)
-                if state.average_coef is not None and state.average_intercept is not None:
-                    times = self._n_averaged[at]
-                    A[:, :n] = state.average_coef[at].T * times
-                    ab[:n] = state.average_intercept[at] * times
+            U = zeros((len(self._shift), width), self._dtype)
+            U[:, :n] = state.coef[at].T
+            A, ab = zeros((len(U) if self.average else 0, width), self._dtype), np.zeros(width)
+            averages = state.average_coef, state.average_intercept
+            if self.average and averages[0] is not None and averages[1] is not None:
+                A[:, :n] = averages[0][at].T * self._n_averaged[at]
+                ab[:n] = averages[1][at] * self._n_averaged[at]
             zero = np.zeros(width)
             w = Columns(
                 U=U,
                 A=A,
-                paid=np.zeros((len(U) if self._l1_share else 0, width), self._dtype),
+                paid=zeros((len(U) if self._l1_share else 0, width), self._dtype),
                 q=np.array([self._shift @ u.astype(np.float64) for u in U.T]),
                 b=idle(np.asarray(state.intercept[at], np.float64)),
                 ab=ab,
@@ -286,11 +284,10 @@ class SGD:
             if self._l1_share:
                 fine.append(self._step_l1(stripe, cells, steps))
                 return
-            lanes = (0,) * width
+            w, lanes = stripe.w, (0,) * width
+            work = Work.of(w, n_dense, steps.largest)
             fine.append(
-                kernel.sgd(
-                    cells, steps, self._options, self._shift, dense_at, stripe.w, lanes, wide
-                )
+                kernel.sgd(cells, steps, self._options, self._shift, dense_at, w, work, lanes, wide)
             )
 
         self._threads.each(step, self._stripes)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from streamtrain.kernels.lanes import LINE, lanes_of
 
 
 class Cells(NamedTuple):
@@ -86,6 +89,49 @@ class Columns(NamedTuple):
     group: NDArray[np.int64]
 
 
+class Work(NamedTuple):
+    """Arrays that a kernel works in, beginning with a cache line each.
+
+    `D` and `AD` take the weights of the dense genes and their sums, shape (dense genes, columns);
+    `rows` holds three for each cell of a block; `lanes` and `numbers` a few, of the weights' dtype
+    and of float64; `line` two lines whatever the number of columns; `flat` zeros, (dense genes,).
+    """
+
+    D: NDArray[Any]
+    AD: NDArray[Any]
+    rows: NDArray[Any]
+    lanes: NDArray[Any]
+    numbers: NDArray[np.float64]
+    line: NDArray[Any]
+    flat: NDArray[np.float64]
+
+    @staticmethod
+    def of(w: Columns, n_dense: int, largest: int) -> Work:
+        """For a stripe, a number of dense genes, and the cells of the largest block."""
+        dtype, width = w.U.dtype, len(w.b)
+        return Work(
+            zeros((n_dense, width), dtype),
+            zeros((n_dense if len(w.A) else 0, width), dtype),
+            zeros((3 * largest, width), dtype),
+            zeros((11, width), dtype),
+            zeros((12, width), np.float64),
+            zeros((2, lanes_of(dtype)), dtype),
+            np.zeros(n_dense),
+        )
+
+
+def zeros(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """Zeros, of which the first begins a cache line.
+
+    Rows of a line that begin within another take two: SGD is then a fifth slower.
+    """
+    n = math.prod(shape) * np.dtype(dtype).itemsize
+    space = np.zeros(n + LINE, np.uint8)
+    start = -space.ctypes.data % LINE
+    aligned: NDArray[Any] = space[start : start + n].view(dtype).reshape(shape)
+    return aligned
+
+
 class Stripe:
     """Columns that are stepped together; `w` has `width` of them, of which the last may be idle."""
 
@@ -108,8 +154,8 @@ def restripe(stripes: list[Stripe], keep: NDArray[np.bool_], width: int) -> list
         arrays = []
         for field in range(len(Columns._fields)):
             held = [w[field][..., : len(c)][..., np.isin(c, at)] for c, w, _ in parts]
-            joined = np.concatenate(held, axis=-1)
-            idle = [(0, 0)] * (joined.ndim - 1) + [(0, width - len(at))]
-            arrays.append(np.ascontiguousarray(np.pad(joined, idle)))
+            joined = zeros((*held[0].shape[:-1], width), held[0].dtype)
+            np.concatenate(held, axis=-1, out=joined[..., : len(at)])
+            arrays.append(joined)
         found.append(Stripe(at, Columns(*arrays)))
     return found
