@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from streamtrain.config import LOSSES
-from streamtrain.model_schema import MIRRORED, sklearn_rows
+from streamtrain.model_schema import MIRRORED, n_averaged, n_obs, sklearn_rows, steps
 
 if TYPE_CHECKING:
     from streamtrain.model import Model
@@ -32,7 +32,9 @@ def classifier(model: Model) -> Any:
         return made
     made.t_, made.n_iter_ = data.attrs["t"], int(rows["n_iter"].max()) if "n_iter" in rows else 1
     if "coef_last" in rows:  # scikit-learn's names for the running average and what it averages
-        made.average = int(settings.get("average") or True)  # or from step n
+        # One counter for all types: that of the type with most steps. Averaged is from step n.
+        most = int(steps(data).argmax())
+        made.average = max(1, int(made.t_) - int(n_averaged(data)[most]))
         made._average_coef, made._average_intercept = rows["coef"], rows["intercept"]
         made._standard_coef = rows["coef_last"]
         made._standard_intercept = rows["intercept_last"]
@@ -104,6 +106,7 @@ def standard_scaler(dataset: xr.Dataset) -> Any:
     for name in ("mean", "var", "scale"):
         setattr(scaler, f"{name}_", np.array(dataset[name].to_numpy()))
     scaler.n_features_in_ = dataset.sizes["gene"]
-    if "n_cells" in dataset:
-        scaler.n_samples_seen_ = np.int64(dataset["n_cells"].sum())
+    seen = n_obs(dataset)
+    if seen is not None:  # a number, or where genes differ one for each
+        scaler.n_samples_seen_ = seen[0] if (seen == seen[0]).all() else seen
     return scaler

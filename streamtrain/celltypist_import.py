@@ -209,7 +209,19 @@ def _scaling(scaler: dict[str, Any]) -> dict[str, Any]:
         "var": scale**2 if lacks_var else _floats(scaler, "var_"),
         "scale": scale,
         "with_mean": with_mean,
+        "n_obs": None if lacks_mean else _n_seen(scaler.get("n_samples_seen_"), len(scale)),
     }
+
+
+def _n_seen(held: Any, n_genes: int) -> NDArray[np.int64] | None:
+    """Cells that the scaling is of, or of each gene; None where it does not say."""
+    if held is None:
+        return None
+    seen = np.asarray(_plain(held)) if _is_plain(held) else _array(held, "n_samples_seen_")
+    # scikit-learn sums weights, in float; of a model of selected genes it may have one for each.
+    usable = seen.dtype.kind in "iuf" and seen.shape in ((), (n_genes,))
+    whole = usable and bool((seen >= 1).all() and (seen < 2**53).all())
+    return seen.astype(np.int64) if whole else None
 
 
 def _settings(classifier: dict[str, Any], estimator: str) -> dict[str, Any]:

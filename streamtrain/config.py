@@ -185,8 +185,13 @@ class Settings:
     dual
         Of liblinear: taken, and changes nothing, as both forms have one optimum.
     warm_start
-        Model to continue from: a `Model`, or the path of one. Genes and cell types are matched by
-        name, and its weights moved to the scale of these cells.
+        Model to start from: a `Model`, or the path of one. Genes and cell types are matched by
+        name, and its weights moved to the scale of these cells, which alone are trained on.
+    init
+        Model of SGD to add these cells to, as if they had come after its own: a `Model`, or the
+        path of one. Its cell types stay, new ones are added, and each goes on at its own step.
+        Types that have no cells here only learn what they are not: add some cells of each to X.
+        The genes are the model's; their mean and variance become those of all cells.
     verbose
         Above 0, log each epoch or pass.
     dtype
@@ -258,6 +263,7 @@ class Settings:
     intercept_scaling: float = 1.0
     dual: bool = False
     warm_start: str | None = None
+    init: str | None = None
     verbose: int = 0
     dtype: Literal["float32", "float64"] = "float32"
     date: str = ""
@@ -366,12 +372,28 @@ class Settings:
             logger.warning("%s is ignored: it is for %s", name, way)
 
     def _check_ways(self) -> None:
+        if self.init is not None:
+            self._check_init()
         for name, way in self._elsewhere(_REFUSED).items():
             raise InputError(f"{name} is for {way}: leave it out, or pass that")
         if self.penalty == "elasticnet" and self.l1_ratio is None and not self.use_SGD:
             raise InputError("penalty='elasticnet' needs l1_ratio, from 0 (l2) to 1 (l1)")
         if self.tol is None and not self.use_SGD:
             raise InputError("tol=None never stops, which SGD alone can do: pass a number")
+
+    def _check_init(self) -> None:
+        if not self.use_SGD:
+            raise InputError(
+                "init adds cells to a model by SGD: pass use_SGD=True (--use-sgd). Logistic "
+                "regression needs all cells at once: pass the old and the new as X, or the model "
+                "as warm_start, which only starts from its weights"
+            )
+        for name, why in (
+            ("warm_start", "starts on these cells alone"),
+            ("feature_selection", "chooses other genes than the model's"),
+        ):
+            if getattr(self, name):
+                raise InputError(f"init adds cells to a model, and {name} {why}: leave one out")
 
     @property
     def trains_sgd(self) -> bool:

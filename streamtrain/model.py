@@ -46,14 +46,16 @@ class Model:
         Variables, all float unless said: `coef` (cell_type, gene), `intercept` (cell_type,),
         `mean`, `scale`, `var` (gene,). Two cell types have two rows, [-w, w] and [-b, b].
         Optional: `coef_last` and `intercept_last`, the state that training continues from where
-        `coef` is its running average; `n_cells` (cell_type,), integers; and what a solver of the
+        `coef` is its running average, and `n_averaged` (cell_type,), integers, the steps in it; `t`
+        (cell_type,), where types took different numbers of steps; integers `n_cells` (cell_type,)
+        and `n_obs` (gene,), the cells that mean and var are of; and what a solver of the
         global optimum certifies, each (cell_type,): `gradient_norm`; `suboptimality`, the most by
         which the objective exceeds its minimum (inf where no bound is known); `n_iter`, integers;
         `converged`, bools.
         Coordinates: `cell_type` and `gene`, unique strings.
-        Attributes: `with_mean` (bool); `t` (scikit-learn's `t_`: samples seen + 1); and the dicts
-        `settings`, `provenance` and `description`, made JSON-compatible here (a value that JSON has
-        no form for becomes its text).
+        Attributes: `with_mean` (bool); `t` (scikit-learn's `t_`: samples seen + 1, of the type that
+        saw most); and the dicts `settings`, `provenance` and `description`, made JSON-compatible
+        here (a value that JSON has no form for becomes its text).
 
     Raises
     ------
@@ -80,10 +82,12 @@ class Model:
         var: ArrayLike,
         scale: ArrayLike,
         with_mean: bool = True,
-        t: float = 1.0,
+        t: ArrayLike = 1.0,
         n_cells: ArrayLike | None = None,
+        n_obs: ArrayLike | None = None,
         coef_last: ArrayLike | None = None,
         intercept_last: ArrayLike | None = None,
+        n_averaged: ArrayLike | None = None,
         certificate: Mapping[str, ArrayLike] | None = None,
         settings: Mapping[str, Any] | None = None,
         provenance: Mapping[str, Any] | None = None,
@@ -99,9 +103,13 @@ class Model:
             What is known of each type's solution, any of `objective`, `gradient_norm`,
             `suboptimality`, `n_iter`, `n_passes` and `converged`; for two cell types one value
             each, which stands for both.
+        t, n_averaged
+            As in `Model`, or one number for all types.
+        n_obs
+            As in `Model`, or one number for all genes.
         cell_types, genes
             Names, in the order of the rows and columns of `coef`.
-        mean, var, scale, with_mean, t, n_cells, settings, provenance, description
+        mean, var, scale, with_mean, n_cells, settings, provenance, description
             As in `Model`; `description` may leave out any key.
 
         Raises
@@ -109,6 +117,8 @@ class Model:
         InputError
             As `Model`, or the lengths do not match.
         """
+        coords = {"cell_type": list(cell_types), "gene": list(genes)}
+        most, of_types = _counted(t)
         arrays = {
             "coef": two_rows(coef),
             "intercept": two_rows(intercept),
@@ -118,9 +128,11 @@ class Model:
             "coef_last": None if coef_last is None else two_rows(coef_last),
             "intercept_last": None if intercept_last is None else two_rows(intercept_last),
             "n_cells": n_cells,
+            "n_obs": _for_each(n_obs, coords["gene"]),
+            "t": of_types,
+            "n_averaged": _for_each(n_averaged, coords["cell_type"]),
             **_certificate(certificate or {}, intercept),
         }
-        coords = {"cell_type": list(cell_types), "gene": list(genes)}
         # Copies: scikit-learn and our solvers go on updating their arrays in place.
         variables = {k: (DIMS[k], np.array(v)) for k, v in arrays.items() if v is not None}
         for name, (dims, values) in variables.items():
@@ -129,7 +141,7 @@ class Model:
                 raise InputError(f"{name} has shape {values.shape}, not {shape} = {dims}")
         attrs = {
             "with_mean": with_mean,
-            "t": t,
+            "t": most,
             "settings": settings or {},
             "provenance": provenance or {},
             "description": description or {},
@@ -421,6 +433,21 @@ class Model:
             A name is unknown, is both kept and excluded, or fewer than two types remain.
         """
         return Model(model_edit.subset(self.dataset, keep_cell_types, exclude_cell_types))
+
+
+def _counted(t: Any) -> tuple[Any, NDArray[Any] | None]:
+    """The largest of the types' counts of steps, and all of them where they differ."""
+    if np.ndim(t) == 0:
+        return t, None
+    counts = np.asarray(t)
+    return counts.max().item(), None if (counts == counts[0]).all() else counts
+
+
+def _for_each(value: ArrayLike | None, names: list[str]) -> NDArray[Any] | None:
+    """One value for each of `names`, where one may stand for all."""
+    if value is None or np.size(value) != 1:
+        return None if value is None else np.asarray(value)
+    return np.full(len(names), np.asarray(value).item())
 
 
 def _certificate(given: Mapping[str, ArrayLike], intercept: ArrayLike) -> dict[str, NDArray[Any]]:

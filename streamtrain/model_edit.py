@@ -157,6 +157,8 @@ def subset(
     if len(kept) < 2:
         raise InputError(f"at least two cell types must remain, not {len(kept)}")
     picked = dataset.isel(cell_type=np.flatnonzero([t in kept for t in types]))
+    if "t" in picked:
+        picked = picked.assign_attrs(t=picked["t"].to_numpy().max().item())
     return _dated(_mirrored(picked) if len(kept) == 2 < len(types) else picked)
 
 
@@ -180,6 +182,9 @@ def _mirrored(dataset: xr.Dataset) -> xr.Dataset:
             first, second = found[name].to_numpy()
             half = (second - first) / 2
             found[name] = (DIMS[name], np.stack([-half, half]))
+    for name in ("t", "n_averaged"):  # one column stands for both
+        if name in found:
+            found[name] = (DIMS[name], np.full(2, found[name].to_numpy().max()))
     return found
 
 

@@ -21,6 +21,9 @@ DIMS = {
     "coef_last": ("cell_type", "gene"),
     "intercept_last": ("cell_type",),
     "n_cells": ("cell_type",),
+    "n_obs": ("gene",),
+    "t": ("cell_type",),
+    "n_averaged": ("cell_type",),
     "objective": ("cell_type",),
     "gradient_norm": ("cell_type",),
     "suboptimality": ("cell_type",),
@@ -38,7 +41,9 @@ CERTIFICATE = {
     "converged": np.dtype(np.bool_),
 }
 _REQUIRED = ("coef", "intercept", "mean", "scale", "var")
-_KINDS = dict.fromkeys(("n_cells", "n_iter", "n_passes"), ("iu", "integer"))
+_INTEGERS = ("n_cells", "n_obs", "n_averaged", "n_iter", "n_passes")
+_LEAST = {"t": 1, "n_obs": 1, "n_cells": 0, "n_averaged": 0}
+_KINDS = dict.fromkeys(_INTEGERS, ("iu", "integer"))
 _KINDS["converged"] = ("b", "bool")
 _DESCRIPTION = ("date", "details", "url", "source", "version")
 
@@ -52,6 +57,31 @@ def two_rows(values: ArrayLike) -> NDArray[Any]:
 def sklearn_rows(values: NDArray[Any]) -> NDArray[Any]:
     """Scikit-learn's form of weights: the second row alone of two."""
     return values[1:] if len(values) == 2 else values
+
+
+def steps(dataset: xr.Dataset) -> NDArray[np.float64]:
+    """SGD's steps of each cell type plus one, shape (cell types,)."""
+    if "t" in dataset:
+        return dataset["t"].to_numpy()
+    return np.full(dataset.sizes["cell_type"], float(dataset.attrs["t"]))
+
+
+def n_averaged(dataset: xr.Dataset) -> NDArray[np.int64]:
+    """Steps in each cell type's average, shape (cell types,)."""
+    if "n_averaged" in dataset:
+        return dataset["n_averaged"].to_numpy().astype(np.int64)
+    # Of scikit-learn, and of models before 0.2: all since the step that was asked for.
+    first = int(dataset.attrs["settings"].get("average") or 1)
+    return np.maximum(steps(dataset).astype(np.int64) - first, 0)
+
+
+def n_obs(dataset: xr.Dataset) -> NDArray[np.int64] | None:
+    """Cells that each gene's mean and variance are of, shape (genes,); None where unknown."""
+    if "n_obs" in dataset:
+        return dataset["n_obs"].to_numpy().astype(np.int64)
+    if "n_cells" not in dataset:
+        return None
+    return np.full(dataset.sizes["gene"], int(dataset["n_cells"].sum()))
 
 
 def check_variables(dataset: xr.Dataset) -> None:
@@ -82,6 +112,8 @@ def check_values(dataset: xr.Dataset) -> None:
                 raise InputError(f"{name} must be at least 0 for every cell type, and not NaN")
         elif not np.isfinite(values).all():
             raise InputError(f"{name} holds NaN or infinity: training diverged or input was broken")
+        elif name in _LEAST and not (values >= _LEAST[name]).all():
+            raise InputError(f"{name} must be at least {_LEAST[name]}; its least is {values.min()}")
     if not (dataset["scale"].to_numpy() > 0).all():
         raise InputError("scale must be above 0 for every gene (1 for a constant one)")
     if dataset.sizes["cell_type"] != 2:

@@ -61,7 +61,9 @@ class Stored:
     record
         Gives their number on scratch by their position among the labelled cells.
     cells
-        Codes and classes of the labelled cells.
+        Codes and classes of the labelled cells, a class for each column of the solver.
+    drawn
+        The same cells by the classes that they have, from which they are drawn.
     held_out
         Whether each labelled cell is held out to judge epochs by, shape (n,); None for none.
     is_sparse
@@ -73,6 +75,7 @@ class Stored:
     spill: Spill
     record: Callable[[NDArray[np.int64]], NDArray[np.int64]]
     cells: Cells
+    drawn: Cells
     held_out: NDArray[np.bool_] | None
     is_sparse: bool
     ordered: PlanOrder | None = None
@@ -192,7 +195,7 @@ def fixed_bytes(config: Settings, n_genes: int, n_classes: int) -> int:
     if not config.use_SGD:  # weights and scores of all classes, and one class being solved
         needs.append((16 * n_genes + 24 * MOST) * n_classes + Logistic.nbytes(n_genes))
     start = n_genes * n_classes * np.dtype(config.dtype).itemsize * 2
-    return max(needs) + start * (config.warm_start is not None)
+    return max(needs) + start * (config.warm_start is not None or config.init is not None)
 
 
 def batch_size(config: Settings) -> int:
@@ -238,14 +241,16 @@ def _fit_sgd(
     progress: bool,
 ) -> Fitted:
     kept = None if stored.held_out is None else np.flatnonzero(~stored.held_out)
-    plan = plan_epochs(config, stored.cells, stored.held_out)
-    codes = stored.cells.codes if kept is None else stored.cells.codes[kept]
+    plan = plan_epochs(config, stored.drawn, stored.held_out)
+    codes, drawn_codes = (
+        c.codes if kept is None else c.codes[kept] for c in (stored.cells, stored.drawn)
+    )
     record = stored.record if kept is None else lambda at: stored.record(kept[at])
     solver = _sgd(config, stored, scaler, start, threads)
     spill = stored.spill
 
     def report(epoch: int, positions: NDArray[Any]) -> None:
-        mixed = mixing(positions, codes, plan.n_classes, plan.batch_size)
+        mixed = mixing(positions, drawn_codes, plan.n_classes, plan.batch_size)
         logger.info("epoch %d: %s", epoch + 1, mixed)
 
     drawn = config.mini_batch and logger.isEnabledFor(logging.INFO)

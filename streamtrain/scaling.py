@@ -25,7 +25,7 @@ class RunningMoments:
     Attributes
     ----------
     n
-        Number of cells.
+        Number of cells; or, where genes were not measured in all, of each gene, shape (n_vars,).
     nonzero
         Cells in which each gene is not zero, shape (n_vars,), int64.
     mean
@@ -34,7 +34,7 @@ class RunningMoments:
         Sum of squared deviations from the mean, shape (n_vars,), float64.
     """
 
-    n: int
+    n: int | NDArray[np.int64]
     nonzero: NDArray[np.int64]
     mean: NDArray[np.float64]
     m2: NDArray[np.float64]
@@ -57,20 +57,25 @@ class RunningMoments:
     def __add__(self, other: RunningMoments) -> RunningMoments:
         """Merge by Chan, Golub and LeVeque's update."""
         n = self.n + other.n
-        if n == 0:
-            return self
+        share = other.n / np.maximum(n, 1)
         delta = other.mean - self.mean
         return RunningMoments(
             n,
             self.nonzero + other.nonzero,
-            self.mean + delta * (other.n / n),
-            self.m2 + other.m2 + delta**2 * (self.n * (other.n / n)),
+            self.mean + delta * share,
+            self.m2 + other.m2 + delta**2 * (self.n * share),
         )
+
+    def take(self, at: NDArray[np.int64]) -> RunningMoments:
+        """Moments of some of the genes, by position."""
+        n = self.n if isinstance(self.n, int) else self.n[at]
+        return RunningMoments(n, self.nonzero[at], self.mean[at], self.m2[at])
 
     @property
     def var(self) -> NDArray[np.float64]:
         """Population variance, shape (n_vars,)."""
-        return self.m2 / max(self.n, 1)
+        var: NDArray[np.float64] = self.m2 / np.maximum(self.n, 1)
+        return var
 
 
 class MomentsPass:
@@ -161,11 +166,11 @@ class Scaled:
 def places(at: NDArray[Any], n_vars: int) -> NDArray[np.int32]:
     """Place of each of `n_vars` genes in the list `at` of their positions, -1 where it is not in.
 
-    The `position` of a `Scaler` whose genes stand at `at` in the source.
+    The `position` of a `Scaler` whose genes stand at `at` in the source; -1 for what it lacks.
     """
-    found = np.full(n_vars, -1, np.int32)
-    found[at] = np.arange(len(at), dtype=np.int32)
-    return found
+    found = np.full(n_vars + 1, -1, np.int32)
+    found[at] = np.arange(len(at), dtype=np.int32)  # those at -1 in the place after the last
+    return found[:-1]
 
 
 class Scaler:

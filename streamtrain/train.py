@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from streamtrain.adding import Addition
 from streamtrain.budget import (
     BLOCK,
     READING_RESERVE,
@@ -29,6 +30,7 @@ from streamtrain.cells import Cells, Labels, expression_of, labelled_cells, requ
 from streamtrain.config import Settings, takes_settings
 from streamtrain.decode.address import located
 from streamtrain.errors import InputError
+from streamtrain.features import Features
 from streamtrain.holdout import hold_out
 from streamtrain.model import Model
 from streamtrain.ordered import PlanOrder
@@ -45,7 +47,7 @@ from streamtrain.rounds import (
     plan_epochs,
 )
 from streamtrain.sampling_columns import batch_keys, sampling_weights
-from streamtrain.scaling import MomentsPass, RunningMoments, Scaler, places, standard_deviation
+from streamtrain.scaling import MomentsPass, RunningMoments
 from streamtrain.scratch import free_disk, require_free
 from streamtrain.selection import check_enough, top_genes
 from streamtrain.solvers.class_weight import class_weights
@@ -122,10 +124,7 @@ def train(
     sklearn.exceptions.ConvergenceWarning
         If cell types did not converge within `max_iter`; the message names them.
     """
-    start = settings.pop("warm_start", None)
-    before = as_model(start)
-    if before is not None:
-        settings["warm_start"] = "a Model" if start is before else str(start)
+    before, base = (_named_model(settings, argument) for argument in ("warm_start", "init"))
     weight = settings.get("sampling_weight")
     if weight is not None and not isinstance(weight, str):
         path = isinstance(weight, os.PathLike)
@@ -139,6 +138,7 @@ def train(
     X = located(X, storage_options)
     require_file(genes, "genes")
     config.warn_of_ignored()
+    added = None if base is None else Addition.of(base, config)
     budget = parse_bytes(config.memory)
     logger.info("Preparing data before training")
     with (
@@ -147,9 +147,12 @@ def train(
     ):
         report_files(source, config.normalize, "sum" if config.check_expression else None)
         cells = labelled_cells(
-            source, labels, where=config.where, drop_unlabeled=config.drop_unlabeled
-        )
-        class_weights(config.class_weight, cells.classes, np.bincount(cells.codes))
+            source, labels, where=config.where, drop_unlabeled=config.drop_unlabeled,
+            least=2 if added is None else 1,
+        )  # fmt: skip
+        columns = cells if added is None else added.join(cells, source.genes)
+        counts = np.bincount(columns.codes, minlength=len(columns.classes))
+        class_weights(config.class_weight, columns.classes, counts)
         if config.batch_key is not None:
             cells = replace(cells, batch_key=batch_keys(source, cells, config.batch_key))
         if weight is not None:
@@ -159,8 +162,8 @@ def train(
         if config.feature_selection:
             check_enough(source.name, source.n_vars, config.top_genes)
         held_out = _held_out(source, cells, config)
-        known = 0 if before is None else before.dataset.nbytes
-        room = _room(budget - known, source, cells, config)
+        known = sum(0 if model is None else model.dataset.nbytes for model in (before, base))
+        room = _room(budget - known, source, cells, len(columns.classes), config)
         taken = _cells_taken(source.name, cells, held_out, config)
         logger.info(
             "%s: %d cells x %d genes, %d cell types; memory budget %s",
@@ -178,50 +181,65 @@ def train(
                 scratch.callback(ordered.close)
             if spill.nbytes > BLOCK:  # collecting takes 0.1 s, which a small job would notice
                 release_freed()
-            features = np.flatnonzero(moments.nonzero)
-            if len(features) < source.n_vars:
-                logger.info("%d non-expressed genes are left out", source.n_vars - len(features))
-            scale = standard_deviation(moments)
-            stored = Stored(spill, _recorder(taken), cells, held_out, source.is_sparse, ordered)
+            if added is None:
+                features = Features.expressed(source.genes, moments)
+                silent = source.n_vars - len(features.names)
+                if silent:
+                    logger.info("%d non-expressed genes are left out", silent)
+            else:
+                features = added.features(source.genes, moments)
+            stored = Stored(
+                spill, _recorder(taken), columns, cells, held_out, source.is_sparse, ordered
+            )
 
-            def round_of(
-                config: Settings, features: NDArray[np.int64], start: Model | None
-            ) -> Fitted:
-                at = features if stored.spill is spill else np.arange(len(features))
-                mean, deviation = moments.mean[features], scale[features]
-                scaler = Scaler(
-                    mean,
-                    deviation,
-                    places(at, stored.spill.n_vars),
-                    with_mean=config.with_mean,
-                    dtype=config.dtype,
-                    share=moments.nonzero[features] / moments.n,
+            def round_of(config: Settings, features: Features) -> Fitted:
+                at = features.at if stored.spill is spill else np.arange(len(features.at))
+                scaler = features.scaler(
+                    at, stored.spill.n_vars, with_mean=config.with_mean, dtype=config.dtype,
                     apart=keeps_apart(config, source.is_sparse),
-                )
-                weights = None if start is None else weights_from(
-                    start, cells.classes, source.genes[features], mean, deviation,
-                    with_mean=config.with_mean, fit_intercept=config.fit_intercept,
-                    dtype=config.dtype,
                 )  # fmt: skip
-                return fit(config, stored, scaler, weights, room, threads, progress=progress)
+                start = None
+                if added is not None:
+                    start = added.state(columns.classes, features, config)
+                if config.warm_start is not None and before is not None:
+                    start = weights_from(
+                        before, cells.classes, features, with_mean=config.with_mean,
+                        fit_intercept=config.fit_intercept, dtype=config.dtype,
+                    )  # fmt: skip
+                return fit(config, stored, scaler, start, room, threads, progress=progress)
 
             if config.feature_selection:
-                check_enough(source.name, len(features), config.top_genes)
+                check_enough(source.name, len(features.names), config.top_genes)
                 logger.info("Selecting features by a first round of SGD")
-                first = round_of(config.first_round(), features, None)
+                first = round_of(config.first_round(), features)
                 if first.unconverged:
                     logger.warning("in the first round %s", first.unconverged)
-                features = features[top_genes(first.weights, config.top_genes)]
+                features = features.take(top_genes(first.weights, config.top_genes))
                 del first  # its weights of all genes
-                logger.info("%d features are selected; second round of training", len(features))
-                stored = replace(stored, spill=scratch.enter_context(spill.select(features)))
+                logger.info(
+                    "%d features are selected; second round of training", len(features.names)
+                )
+                stored = replace(stored, spill=scratch.enter_context(spill.select(features.at)))
                 spill.close()
-            fitted = round_of(config, features, before)
+            fitted = round_of(config, features)
         if fitted.unconverged:
             _warn(fitted.unconverged)
         logger.info("Model training done")
         provenance = _provenance(labels, source, cells, config)
-        return _model(fitted, config, source, cells, moments, scale, features, provenance)
+        n_cells: NDArray[np.int64] | None = stored.counts
+        if added is not None:
+            n_cells = added.n_cells(columns.classes, stored.counts)
+            provenance["init"] = added.provenance()
+        return _model(fitted, config, columns.classes, n_cells, features, provenance)
+
+
+def _named_model(settings: dict[str, Any], argument: str) -> Model | None:
+    """Take a model out of the settings, and leave there what it is called."""
+    given = settings.pop(argument, None)
+    model = as_model(given, argument)
+    if model is not None:
+        settings[argument] = "a Model" if given is model else str(given)
+    return model
 
 
 def _warn(words: str) -> None:
@@ -376,17 +394,18 @@ def _in_plan_order(
     return PlanOrder(plan, size, n_vars, config.dtype, config.scratch, threads=threads)
 
 
-def _room(budget: int, source: Source, cells: Cells, config: Settings) -> int:
+def _room(budget: int, source: Source, cells: Cells, n_columns: int, config: Settings) -> int:
     """Bytes of the budget that are left for cells.
 
-    Taken already: weights, moments (twelve float64 arrays over the genes, names and temporaries
-    included), and per cell label, order, rank, mark, offset and row number, and its experimental
-    batch and weight where they are drawn by; per draw of an epoch its place in this and the next,
-    what drawing takes beside (two keys and cells to sort by weight) and what serving does. A
-    reserve stays for what reading leaves behind.
+    Taken already: weights of the columns, moments (twelve float64 arrays over the genes, names and
+    temporaries included), and per cell label, order, rank, mark, offset and row number, and its
+    experimental batch and weight where they are drawn by; per draw of an epoch its place in this
+    and the next, what drawing takes beside (two keys and cells to sort by weight) and what serving
+    does. A reserve stays for what reading leaves behind.
     """
-    fixed = fixed_bytes(config, source.n_vars, len(cells.classes))
+    fixed = fixed_bytes(config, source.n_vars, n_columns)
     fixed += 12 * 8 * source.n_vars + 32 * cells.n_obs + READING_RESERVE
+    fixed += 4 * cells.n_obs * (config.init is not None)  # labels as the model has them
     if cells.batch_key is not None:
         n_strata = (int(cells.batch_key.max()) + 1) * len(cells.classes)
         fixed += cells.batch_key.nbytes + 64 * n_strata
@@ -401,7 +420,7 @@ def _room(budget: int, source: Source, cells: Cells, config: Settings) -> int:
     if budget < fixed + least:
         remedy = f", as an epoch draws {drawn:,}: raise it, or lower batch_number" * repeats
         raise InputError(
-            f"memory={format_bytes(budget)} is too small for {len(cells.classes)} cell types x "
+            f"memory={format_bytes(budget)} is too small for {n_columns} cell types x "
             f"{source.n_vars:,} genes and {cells.n_obs:,} cells: at least "
             f"{format_bytes(fixed + least)} is needed{remedy}"
         )
@@ -411,11 +430,9 @@ def _room(budget: int, source: Source, cells: Cells, config: Settings) -> int:
 def _model(
     fitted: Fitted,
     config: Settings,
-    source: Source,
-    cells: Cells,
-    moments: RunningMoments,
-    scale: NDArray[np.float64],
-    features: NDArray[np.int64],
+    classes: NDArray[np.object_],
+    n_cells: NDArray[np.int64] | None,
+    features: Features,
     provenance: dict[str, Any],
 ) -> Model:
     state = fitted.state
@@ -426,17 +443,19 @@ def _model(
             "intercept": state.average_intercept,
             "coef_last": state.coef,
             "intercept_last": state.intercept,
+            "n_averaged": state.n_averaged,
         }
     return Model.build(
         **weights,
-        cell_types=cells.classes,
-        genes=source.genes[features],
-        mean=moments.mean[features],
-        var=moments.var[features],
-        scale=scale[features],
-        n_cells=np.bincount(cells.codes, minlength=len(cells.classes)),
+        cell_types=classes,
+        genes=features.names,
+        mean=features.moments.mean,
+        var=features.moments.var,
+        scale=features.scale,
+        n_obs=features.moments.n,
+        n_cells=n_cells,
         with_mean=config.with_mean,
-        t=float(np.max(state.t)),
+        t=state.t,
         certificate=fitted.certificate,
         settings=config.to_dict(),
         provenance=provenance,
@@ -446,7 +465,7 @@ def _model(
             "url": config.url,
             "source": config.source,
             "version": config.version,
-            "number_celltypes": len(cells.classes),
+            "number_celltypes": len(classes),
         },
     )
 

@@ -173,9 +173,22 @@ def test_read__what_a_scaler_may_lack(tmp_path):
     model = read(tmp_path, pickle.dumps(held))
     assert not model.dataset["mean"].any()
     np.testing.assert_array_equal(model.dataset["var"], held["Scaler_"].scale_ ** 2)
+    assert "n_obs" not in model.dataset  # of no use without the mean
     held = content()
     del held["Scaler_"].with_mean
     assert read(tmp_path, pickle.dumps(held)).dataset.attrs["with_mean"] is True
+
+
+@pytest.mark.parametrize("seen", [40, 40.0, np.int64(40), np.full(6, 40), np.full(6, 40.0)])
+def test_read__cells_that_the_scaling_is_of(tmp_path, seen):
+    held = content()
+    held["Scaler_"].n_samples_seen_ = seen
+    dataset = read(tmp_path, pickle.dumps(held)).dataset
+    assert dataset["n_obs"].dtype == np.int64
+    assert (dataset["n_obs"] == 40).all()
+    for other in (None, 0, -3.5, np.nan, "many", np.full(7, 40)):
+        held["Scaler_"].n_samples_seen_ = other
+        assert "n_obs" not in read(tmp_path, pickle.dumps(held)).dataset
 
 
 REAL = sorted(p.name for p in (DATA / "models").glob("*.pkl")) or ["none here"]

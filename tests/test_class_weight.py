@@ -19,6 +19,11 @@ def test_class_weights__equal_sklearn(spec):
     np.testing.assert_allclose(class_weights(spec, CLASSES, COUNTS), expected, rtol=1e-15)
 
 
+def test_class_weights__classes_without_cells_count_for_nothing():
+    found = class_weights("balanced", [*CLASSES, "none"], np.append(COUNTS, 0))
+    np.testing.assert_array_equal(found, [*class_weights("balanced", CLASSES, COUNTS), 1])
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [

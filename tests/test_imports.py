@@ -37,7 +37,7 @@ LAYERS = [
     ("voting", "obs_columns", "annotations", "overcluster"),
     ("celltypist_export", "celltypist_import", "model_edit", "model_schema", "model_store"),
     ("solvers", "model", "gpu"),
-    ("rounds", "scoring", "selection", "warm_start", "standardised"),
+    ("rounds", "scoring", "selection", "features", "warm_start", "standardised", "adding"),
     ("estimator_parameters", "estimator_scores", "estimator_steps", "estimator"),
     ("train", "predict", "evaluate", "plot", "simulate", "cluster", "convert", "conversion"),
     ("demo", "cli", "__main__", ""),

@@ -70,6 +70,13 @@ BROKEN = {
     "not text": (lambda a: a | {"cell_types": [1, 2, 3, 4, 5]}, "every cell type must be a string"),
     "half an average": (lambda a: a | {"coef_last": a["coef"]}, "must come together"),
     "t": (lambda a: a | {"t": 0}, "t must be a number of at least 1"),
+    "a type's t": (
+        lambda a: a | {"t": [1, 2, 0.5, 3, 4]},
+        "t must be at least 1; its least is 0.5",
+    ),
+    "no cells": (lambda a: a | {"n_obs": 0}, "n_obs must be at least 1; its least is 0"),
+    "n_obs": (lambda a: a | {"n_obs": 1.5}, "n_obs must be integer, not float64"),
+    "n_averaged": (lambda a: a | {"n_averaged": [1] * 4}, "n_averaged has shape"),
     "with_mean": (lambda a: a | {"with_mean": "yes"}, "with_mean must be True or False"),
     "settings": (lambda a: a | {"settings": [1]}, "settings must be a dict"),
     "one type": (
@@ -193,8 +200,10 @@ def test_save__load_gives_the_same(tmp_path, n_types, dtype):
     m = Model.build(
         **given,
         with_mean=False,
-        t=1e6 + 1,
+        t=1e6 + 1 if n_types == 2 else 1e6 - np.arange(n_types),
         n_cells=np.arange(n_types),
+        n_obs=np.arange(1, GENES + 1),
+        n_averaged=7,
         coef_last=given["coef"] * 2,
         intercept_last=given["intercept"] * 2,
         settings={"alpha": 1e-4, "average": True, "solver": None},
@@ -557,6 +566,17 @@ def test_export__continues_as_sklearn(tmp_path, n_types, average, dtype):
     np.testing.assert_array_equal(m.coef_, before)  # the export trains on copies
 
 
+def test_export__averages_over_as_many_steps(tmp_path):
+    """One counter for all types: that of the one with most steps, and those in its average."""
+    given = arrays(3)
+    last = {"coef_last": given["coef"], "intercept_last": given["intercept"]}
+    m = Model.build(**given, **last, t=[5.0, 901.0, 7.0], n_averaged=[4, 600, 6])
+    assert m.dataset.attrs["t"] == 901
+    m.to_celltypist(tmp_path / "m.pkl")
+    sgd = unpickle(tmp_path / "m.pkl")["Model"]
+    assert (sgd.t_, sgd.average) == (901, 301)  # t_ - average steps are in it
+
+
 @pytest.mark.parametrize("with_mean", [True, False])
 def test_export__scaler_is_a_fitted_one(tmp_path, with_mean):
     from sklearn.preprocessing import StandardScaler
@@ -795,11 +815,13 @@ def test_subset__as_celltypist(theirs, how):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_subset__two_of_more(tmp_path, theirs, dtype):
     """The difference of the scores is what it was, so labels are CellTypist's."""
-    m = make(5, dtype, certificate={"n_iter": np.arange(5)})
+    m = make(5, dtype, certificate={"n_iter": np.arange(5)}, t=[9.0, 4.0, 5.0, 6.0, 7.0])
     ours = m.subset([m.cell_types[3], m.cell_types[1]])
     assert ours.coef_.shape == (1, GENES)
     assert ours.coef_.dtype == dtype
     assert ours.certificate is None
+    assert ours.dataset["t"].values.tolist() == [6, 6]  # one column, and the larger count
+    assert ours.dataset.attrs["t"] == 6
     for name in ("coef", "intercept"):
         before, after = m.dataset[name].values[[1, 3]], ours.dataset[name].values
         # A difference of float32 halves exactly and doubles exactly.

@@ -144,6 +144,26 @@ def test_running_moments__merge_with_none_changes_nothing():
     assert_same(RunningMoments.empty(23) + RunningMoments.empty(23), RunningMoments.empty(23))
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.lists(st.booleans(), min_size=23, max_size=23), min_size=1, max_size=4))
+def test_running_moments__merge_genes_that_some_cells_lack(measured):
+    dense, total = matrix(), RunningMoments.empty(23)
+    for part, has in zip(np.array_split(dense, len(measured)), np.array(measured), strict=True):
+        found = moments_of([part], 23)
+        values = (np.where(has, x, 0) for x in (found.nonzero, found.mean, found.m2))
+        total += RunningMoments(np.where(has, found.n, 0), *values)
+        part[:, ~has] = np.nan
+    n = np.isfinite(dense).sum(0)
+    np.testing.assert_array_equal(total.n, n)
+    np.testing.assert_array_equal(total.nonzero, (np.nan_to_num(dense) != 0).sum(0))
+    squares = np.nan_to_num(dense - np.where(n > 0, total.mean, 0)) ** 2
+    mean = np.nansum(dense, 0) / np.maximum(n, 1)
+    np.testing.assert_allclose(total.mean, mean, rtol=1e-12)
+    np.testing.assert_allclose(total.var, squares.sum(0) / np.maximum(n, 1), rtol=1e-11)
+    some = total.take(np.array([3, 0]))
+    np.testing.assert_array_equal(some.var, total.var[[3, 0]])
+
+
 def test_moments__cancellation():
     """Mean 1e6 and variance 1e-6: E[x^2] - mean^2 would be off by its rounding, 1e-4."""
     rng = np.random.default_rng(2)

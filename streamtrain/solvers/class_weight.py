@@ -23,17 +23,17 @@ def class_weights(
     Parameters
     ----------
     spec
-        Class name to weight (1 for those not named); "balanced" for n / (K n_class), over K
-        classes; or None for 1.
+        Class name to weight (1 for those not named); "balanced" for n / (K n_class), over the K
+        classes that have cells, and 1 for others; or None for 1.
     classes
         Names, in order.
     counts
-        Cells of each class, shape (K,).
+        Cells of each class, shape (n_classes,).
 
     Returns
     -------
     ndarray
-        Shape (K,), float64.
+        Shape (n_classes,), float64.
 
     Raises
     ------
@@ -46,8 +46,9 @@ def class_weights(
     if isinstance(spec, str):
         if spec != "balanced":
             raise InputError(f"class_weight must be 'balanced' or name weights; got {spec!r}")
-        balanced: NDArray[np.float64] = np.sum(counts) / (len(classes) * np.asarray(counts, float))
-        return balanced
+        held = np.asarray(counts) > 0
+        weights[held] = np.sum(counts) / (held.sum() * counts[held].astype(float))
+        return weights
     place = {str(name): k for k, name in enumerate(classes)}
     for name, weight in spec.items():
         if str(name) not in place:
