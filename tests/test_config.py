@@ -222,6 +222,10 @@ REFUSED = [
         "learning_rate must be one of 'optimal', 'constant', 'invscaling'",
     ),
     (
+        {"use_SGD": True, "learning_rate": "pa2", "eta0": 1e-3},
+        "learning_rate='pa2' goes with loss='hinge' alone; got loss='log_loss'",
+    ),
+    (
         {"use_SGD": True, "mini_batch": True, "learning_rate": "adaptive"},
         "learning_rate='adaptive' follows the loss of whole epochs: leave out mini_batch",
     ),

@@ -345,7 +345,7 @@ ROWS = [
       for rate in ("constant", "invscaling", "adaptive")],
     Row("learning_rate", "steps", FIRST | {"learning_rate": "optimal"}, tolerance=1e-6),
     *[refused("learning_rate", "ValueError: Learning rate 'pa.' only works with loss 'hinge'",
-              "InputError: .*Learning rate 'pa.' only works with loss 'hinge'",
+              "InputError: .*learning_rate='pa.' goes with loss='hinge' alone",
               options=DRAWN | {"learning_rate": rate}) for rate in ("pa1", "pa2")],
     better("early_stopping", "works with mini-batches too",
            "ValueError: early_stopping should be False with partial_fit",
