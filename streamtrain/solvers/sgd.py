@@ -168,17 +168,21 @@ class SGD:
             if self.average and averages[0] is not None and averages[1] is not None:
                 A[:, :n] = averages[0][at].T * self._n_averaged[at]
                 ab[:n] = averages[1][at] * self._n_averaged[at]
-            zero = np.zeros(width)
+            zero, q, square = np.zeros(width), np.zeros(width), np.zeros(width)
+            as_they_are = np.zeros((4, width), self._dtype)
+            as_they_are[0] = 1
+            # Not by BLAS, whose threads spin on for a while and take the CPUs from ours.
+            kernel.settle(self._shift, as_they_are, U, A[:0], q, square, (0,) * width)
             w = Columns(
                 U=U,
                 A=A,
                 paid=zeros((len(U) if self._l1_share else 0, width), self._dtype),
-                q=np.array([self._shift @ u.astype(np.float64) for u in U.T]),
+                q=q,
                 b=idle(np.asarray(state.intercept[at], np.float64)),
                 ab=ab,
                 owed=zero.copy(),
-                square=np.array([np.square(u, dtype=np.float64).sum() for u in U.T]),
-                absolute=np.array([np.abs(u, dtype=np.float64).sum() for u in U.T]),
+                square=square,
+                absolute=np.abs(U).sum(axis=0, dtype=np.float64),
                 loss=zero.copy(),
                 penalty=zero.copy(),
                 positive=idle(positive[at]),
@@ -366,7 +370,7 @@ class SGD:
 
         def score(stripe: Stripe) -> None:
             part, w = np.empty((rows.n_obs, stripe.width)), stripe.w
-            q = self._shift @ w.U if self._l1_share else w.q
+            q = np.einsum("g,gk", self._shift, w.U) if self._l1_share else w.q
             kernel.scores(taken, cells.dense_at, w, q, part, (0,) * stripe.width, wide)
             found[:, stripe.columns] = part[:, : len(stripe.columns)]
 
