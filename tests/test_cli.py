@@ -286,7 +286,16 @@ def test_readme__its_examples_run(folder, tmp_path, monkeypatch):
         if line.startswith("streamtrain ")
     ]  # fmt: skip
     commands += re.findall(r"`(streamtrain convert-model [^`]+)`", readme)
-    named = ["train", "predict", "convert", "predict", "simulate", "convert-model"]
+    named = [
+        "train",
+        "predict",
+        "train",
+        "train",
+        "convert",
+        "predict",
+        "simulate",
+        "convert-model",
+    ]
     assert [command.split()[1] for command in commands] == named
     monkeypatch.chdir(tmp_path)
     for command in commands:
