@@ -40,7 +40,8 @@ PASSIVE_1, PASSIVE_2 = 1, 2  # kinds of passive-aggressive steps
 def block_edges(decay, size):
     """Cut the cells into blocks of at most `size`, before the decay of a column falls too low.
 
-    `decay` has shape (groups, n_obs). A first cell's decay may be as low as 0, see `shrink`.
+    `decay` has shape (groups, n_obs). A first cell's decay may be as low as 0: `sgd`
+    multiplies it into the weights at once.
     """
     n_groups, n_obs = decay.shape
     edges = [0]
@@ -312,7 +313,7 @@ def sgd(cells, steps, options, shift, dense_at, w, work, width, wide):
                 scale_rows(U, v, width)
                 scale_rows(D, v, width)
                 scale_rows(L, v, width)
-            moved = False
+            moved = summed = False
             for k in range(n):
                 a[k] *= 1.0 if fold and lost[k] < FOLD_BELOW else lost[k]
                 v[k] = step[k] / a[k]
@@ -322,15 +323,17 @@ def sgd(cells, steps, options, shift, dense_at, w, work, width, wide):
                 b[k] += options.intercept_rate * step[k]
                 pull[k] = -total[k] * v[k]
                 pulled[k] -= pull[k]
+                summed |= pull[k] != 0
                 V[j, k], P[j, k] = v[k], pull[k]
             if moved:  # a hinge's slope is often 0
                 sparse_add(data, indices, start, stop, v, U, width)
                 if not blocked and n_dense:
                     row_add(dense, i, v[0], D)
-            if averaging:
+            if summed:  # from the second averaged step of a block on
                 sparse_add(data, indices, start, stop, pull, A, width)
                 if not blocked and n_dense:
                     row_add(dense, i, pull[0], AD)
+            if averaging:
                 for k in range(n):
                     if steps.averaged[group[k], i]:
                         total[k] += a[k]
