@@ -323,7 +323,7 @@ def sgd(cells, steps, options, shift, dense_at, w, work, width, wide):
                 b[k] += options.intercept_rate * step[k]
                 pull[k] = -total[k] * v[k]
                 pulled[k] -= pull[k]
-                summed |= pull[k] != 0
+                summed |= averaging and pull[k] != 0  # infinite steps make it NaN
                 V[j, k], P[j, k] = v[k], pull[k]
             if moved:  # a hinge's slope is often 0
                 sparse_add(data, indices, start, stop, v, U, width)
