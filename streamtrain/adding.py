@@ -117,8 +117,8 @@ class Addition:
         if len(absent):
             logger.warning(
                 "%d of the model's cell types have no cells here (%s): they only learn what they "
-                "are not, and new types are not told from them; ten cells of each, added to X, "
-                "help much", len(absent), some(absent),
+                "are not, and new types are not told from them: add cells of each to X, or train "
+                "on all cells together", len(absent), some(absent),
             )  # fmt: skip
         classes = np.array(sorted([*known, *new]) if new else known, dtype=object)
         place = pd.Index(classes).get_indexer(pd.Index(cells.classes)).astype(np.int32)

@@ -6,8 +6,9 @@ What scikit-learn checks, names and documents is kept; cells are rows here, and 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import wraps
 from typing import Any, Self
 
 import numpy as np
@@ -23,18 +24,34 @@ from streamtrain.estimator_parameters import check_parameters
 from streamtrain.estimator_scores import LinearScores
 from streamtrain.estimator_steps import make_solver, plan_orders, split_samples, until_stopped
 from streamtrain.samples import Samples
-from streamtrain.scaling import RunningMoments
 from streamtrain.solvers.sgd import State
 from streamtrain.standardised import Standard
 from streamtrain.threads import Threads
 
 
+def _all_or_nothing(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Leave the estimator as it was if the method fails; its attributes are only ever replaced."""
+
+    @wraps(method)
+    def whole(self: Any, *args: Any, **kwargs: Any) -> Any:
+        before = dict(vars(self))
+        try:
+            return method(self, *args, **kwargs)
+        except BaseException:
+            vars(self).clear()
+            vars(self).update(before)
+            raise
+
+    return whole
+
+
 class SparseSGDClassifier(LinearScores):
     """Linear classifiers by SGD on standardised features, which sparse input never densifies.
 
-    It is scikit-learn's ``make_pipeline(StandardScaler(), SGDClassifier())`` in one: `fit` without
-    `shuffle` gives its coefficients on dense float64 input to rounding. Here X may be sparse and is
-    centred all the same, at the cost of its stored entries; all classes share each pass, and
+    It is scikit-learn's ``make_pipeline(StandardScaler(), SGDClassifier())`` in one: with the same
+    loss and `shuffle=False`, `fit` gives its coefficients on dense float64 input to rounding. Here
+    X may be sparse and is centred all the same, at the cost of its stored entries (but for an L1
+    penalty: centred, it costs every feature at each step); all classes share each pass, and
     `n_jobs` threads the classes. Nothing of the size of X is made beside it, once it is CSR or an
     array.
 
@@ -165,6 +182,7 @@ class SparseSGDClassifier(LinearScores):
         self.with_std = with_std
         self.max_value = max_value
 
+    @_all_or_nothing
     def fit(
         self,
         X: Any,
@@ -221,7 +239,7 @@ class SparseSGDClassifier(LinearScores):
         coef = _begun("coef_init", coef_init, start.coef)
         intercept = _begun("intercept_init", intercept_init, start.intercept)
         with Threads(effective_n_jobs(self.n_jobs)) as threads:
-            standard = self._standard(samples, threads)
+            standard = self._measure(samples, threads)
             if warm:
                 start = self._moved(start, standard)
             start = State(
@@ -239,10 +257,11 @@ class SparseSGDClassifier(LinearScores):
                 f"{stopping.active.sum()} of {len(stopping.active)} classes still improved after "
                 f"{n_iter} epochs: raise max_iter, or tol",
                 ConvergenceWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
         return self
 
+    @_all_or_nothing
     def partial_fit(
         self,
         X: Any,
@@ -289,7 +308,7 @@ class SparseSGDClassifier(LinearScores):
         # An order of its own for each call, as for each epoch.
         order = plan_orders(given, samples.n_obs).epoch(1 if first else int(self.t_))
         with Threads(effective_n_jobs(self.n_jobs)) as threads:
-            standard = self._standard(samples, threads, None if first else self._moments)
+            standard = self._measure(samples, threads, None if first else self._standard)
             if not first:
                 start = self._moved(start, standard)
             scaler = standard.scaler(start.coef.dtype, outright=True, apart=self._apart(samples))
@@ -340,13 +359,18 @@ class SparseSGDClassifier(LinearScores):
         )
         return weights
 
-    def _standard(
-        self, samples: Samples, threads: Threads, before: RunningMoments | None = None
+    def _measure(
+        self, samples: Samples, threads: Threads, before: Standard | None = None
     ) -> Standard:
         """Scaling by the moments of these samples and those `before`."""
         moments = samples.moments(threads) if self.with_mean or self.with_std else None
         if moments is not None and before is not None:
-            moments = before + moments
+            if before.moments is None:
+                raise InputError(
+                    "with_mean and with_std need the mean and deviation of all samples, which were "
+                    "not taken so far: set both to False as before, or call fit"
+                )
+            moments = before.moments + moments
         return Standard(samples.n_vars, moments, self.with_mean, self.with_std, self.max_value)
 
     def _apart(self, samples: Samples) -> bool:
@@ -356,7 +380,7 @@ class SparseSGDClassifier(LinearScores):
 
     def _moved(self, state: State, standard: Standard) -> State:
         """The fitted weights `state`, for features scaled otherwise."""
-        return self._present().move(state, standard, fit_intercept=self.fit_intercept)
+        return self._standard.move(state, standard, fit_intercept=self.fit_intercept)
 
     def _keep(
         self,
@@ -367,10 +391,10 @@ class SparseSGDClassifier(LinearScores):
         seen: int,
         t: float,
     ) -> None:
-        """Take over what was learnt, all at once, so that no error leaves half of it."""
+        """Take over what was learnt."""
         moments = standard.moments
         self.classes_, self.n_iter_, self.t_, self.n_samples_seen_ = classes, n_iter, t, seen
-        self._moments = moments
+        self._standard = standard
         self.mean_ = None if moments is None else moments.mean
         self.var_ = moments.var if moments is not None and self.with_std else None
         self.scale_ = standard.scale if moments is not None and self.with_std else None
@@ -401,6 +425,8 @@ def _begun(name: str, given: ArrayLike | None, weights: NDArray[Any]) -> NDArray
     if given is None:
         return None
     array = np.array(given, weights.dtype)
+    if not np.isfinite(array).all():
+        raise InputError(f"{name} must be finite numbers")
     if array.shape != weights.shape and (len(weights) > 1 or array.size != weights.size):
         raise InputError(f"{name} must have the shape {weights.shape}; got {array.shape}")
     return array.reshape(weights.shape)

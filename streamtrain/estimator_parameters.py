@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,11 @@ def check_parameters(given: Mapping[str, Any], *, whole: bool) -> None:
         require_number("l1_ratio", given["l1_ratio"], 0, most=1)
     if not isinstance(given["class_weight"], Mapping):
         _choose("class_weight", given["class_weight"], ("balanced", None))
+    seed, n_jobs = given["random_state"], given["n_jobs"]
+    if isinstance(seed, Integral):
+        require_number("random_state", seed, 0, most=2**32 - 1, whole=True)
+    if n_jobs is not None and (not isinstance(n_jobs, Integral) or n_jobs == 0):
+        raise InputError(f"n_jobs must be a whole number but 0, or None; got {n_jobs!r}")
     _check_combinations(given, whole)
 
 

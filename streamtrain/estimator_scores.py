@@ -16,7 +16,6 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from streamtrain.kernels import predict as kernel
 from streamtrain.samples import Samples
-from streamtrain.scaling import RunningMoments
 from streamtrain.standardised import Standard
 from streamtrain.threads import Threads
 
@@ -35,13 +34,10 @@ class LinearScores(ClassifierMixin, BaseEstimator):
 
     loss: str
     n_jobs: int | None
-    with_mean: bool
-    with_std: bool
-    max_value: float | None
     coef_: Any
     intercept_: NDArray[np.float64]
     classes_: NDArray[Any]
-    _moments: RunningMoments | None
+    _standard: Standard  # of the last training, whatever parameters are set since
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:
         """Score samples: above 0 a class would be predicted against the rest.
@@ -58,7 +54,7 @@ class LinearScores(ClassifierMixin, BaseEstimator):
         """
         check_is_fitted(self)
         samples = Samples(validate_data(self, X, accept_sparse="csr", reset=False))
-        scaler = self._present().scaler(np.float64, outright=False)
+        scaler = self._standard.scaler(np.float64, outright=False)
         coef = self._dense_coef().astype(np.float64)
         constant = self.intercept_ - coef @ scaler.shift
         weights = np.ascontiguousarray(coef.T)
@@ -160,10 +156,6 @@ class LinearScores(ClassifierMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         return tags
-
-    def _present(self) -> Standard:
-        n_features = self.coef_.shape[1]
-        return Standard(n_features, self._moments, self.with_mean, self.with_std, self.max_value)
 
     def _dense_coef(self) -> NDArray[Any]:
         coef: Any = self.coef_

@@ -15,8 +15,8 @@ from streamtrain.rows import Rows
 from streamtrain.scaling import MomentsPass, RunningMoments
 from streamtrain.threads import Threads
 
-_BATCH = 256  # rows at a time, fewer where they are wide
-_NBYTES = 1 << 25  # of a batch as copied, unless one row is more
+_BATCH = 1024  # rows at a time, fewer where they are wide
+_NBYTES = 1 << 23  # of a batch as copied, unless one row is more
 _ENTRY = 16  # bytes of an entry at most: a float64 and an int64
 
 
@@ -53,8 +53,11 @@ class Samples:
         self.dtype = np.dtype(np.float32 if X.dtype == np.float32 else np.float64)
         entries = X.nnz / max(1, self.n_obs) if self.is_sparse else self.n_vars
         self._step = max(1, min(_BATCH, int(_NBYTES / (_ENTRY * entries + 1))))
-        if self.is_sparse and np.any(np.diff(X.indptr) < 0):  # SciPy would read out of bounds
-            raise InputError("X is damaged: its offsets (indptr) do not ascend")
+        # SciPy would read out of bounds.
+        if self.is_sparse and np.any(np.diff(X.indptr, prepend=0) < 0):
+            raise InputError("X is damaged: its offsets (indptr) do not ascend from 0")
+        if self.is_sparse and X.indptr[-1] > min(len(X.data), len(X.indices)):
+            raise InputError("X is damaged: its offsets (indptr) pass the end of its entries")
 
     def take(self, at: NDArray[Any]) -> Rows:
         """The rows at these positions, in that order."""

@@ -15,6 +15,7 @@ from streamtrain.sources.base import Source
 from streamtrain.threads import WORKER
 
 T = TypeVar("T")
+_AHEAD = "ahead"  # what the threads that read ahead are called
 
 
 def ahead(items: Iterator[T]) -> Iterator[T]:
@@ -23,7 +24,7 @@ def ahead(items: Iterator[T]) -> Iterator[T]:
     Two items are alive at a time, no more: a queue would hold a third while waiting to put it.
     """
     end = object()
-    executor = ThreadPoolExecutor(1, "ahead")
+    executor = ThreadPoolExecutor(1, _AHEAD)
     try:
         pending = executor.submit(next, items, end)
         while True:
@@ -33,8 +34,8 @@ def ahead(items: Iterator[T]) -> Iterator[T]:
             pending = executor.submit(next, items, end)
             yield item  # type: ignore[misc]
     finally:
-        # An abandoned iterator may be collected in a worker that its thread waits for.
-        inside = threading.current_thread().name.startswith(WORKER)
+        # An abandoned iterator may be collected in its own thread, or in one that it waits for.
+        inside = threading.current_thread().name.startswith((WORKER, _AHEAD))
         executor.shutdown(wait=not inside, cancel_futures=inside)
 
 

@@ -163,7 +163,7 @@ def train(
             check_enough(source.name, source.n_vars, config.top_genes)
         held_out = _held_out(source, cells, config)
         known = sum(0 if model is None else model.dataset.nbytes for model in (before, base))
-        room = _room(budget - known, source, cells, len(columns.classes), config)
+        room = _room(budget, known, source, cells, len(columns.classes), config)
         taken = _cells_taken(source.name, cells, held_out, config)
         logger.info(
             "%s: %d cells x %d genes, %d cell types; memory budget %s",
@@ -394,16 +394,19 @@ def _in_plan_order(
     return PlanOrder(plan, size, n_vars, config.dtype, config.scratch, threads=threads)
 
 
-def _room(budget: int, source: Source, cells: Cells, n_columns: int, config: Settings) -> int:
+def _room(
+    budget: int, known: int, source: Source, cells: Cells, n_columns: int, config: Settings
+) -> int:
     """Bytes of the budget that are left for cells.
 
-    Taken already: weights of the columns, moments (twelve float64 arrays over the genes, names and
-    temporaries included), and per cell label, order, rank, mark, offset and row number, and its
-    experimental batch and weight where they are drawn by; per draw of an epoch its place in this
-    and the next, what drawing takes beside (two keys and cells to sort by weight) and what serving
-    does. A reserve stays for what reading leaves behind.
+    Taken already: the `known` bytes of models to go on from, weights of the columns, moments
+    (twelve float64 arrays over the genes, names and temporaries included), and per cell label,
+    order, rank, mark, offset and row number, and its experimental batch and weight where they are
+    drawn by; per draw of an epoch its place in this and the next, what drawing takes beside (two
+    keys and cells to sort by weight) and what serving does. A reserve stays for what reading leaves
+    behind.
     """
-    fixed = fixed_bytes(config, source.n_vars, n_columns)
+    fixed = known + fixed_bytes(config, source.n_vars, n_columns)
     fixed += 12 * 8 * source.n_vars + 32 * cells.n_obs + READING_RESERVE
     fixed += 4 * cells.n_obs * (config.init is not None)  # labels as the model has them
     if cells.batch_key is not None:

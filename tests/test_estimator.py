@@ -626,3 +626,49 @@ def test_fit__held_out_samples_need_weight():
 def test_docstring__example():
     found = doctest.testmod(streamtrain.estimator, raise_on_error=True)
     assert found.attempted > 5
+
+
+def test_fit__an_error_leaves_the_estimator():
+    """Also where its X had other features, which scikit-learn's checks take note of first."""
+    X, y = samples(3)
+    model = SparseSGDClassifier(random_state=0, max_iter=5, tol=None).fit(X, y)
+    before = model.decision_function(X)
+    with pytest.raises(InputError, match="y must hold two classes at least"):
+        model.fit(np.ones((40, 3)), np.zeros(40))
+    np.testing.assert_array_equal(model.decision_function(X), before)
+    assert model.n_features_in_ == X.shape[1]
+
+
+def test_set_params__says_nothing_of_what_is_fitted():
+    X, y = samples(3)
+    model = SparseSGDClassifier(random_state=0, max_iter=5, tol=None).fit(X, y)
+    before = model.decision_function(X)
+    model.set_params(with_mean=False, with_std=False, max_value=1.0)
+    np.testing.assert_array_equal(model.decision_function(X), before)
+
+
+def test_partial_fit__needs_the_moments_of_all_samples():
+    X, y = samples(3)
+    model = SparseSGDClassifier(with_mean=False, with_std=False).partial_fit(X, y, np.unique(y))
+    with pytest.raises(InputError, match="not taken so far: set both to False as before, or call"):
+        model.set_params(with_mean=True).partial_fit(X, y)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"random_state": -1}, "random_state must be .*; got -1"),
+        ({"n_jobs": 0}, "n_jobs must be a whole number but 0, or None; got 0"),
+        ({"n_jobs": "a"}, "n_jobs must be a whole number but 0, or None; got 'a'"),
+    ],
+)
+def test_fit__refuses_seeds_and_threads(given, message):
+    X, y = samples(3)
+    with pytest.raises(InputError, match=message):
+        SparseSGDClassifier(**given).fit(X, y)
+
+
+def test_fit__refuses_weights_that_are_no_numbers():
+    X, y = samples(2)
+    with pytest.raises(InputError, match="coef_init must be finite numbers"):
+        SparseSGDClassifier().fit(X, y, coef_init=np.full(X.shape[1], np.nan))

@@ -318,6 +318,17 @@ def test_jit__caches_where_neither_package_nor_home_can_be_written(tmp_path):
     assert not list(folder.iterdir())
 
 
+def test_jit__an_upgrade_leaves_no_old_code(tmp_path):
+    """A change of any kernel's file compiles all anew, as one may hold the code of another."""
+    copy = tmp_path / "site" / "streamtrain"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    environment = {"PYTHONPATH": str(tmp_path / "site"), "NUMBA_CACHE_DIR": ""}
+    assert [run(CALL, tmp_path, **environment)[1] for _ in range(2)] == ["0", "1"]
+    path = copy / "kernels" / "losses.py"
+    path.write_text(path.read_text() + "\n")
+    assert [run(CALL, tmp_path, **environment)[1] for _ in range(2)] == ["0", "1"]
+
+
 def test_jit__private_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     place = tmp_path / f"streamtrain-kernels-{os.getuid()}"

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from numba.core.errors import TypingError
 from sklearn.linear_model import SGDClassifier
 from sklearn.preprocessing import StandardScaler
 
@@ -207,6 +208,30 @@ def test_sgd__float32_is_near_float64(apart):
     assert relative(short.coef, exact.coef) < 1e-4
 
 
+def test_sgd__averages_keep_their_digits_in_float32():
+    """Within 1e-3 where weights decay by a tenth a step; a sum that follows the decay lost 2e-2."""
+    X, codes = expression(1000, 60, 2)
+    scaler, _ = scaled_dense(X, True)
+    options = {"learning_rate": "constant", "eta0": 0.01, "alpha": 10.0, "average": True}
+    exact, short = (
+        ours([as_batch(X, codes, scaler, True, t)], 2, shift_of(scaler), dtype=t, **options)
+        for t in (np.float64, np.float32)
+    )
+    assert relative(short.average_coef, exact.average_coef) < 1e-3
+
+
+def test_sgd__sample_weights_of_other_cells():
+    batches, _, _, options = case(400, 60, 3, "centred", 50)
+    with Threads(1) as threads, pytest.raises(ValueError, match="50 cells need as many weights"):
+        SGD(3, schedule=Schedule(), threads=threads, **options).partial_fit(batches[0], np.ones(3))
+
+
+def test_lanes__refuse_what_is_not_contiguous():
+    """They know no strides, and would read other numbers."""
+    with pytest.raises(TypingError, match="lanes are of C-contiguous arrays"):
+        sgd_dense.gram(np.ones((4, 6)).T, 0, 6, np.zeros((6, 6)), (0,) * 8)
+
+
 def test_sgd__overflow():
     X, codes = expression(300, 50, 3)
     scaler, _ = scaled_dense(X, True)
@@ -300,12 +325,13 @@ def test_sgd__other_losses_and_steps_equal_sklearn(n_classes, how, options, pena
     equals_sklearn(options | {"penalty": penalty}, n_classes, how)
 
 
+@pytest.mark.parametrize("average", [False, True, 10])
 @pytest.mark.parametrize("rate", ["pa1", "pa2"])
-def test_sgd__passive_steps_pass_over_empty_cells(rate):
+def test_sgd__passive_steps_pass_over_empty_cells(rate, average):
     """A cell without entries has no length to divide by; scikit-learn skips it under pa1."""
-    X = np.vstack([expression(100, 30, 2)[0], np.zeros((3, 30))])
-    codes = np.arange(103) % 2
-    options = {"loss": "hinge", "learning_rate": rate, "eta0": 0.1}
+    X = np.insert(expression(100, 30, 2)[0], np.arange(0, 60, 3), 0, axis=0)
+    codes = np.arange(120) % 2
+    options = {"loss": "hinge", "learning_rate": rate, "eta0": 0.1, "average": average}
     theirs = SGDClassifier(shuffle=False, **options).partial_fit(
         sp.csr_matrix(X), codes, classes=[0, 1]
     )
@@ -314,8 +340,11 @@ def test_sgd__passive_steps_pass_over_empty_cells(rate):
     batch = as_batch(X, codes.astype(np.int32), scaler, False, np.float64)
     rate_of = {"sparse": True, "intercept_rate": SPARSE_INTERCEPT_RATE}
     state = ours([batch], 2, np.zeros(30), **options, **rate_of)
-    assert relative(state.coef, theirs.coef_) < 1e-9
-    np.testing.assert_allclose(state.intercept, theirs.intercept_, rtol=1e-9)
+    coef, intercept = state.coef, state.intercept
+    if average:
+        coef, intercept = state.average_coef, state.average_intercept
+    assert relative(coef, theirs.coef_) < 1e-9
+    np.testing.assert_allclose(intercept, theirs.intercept_, rtol=1e-9)
 
 
 @pytest.mark.parametrize("how", ["centred", "sparse"])
@@ -504,6 +533,6 @@ def test_block_edges():
     decay = np.ones((2, 12))
     assert kernel.block_edges(decay, 5).tolist() == [0, 5, 10, 12]
     decay[1, 2] = 0  # ends the block before it, and begins the next
-    decay[0, 5:8] = 1e-3  # the third is one too many
+    decay[0, 5:8] = 0.05  # the third is one too many
     assert kernel.block_edges(decay, 5).tolist() == [0, 2, 7, 12]
     assert kernel.block_edges(np.zeros((1, 3)), 5).tolist() == [0, 1, 2, 3]

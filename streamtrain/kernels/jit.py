@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,28 @@ def _private_dir() -> str | None:
     return str(path) if ours else None
 
 
+@cache
+def _sources() -> str:
+    """Digest of every kernel's source."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _cached(function: Callable[..., Any], **options: Any) -> Any:
+    """Compile and cache, by the source of all kernels.
+
+    numba's stamp is the content of the function's own file, so that after an upgrade a kernel
+    whose file is the same would go on with the old code of those that it calls.
+    """
+    compiled = numba.njit(function, cache=True, **options)
+    file = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
+    if file is not None:  # numba's own affair: a test says whether it is still there
+        file._source_stamp = (file._source_stamp, _sources())
+    return compiled
+
+
 def jit(function: Callable[..., Any]) -> Any:
     """Compile on first call, off the GIL, cached on disk.
 
@@ -37,7 +61,7 @@ def jit(function: Callable[..., Any]) -> Any:
     """
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
     try:
-        return numba.njit(function, cache=True, **options)
+        return _cached(function, **options)
     except RuntimeError:  # neither the package's nor the user's cache folder can be written
         place = _private_dir()
         if place is None:
@@ -45,6 +69,6 @@ def jit(function: Callable[..., Any]) -> Any:
         before = config.CACHE_DIR
         config.CACHE_DIR = place  # read while decorating only, so other packages do not see it
         try:
-            return numba.njit(function, cache=True, **options)
+            return _cached(function, **options)
         finally:
             config.CACHE_DIR = before

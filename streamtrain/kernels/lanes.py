@@ -16,6 +16,7 @@ from llvmlite import ir
 from numba import extending, types
 from numba.core import cgutils
 from numba.core.datamodel.models import PrimitiveModel
+from numba.core.errors import TypingError
 from numba.extending import register_model
 
 intrinsic: Any = extending.intrinsic  # its types know nothing of what it makes
@@ -42,6 +43,12 @@ class _Model(PrimitiveModel):
         super().__init__(manager, kind, ir.VectorType(item, kind.count))
 
 
+def _contiguous(array):
+    """Refuse arrays whose entries do not lie side by side, as offsets know no strides."""
+    if array.layout != "C":
+        raise TypingError(f"lanes are of C-contiguous arrays; got {array}")
+
+
 def _place(context, builder, array, value, offset, kind):
     """Pointer to the lanes of `array` from `offset` on."""
     data = context.make_array(array)(context, builder, value).data
@@ -52,6 +59,7 @@ def _place(context, builder, array, value, offset, kind):
 @intrinsic
 def load(typing, array, offset, width):
     """Read the lanes of `array` from `offset` on, as many as the tuple `width` is long."""
+    _contiguous(array)
     kind = Lanes(array.dtype, width.count)
 
     def code(context, builder, signature, args):
@@ -64,6 +72,7 @@ def load(typing, array, offset, width):
 @intrinsic
 def store(typing, array, offset, lanes):
     """Write lanes to `array` from `offset` on."""
+    _contiguous(array)
 
     def code(context, builder, signature, args):
         place = _place(context, builder, array, args[0], args[1], lanes)
@@ -95,6 +104,7 @@ def spread(typing, source, offset, array, width):
 
     Cheaper than `fill(source[offset], ...)`, where numba allows for a negative place.
     """
+    _contiguous(source)
     kind = Lanes(array.dtype, width.count)
 
     def code(context, builder, signature, args):
@@ -113,6 +123,7 @@ def spread(typing, source, offset, array, width):
 @intrinsic
 def row_of(typing, indices, offset, width):
     """Where the row of lanes begins that `indices` names at `offset`."""
+    _contiguous(indices)
 
     def code(context, builder, signature, args):
         data = context.make_array(indices)(context, builder, args[0]).data

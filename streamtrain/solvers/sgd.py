@@ -84,9 +84,12 @@ class SGD:
         Train as scikit-learn's ``fit``, which sums losses for `end_epoch` and remembers from one
         batch to the next what L1 penalty each weight has paid; ``partial_fit`` forgets it.
     dtype
-        Of the weights: float32 or float64. Sums over many genes are float64 in both.
+        Of the weights: float32 or float64. Sums over genes go on in float64 where several parts of
+        some hundred genes come together.
     threads
-        They share the columns; their number does not change the result.
+        They share the columns; their number does not change the result, nor does that of the
+        classes, to the bit (but that a block of cells ends for all columns where the decays of one
+        have multiplied to 1e-3).
     state
         Where to continue from, all models' columns.
     """
@@ -118,7 +121,7 @@ class SGD:
         self._options = Options(
             LOSSES[loss], float(epsilon), float(intercept_rate), passive, norms, self._l1_share
         )
-        self._shift = np.asarray(shift, np.float64)
+        self._shift = np.ascontiguousarray(shift, np.float64)
         self._centred = bool(self._shift.any())
         self._dtype, self._threads, n_models = np.dtype(dtype), threads, len(self.schedules)
         self._each = 1 if n_classes == 2 else n_classes
@@ -217,15 +220,17 @@ class SGD:
             stripe.w.group[: len(stripe.columns)] = of_column[stripe.columns]
         self._groups = [int(active[at]) for at in first]
 
-    def _steps(self, n: int, size: int) -> Steps:
-        """Step sizes of the next n cells."""
+    def _steps(self, taken: NDArray[np.bool_], size: int) -> Steps:
+        """Step sizes of the next cells, of which those `taken` count as steps of an average."""
+        n = len(taken)
+        before: NDArray[np.int64] = np.cumsum(taken) - taken
         eta, decay, levy, averaged = [], [], [], []
         for column in self._groups:
             schedule, t = self.schedules[self._model[column]], self._t[column]
             eta.append(schedule.steps(t, n) / SLOWER ** self._slowed[column])
             decay.append(schedule.decays(eta[-1]))
             levy.append(schedule.l1_share * schedule.alpha * eta[-1])
-            averaged.append(t + np.arange(n) >= self._average_from[column])
+            averaged.append(taken & (t + before >= self._average_from[column]))
         used = [self.schedules[self._model[column]] for column in self._groups]
         alpha = np.array([0.0 if s.penalty is None else s.alpha for s in used])
         lost = np.array(decay)
@@ -253,6 +258,8 @@ class SGD:
             raise ValueError("a batch needs label codes")
         weight = np.ones(rows.n_obs) if sample_weight is None else sample_weight
         weight = np.asarray(weight, np.float64)
+        if weight.shape != (rows.n_obs,):
+            raise ValueError(f"{rows.n_obs} cells need as many weights; got {weight.shape}")
         for start in range(0, rows.n_obs, _PIECE):
             stop = min(start + _PIECE, rows.n_obs)
             self._partial_fit(cells.slice(start, stop), weight[start:stop])
@@ -265,13 +272,15 @@ class SGD:
             return
         n, n_dense, width = rows.n_obs, len(dense_at), self._stripes[0].width
         size = block_size(n_dense, n_genes, width, centred=self._centred)
-        steps = self._steps(n, size)
         dense = np.ascontiguousarray(scaled.dense, self._dtype)
         needs_lengths = self._options.passive or self._options.norms == kernel.WHOLE
         lengths = np.empty(n if needs_lengths else 0)
         if needs_lengths:
             shift_norm = float(np.sum(self._shift**2))
             kernel.lengths(rows.data, rows.indptr, scaled.dots, dense, shift_norm, lengths)
+        # "pa1" passes over cells without entries.
+        skips = self._options.passive == kernel.PASSIVE_1
+        steps = self._steps(lengths != 0 if skips else np.ones(n, bool), size)
         wide = (0,) * lanes_of(self._dtype)
         blocked = width > 1 and n_dense > 0
         gram = np.empty((n, steps.largest) if blocked else (0, 0), self._dtype)
@@ -342,7 +351,7 @@ class SGD:
 
     def freeze(self, columns: NDArray[np.int64]) -> None:
         """Stop training these columns: weights and averages stay, and cost no more time."""
-        if not len(columns):
+        if not len(columns) or not self._stripes:
             return
         keep = np.ones(self.n_columns, bool)
         keep[columns] = False
@@ -428,7 +437,7 @@ class SGD:
         penalty: Penalty | None = "l2",
         epochs: bool = False,
     ) -> int:
-        """Bytes that training needs, the export at the end included."""
+        """Bytes that training one model needs, the export at the end included."""
         columns, item = 1 if n_classes == 2 else n_classes, int(np.dtype(dtype).itemsize)
         width = 1 if columns == 1 else lanes_of(dtype)
         weights = n_genes * (-(-columns // width) * width)  # idle columns included

@@ -89,6 +89,9 @@ class Columns(NamedTuple):
     group: NDArray[np.int64]
 
 
+_IDLE = {"scale": 1, "label": -1}  # of columns that only fill a line; all else is 0
+
+
 class Work(NamedTuple):
     """Arrays that a kernel works in, beginning with a cache line each.
 
@@ -155,6 +158,7 @@ def restripe(stripes: list[Stripe], keep: NDArray[np.bool_], width: int) -> list
         for field in range(len(Columns._fields)):
             held = [w[field][..., : len(c)][..., np.isin(c, at)] for c, w, _ in parts]
             joined = zeros((*held[0].shape[:-1], width), held[0].dtype)
+            joined[..., len(at) :] = _IDLE.get(Columns._fields[field], 0)
             np.concatenate(held, axis=-1, out=joined[..., : len(at)])
             arrays.append(joined)
         found.append(Stripe(at, Columns(*arrays)))
