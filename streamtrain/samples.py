@@ -16,7 +16,7 @@ from streamtrain.scaling import MomentsPass, RunningMoments
 from streamtrain.threads import Threads
 
 _BATCH = 1024  # rows at a time, fewer where they are wide
-_NBYTES = 1 << 23  # of a batch as copied, unless one row is more
+_NBYTES = 1 << 22  # of a batch as copied, unless one row is more
 _ENTRY = 16  # bytes of an entry at most: a float64 and an int64
 
 

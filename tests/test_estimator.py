@@ -356,10 +356,10 @@ def test_fit__names_damage():
 
 @pytest.mark.parametrize("kind", ["sparse", "csr of int64", "dense"])
 def test_memory__nothing_of_the_size_of_x(kind):
-    """Sparse: 13 MB, 160 MB as dense; dense: 16 MB. Batches are a few hundred rows."""
+    """Sparse: 13 MB, 160 MB as dense; dense: 64 MB. A batch is 4 MB at most, some times over."""
     rng = np.random.default_rng(0)
     if kind == "dense":
-        X, most = rng.normal(size=(8000, 250)), 6e6
+        X, most = rng.normal(size=(32_000, 250)), 16e6
     else:
         X = sp.random_array((20_000, 1000), density=0.05, rng=rng, format="csr")
         if kind != "sparse":
