@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickletools
 import struct
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -65,11 +66,13 @@ def parse(data: bytes, admitted: Mapping[tuple[str, str], str]) -> Any:
         The file names something else, has another opcode or too many, or is no complete pickle.
     """
     try:
-        return _Machine(admitted).run(data)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", DeprecationWarning)  # Python's, of an escape unknown
+            return _Machine(admitted).run(data)
     except InputError:
         raise
     # What pickletools raises for bytes that are no pickle, and a stack that does not fit.
-    except (ValueError, IndexError, KeyError, TypeError, struct.error) as error:
+    except (ValueError, IndexError, KeyError, TypeError, Warning, struct.error) as error:
         raise InputError(f"not a pickle, or damaged ({type(error).__name__}: {error})") from error
 
 

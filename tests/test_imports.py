@@ -29,7 +29,6 @@ LAYERS = [
         "scratch", "threads",
     ),
     ("scaling", "sampling", "strata", "mixing", "expression"),
-    ("samples",),
     ("sharded", "shards", "shuffle", "synthetic", "writing"),
     ("sources", "decode"),
     ("cells", "spill", "streaming", "batches", "sampling_columns", "tiles", "holdout", "named"),
@@ -38,7 +37,7 @@ LAYERS = [
     ("celltypist_export", "celltypist_import", "model_edit", "model_schema", "model_store"),
     ("solvers", "model", "gpu"),
     ("rounds", "scoring", "selection", "features", "warm_start", "standardised", "adding"),
-    ("estimator_parameters", "estimator_scores", "estimator_steps", "estimator"),
+    ("estimator",),
     ("train", "predict", "evaluate", "plot", "simulate", "cluster", "convert", "conversion"),
     ("demo", "cli", "__main__", ""),
 ]

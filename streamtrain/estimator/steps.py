@@ -13,7 +13,7 @@ from sklearn.model_selection import StratifiedShuffleSplit
 from sklearn.utils import check_random_state
 
 from streamtrain.errors import InputError
-from streamtrain.samples import Samples
+from streamtrain.estimator.samples import Samples
 from streamtrain.sampling import Plan
 from streamtrain.scaling import Scaler
 from streamtrain.solvers.schedule import SPARSE_INTERCEPT_RATE, Schedule

@@ -20,12 +20,12 @@ from sklearn.utils.multiclass import check_classification_targets, unique_labels
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from streamtrain.errors import InputError, some
-from streamtrain.estimator_parameters import check_parameters
-from streamtrain.estimator_scores import LinearScores
-from streamtrain.estimator_steps import make_solver, plan_orders, split_samples, until_stopped
-from streamtrain.samples import Samples
+from streamtrain.estimator.parameters import check_parameters
+from streamtrain.estimator.samples import Samples
+from streamtrain.estimator.scores import LinearScores
+from streamtrain.estimator.standardised import Standard
+from streamtrain.estimator.steps import make_solver, plan_orders, split_samples, until_stopped
 from streamtrain.solvers.sgd import State
-from streamtrain.standardised import Standard
 from streamtrain.threads import Threads
 
 

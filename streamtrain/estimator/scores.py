@@ -14,9 +14,9 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from streamtrain.estimator.samples import Samples
+from streamtrain.estimator.standardised import Standard
 from streamtrain.kernels import predict as kernel
-from streamtrain.samples import Samples
-from streamtrain.standardised import Standard
 from streamtrain.threads import Threads
 
 
