@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from numbers import Integral
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from streamtrain.config import LOSSES, require_number
 from streamtrain.errors import InputError
+from streamtrain.solvers.schedule import LearningRate, Penalty
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "loss": LOSSES,
-    "penalty": ("l2", "l1", "elasticnet", None),
-    "learning_rate": ("optimal", "constant", "invscaling", "adaptive", "pa1", "pa2"),
+    "penalty": (*get_args(Penalty), None),
+    "learning_rate": get_args(LearningRate),
 }
 _SWITCHES = (
     "with_mean", "with_std", "fit_intercept", "shuffle", "early_stopping", "warm_start",

@@ -49,11 +49,24 @@ def _contiguous(array):
         raise TypingError(f"lanes are of C-contiguous arrays; got {array}")
 
 
+def _entry(context, builder, array, value, offset):
+    """Pointer to the entry of `array` at `offset`."""
+    return builder.gep(context.make_array(array)(context, builder, value).data, [offset])
+
+
 def _place(context, builder, array, value, offset, kind):
     """Pointer to the lanes of `array` from `offset` on."""
-    data = context.make_array(array)(context, builder, value).data
     whole = context.get_value_type(kind).as_pointer()
-    return builder.bitcast(builder.gep(data, [offset]), whole)
+    return builder.bitcast(_entry(context, builder, array, value, offset), whole)
+
+
+def _everywhere(context, builder, number, dtype, kind):
+    """Lanes that all hold `number`, which is of `dtype`."""
+    nothing = ir.Constant(context.get_value_type(kind), ir.Undefined)
+    number = context.cast(builder, number, dtype, kind.item)
+    one = builder.insert_element(nothing, number, ir.Constant(ir.IntType(32), 0))
+    first = ir.Constant(ir.VectorType(ir.IntType(32), kind.count), [0] * kind.count)
+    return builder.shuffle_vector(one, nothing, first)
 
 
 @intrinsic
@@ -88,12 +101,7 @@ def fill(typing, value, array, width):
     kind = Lanes(array.dtype, width.count)
 
     def code(context, builder, signature, args):
-        vector = context.get_value_type(kind)
-        nothing = ir.Constant(vector, ir.Undefined)
-        number = context.cast(builder, args[0], value, array.dtype)
-        one = builder.insert_element(nothing, number, ir.Constant(ir.IntType(32), 0))
-        everywhere = ir.Constant(ir.VectorType(ir.IntType(32), kind.count), [0] * kind.count)
-        return builder.shuffle_vector(one, nothing, everywhere)
+        return _everywhere(context, builder, args[0], value, kind)
 
     return kind(value, array, width), code
 
@@ -108,14 +116,8 @@ def spread(typing, source, offset, array, width):
     kind = Lanes(array.dtype, width.count)
 
     def code(context, builder, signature, args):
-        vector = context.get_value_type(kind)
-        nothing = ir.Constant(vector, ir.Undefined)
-        data = context.make_array(source)(context, builder, args[0]).data
-        number = builder.load(builder.gep(data, [args[1]]))
-        number = context.cast(builder, number, source.dtype, array.dtype)
-        one = builder.insert_element(nothing, number, ir.Constant(ir.IntType(32), 0))
-        everywhere = ir.Constant(ir.VectorType(ir.IntType(32), kind.count), [0] * kind.count)
-        return builder.shuffle_vector(one, nothing, everywhere)
+        number = builder.load(_entry(context, builder, source, args[0], args[1]))
+        return _everywhere(context, builder, number, source.dtype, kind)
 
     return kind(source, types.intp, array, width), code
 
@@ -126,10 +128,8 @@ def row_of(typing, indices, offset, width):
     _contiguous(indices)
 
     def code(context, builder, signature, args):
-        data = context.make_array(indices)(context, builder, args[0]).data
-        row = context.cast(
-            builder, builder.load(builder.gep(data, [args[1]])), indices.dtype, types.intp
-        )
+        row = builder.load(_entry(context, builder, indices, args[0], args[1]))
+        row = context.cast(builder, row, indices.dtype, types.intp)
         return builder.mul(row, ir.Constant(row.type, width.count))
 
     return types.intp(indices, types.intp, width), code

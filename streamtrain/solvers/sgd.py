@@ -362,6 +362,8 @@ class SGD:
 
     def slow(self, columns: NDArray[np.int64]) -> None:
         """Divide the step of these columns by `SLOWER`."""
+        if not len(columns):
+            return
         self._slowed[columns] += 1
         self._regroup()
 
