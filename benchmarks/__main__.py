@@ -33,7 +33,8 @@ def run(
     Example: python -m benchmarks read step --set size=smoke --out /tmp/figures
 
     Environments of other libraries and synthetic atlases are made on first use and kept in
-    ~/.cache/streamtrain-bench (or STREAMTRAIN_BENCH); `python -m benchmarks clean` removes them.
+    ~/.cache/streamtrain-bench (or STREAMTRAIN_BENCH), as are CellTypist's runs of `quality` (but
+    with --set fresh=true); `python -m benchmarks clean` removes them.
 
     Parameters
     ----------
@@ -59,6 +60,7 @@ def run(
             for line in measuring.measure(
                 suite.cases(chosen), suite.check,
                 repeats=chosen["repeats"], limit_s=chosen["limit_s"],
+                fresh=chosen.get("fresh", False),
             ):  # fmt: skip
                 if "failed" in line:
                     failed.append(f"{name}, {line['case']}: {line['contender']} {line['failed']}")
@@ -87,7 +89,7 @@ def table(*suites: str, out: Path = RESULTS) -> None:
 
 @app.command
 def clean() -> None:
-    """Remove the environments and atlases that earlier runs have kept."""
+    """Remove the environments, atlases and other libraries' runs that earlier runs have kept."""
     shutil.rmtree(cache_folder())
 
 

@@ -22,6 +22,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
+from benchmarks import keeping
 from benchmarks.child import drop_page_cache
 from benchmarks.environments import UnavailableError, interpreter
 from streamtrain.threads import n_threads
@@ -97,6 +98,10 @@ class Case:
         What the pictures and tables need to know of it.
     reference
         What the suite's check compares with.
+    depends
+        All that the answers of contenders in environments of their own depend on, besides these,
+        their options and the repeat: such runs are kept for the next run of the suite. None keeps
+        nothing.
     """
 
     name: str
@@ -110,20 +115,22 @@ class Case:
     skipped: str = ""
     about: Mapping[str, Any] = field(default_factory=dict)
     reference: Any = None
+    depends: Mapping[str, Any] | None = None
 
 
 Check = Callable[[Case, Mapping[str, Sequence[Evidence]], Mapping[str, Sequence[Any]]], None]
 
 
 def measure(
-    cases: Sequence[Case], check: Check, *, repeats: int, limit_s: float
+    cases: Sequence[Case], check: Check, *, repeats: int, limit_s: float, fresh: bool = False
 ) -> Iterator[dict[str, Any]]:
     """Run every case; yield its records once `check` has passed all of them.
 
     Contenders take turns, every other round in reverse, so that a drift of the machine's speed
     meets them alike. One that cannot run here gives a record with `skipped`; one over the time
     limit a record with `over_s`, and one whose process failed a record with `failed`, and neither
-    runs again in that case.
+    runs again in that case. A run that an earlier one of the suite has kept is not done again,
+    unless `fresh`: its record says `kept`, and is of when and where it was done.
 
     Raises
     ------
@@ -145,11 +152,7 @@ def measure(
             records.append(record)
             try:
                 _possible(case, contender)
-                found, proof = run(
-                    contender, {**case.job, "repeat": repeat}, warm_up=case.warm_up,
-                    verify=None if repeat else case.verify, cold=case.cold, files=case.files,
-                    limit_s=limit_s,
-                )  # fmt: skip
+                found, proof = _answer(case, contender, record, limit_s, fresh)
             except UnavailableError as error:
                 record |= {"skipped": str(error)}
             except TimeLimitError:
@@ -166,6 +169,29 @@ def measure(
             logger.warning("%s: %s", name, record.get("skipped") or record.get("failed") or "over")
         check(case, evidence, done)
         yield from records
+
+
+def _answer(
+    case: Case, contender: Contender, record: dict[str, Any], limit_s: float, fresh: bool
+) -> tuple[dict[str, Any], Evidence]:
+    """Do a run, or find it kept; what is found adds to the record."""
+    python, repeat, place = interpreter(contender.environment), record["repeat"], None
+    if case.depends is not None and contender.environment is not None:
+        place = keeping.place(
+            {**case.depends, "call": contender.call, "options": contender.options,
+             "repeat": repeat, "environment": python.parents[1].name},  # by packages and Python
+        )  # fmt: skip
+        if place.exists() and not fresh:
+            found, proof = keeping.kept(place)
+            now = ("case", "contender", *case.about)
+            return found | {key: record[key] for key in now} | {"kept": True}, proof
+    found, proof = run(
+        contender, {**case.job, "repeat": repeat}, warm_up=case.warm_up,
+        verify=None if repeat else case.verify, cold=case.cold, files=case.files, limit_s=limit_s,
+    )  # fmt: skip
+    if place:
+        keeping.keep(place, record | found, proof)
+    return found, proof
 
 
 def _turns(case: Case, repeats: int) -> Iterator[tuple[int, Contender]]:

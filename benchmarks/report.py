@@ -56,28 +56,35 @@ class View:
         for scores, which have no ratio.
     picture
         Draws all lines of the suite on a figure of its own.
+    summaries
+        Each makes Markdown of all lines of the suite, which stands above the table.
     """
 
     columns: Sequence[Column]
     ratio: str | None
     picture: Callable[[Sequence[Line], View], Figure]
+    summaries: Sequence[Callable[[Sequence[Line]], list[str]]] = ()
 
 
 def write(folder: Path, suite: str) -> str:
-    """Write SUITE.md and SUITE.png beside SUITE.jsonl; return the table."""
+    """Write SUITE.md and SUITE.png beside SUITE.jsonl; return the text."""
     path = folder / f"{suite}.jsonl"
     lines = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()]
     view: View = import_module(f"benchmarks.suites.{suite}").VIEW
-    table = "\n".join([*head(suite, lines), "", *rows(lines, view)])
-    (folder / f"{suite}.md").write_text(table + "\n", encoding="utf-8")
+    above = [part for summary in view.summaries if (part := summary(lines))]
+    heading = [["## All runs"]] if above else []
+    parts = [head(suite, lines), *above, *heading, rows(lines, view)]
+    text = "\n\n".join("\n".join(part) for part in parts)
+    (folder / f"{suite}.md").write_text(text + "\n", encoding="utf-8")
     figure = view.picture([line for line in lines if "seconds" in line], view)
     figure.savefig(folder / f"{suite}.png", dpi=120, metadata={"Software": None})
-    return table
+    return text
 
 
 def head(suite: str, lines: Sequence[Line]) -> list[str]:
     """What was run, where and with what."""
-    machine = lines[0]["machine"]
+    now = [line for line in lines if "kept" not in line] or lines
+    first, machine = now[0], now[0]["machine"]
     found: dict[str, set[str]] = {}
     for line in lines:
         for name, version in line.get("versions", {}).items():
@@ -88,10 +95,19 @@ def head(suite: str, lines: Sequence[Line]) -> list[str]:
     return [
         f"# {suite}",
         "",
-        f"`{command}` at commit {lines[0]['commit']} on {machine['cpu']}, "
+        f"`{command}` at commit {first['commit']} on {machine['cpu']}, "
         f"{machine['cores']} cores, {machine['memory_gib']} GiB, {machine['system']}; {versions}. "
-        "Medians over the runs, the range in brackets.",
+        "Medians over the runs, the range in brackets." + _kept(lines),
     ]
+
+
+def _kept(lines: Sequence[Line]) -> str:
+    """Say how many of the runs are older than the others; "" where none is."""
+    days = sorted(line["started"][:10] for line in lines if "kept" in line)
+    if not days:
+        return ""
+    when = f"on {days[0]}" if days[0] == days[-1] else f"from {days[0]} to {days[-1]}"
+    return f" {len(days)} of the {len(lines)} runs, of other libraries, are kept ones, done {when}."
 
 
 def rows(lines: Sequence[Line], view: View) -> list[str]:
@@ -101,7 +117,7 @@ def rows(lines: Sequence[Line], view: View) -> list[str]:
     if view.ratio:
         titles.append(_RATIOS[view.ratio])
     titles += [column.title for column in others]
-    table = [f"| {' | '.join(titles)} |", "|---|---|" + "--:|" * (len(titles) - 2)]
+    body = []
     for (case, contender), runs in grouped(lines).items():
         timed = [run for run in runs if "seconds" in run]
         cells = [case, contender]
@@ -116,8 +132,15 @@ def rows(lines: Sequence[Line], view: View) -> list[str]:
                 column.form(middle(timed, column.key)) if column.key in timed[0] else ""
                 for column in others
             ]
-        table.append(f"| {' | '.join(cells)} |")
-    return table
+        body.append(cells)
+    return table(titles, body, words=2)
+
+
+def table(titles: Sequence[str], body: Sequence[Sequence[str]], words: int) -> list[str]:
+    """Lay out a table in Markdown, of which the first `words` columns are text."""
+    rule = "|" + "---|" * words + "--:|" * (len(titles) - words)
+    head, *others = (f"| {' | '.join(cells)} |" for cells in (titles, *body))
+    return [head, rule, *others]
 
 
 def _lost(run: Line) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from streamtrain.config import Settings
     from streamtrain.convert import convert
+    from streamtrain.cross_validate import CrossValidation, cross_validate
     from streamtrain.errors import InputError
     from streamtrain.estimator import SparseSGDClassifier
     from streamtrain.evaluate import Evaluation, evaluate
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 # Where each public name lives; loaded at first use, so that the import itself takes milliseconds.
 _HOMES = {
+    "CrossValidation": "cross_validate",
     "Evaluation": "evaluate",
     "InputError": "errors",
     "Loader": "loader",
@@ -27,6 +29,7 @@ _HOMES = {
     "Settings": "config",
     "SparseSGDClassifier": "estimator",
     "convert": "convert",
+    "cross_validate": "cross_validate",
     "evaluate": "evaluate",
     "open_source": "sources",
     "predict": "predict",
@@ -35,6 +38,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "CrossValidation",
     "Evaluation",
     "InputError",
     "Loader",
@@ -43,6 +47,7 @@ __all__ = [
     "SparseSGDClassifier",
     "__version__",
     "convert",
+    "cross_validate",
     "evaluate",
     "open_source",
     "predict",

@@ -21,9 +21,10 @@ Served = Iterator[tuple[int, NDArray[np.int64], Rows]]  # epoch, planned cells, 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One mini-batch: the epoch it belongs to, counted from 0, and its scaled cells."""
+    """One mini-batch: its epoch, counted from 0, its places in the plan, and its scaled cells."""
 
     epoch: int
+    at: NDArray[np.int64]
     cells: Scaled
 
 
@@ -65,7 +66,7 @@ def batches(served: Served, codes: NDArray[np.int32], scaler: Scaler) -> Iterato
 
     def scaled() -> Iterator[Batch]:
         for epoch, cells, rows in ahead(served):
-            yield Batch(epoch, scaler(rows.with_codes(codes[cells])))
+            yield Batch(epoch, cells, scaler(rows.with_codes(codes[cells])))
 
     return ahead(scaled())
 

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
 
@@ -168,6 +169,21 @@ def labelled_cells(
             + (f" among the cells that where={where!r} selects" if where else "")
         )
     return Cells(rows, codes, classes)
+
+
+def common_rows(each: Sequence[Cells]) -> list[Cells]:
+    """Cells by several labels, those alone that all label; classes without such cells go."""
+    if len(each) == 1 or all(cells.rows is None for cells in each):
+        return list(each)
+    n = max(cells.n_obs if cells.rows is None else int(cells.rows[-1]) + 1 for cells in each)
+    rows_of = [np.arange(n) if cells.rows is None else cells.rows for cells in each]
+    rows = reduce(lambda a, b: np.intersect1d(a, b, assume_unique=True), rows_of)
+    found = []
+    for cells, own in zip(each, rows_of, strict=True):
+        kept = cells.codes[np.searchsorted(own, rows)]
+        there, codes = np.unique(kept, return_inverse=True)
+        found.append(Cells(rows, codes.astype(np.int32), cells.classes[there]))
+    return found
 
 
 def per_cell(source: Source, values: Labels, what: str) -> pd.Series[Any]:

@@ -19,7 +19,7 @@ _SOLVERS = ("lbfgs", "liblinear", "newton-cg", "newton-cholesky", "sag", "saga")
 
 def classifier(model: Model) -> Any:
     """Make the scikit-learn classifier of a model, with copies of its arrays."""
-    data, settings = model.dataset, model.settings
+    data, settings = _calibrated(model), model.settings
     rows = {k: sklearn_rows(data[k].to_numpy()).copy() for k in (*MIRRORED, "n_iter") if k in data}
     logistic = settings.get("use_SGD") is False
     made = _logistic_regression(settings) if logistic else _sgd_classifier(settings)
@@ -39,6 +39,20 @@ def classifier(model: Model) -> Any:
         made._standard_coef = rows["coef_last"]
         made._standard_intercept = rows["intercept_last"]
     return made
+
+
+def _calibrated(model: Model) -> xr.Dataset:
+    """Fold a calibration into the weights, which then are none that SGD would go on from."""
+    data, calibration = model.dataset, model.calibration
+    if calibration is None:
+        return data
+    slope, offset = calibration.slope, calibration.offset
+    if data.sizes["cell_type"] == 2:  # a sigmoid of s says what the softmax of -s and s does
+        slope, offset = 2 / calibration.temperature, 0.0
+    intercept = slope * data["intercept"] + offset
+    folded = {"coef": slope * data["coef"], "intercept": intercept.astype(data["intercept"].dtype)}
+    state = ("coef_last", "intercept_last", "n_averaged", "t")
+    return data.drop_vars(state, errors="ignore").assign(folded).assign_attrs(t=1.0)
 
 
 def _logistic_regression(settings: Mapping[str, Any]) -> Any:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import Field, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from cyclopts import App, Parameter
 from cyclopts import convert as convert_tokens
@@ -45,18 +46,32 @@ def _by_name(kind: Any, tokens: Any) -> Any:
     return named
 
 
-@dataclass(frozen=True)
-class _Settings(Settings):
-    # cyclopts converts neither to a union of a dict and a text by itself.
-    quotas: Annotated[dict[str, int] | Literal["equal"] | None, Parameter(converter=_by_name)] = (
-        None
+class _Given:
+    """The settings that are given, and no others, so that a recipe can have the rest."""
+
+    def __init__(self, **given: Any) -> None:
+        self.given = given
+
+
+def _parameter(field: Field[Any]) -> inspect.Parameter:
+    kind = get_type_hints(Settings)[field.name]
+    if field.name in ("quotas", "class_weight"):
+        # cyclopts converts no union of a dict and a text by itself.
+        kind = Annotated[kind, Parameter(converter=_by_name)]
+    return inspect.Parameter(
+        field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=kind
     )
-    class_weight: Annotated[
-        dict[str, float] | Literal["balanced"] | None, Parameter(converter=_by_name)
-    ] = None
 
 
-_Settings.__doc__ = Settings.__doc__
+# What cyclopts reads of a class: its fields and their help are those of Settings.
+_Given.__doc__ = Settings.__doc__
+_Given.__init__.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+    [
+        inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY),
+        *(_parameter(field) for field in fields(Settings)),
+    ]
+)
+_SettingsGiven = Annotated[_Given, Parameter(name="*")]
 
 
 @app.command
@@ -71,11 +86,14 @@ def train(
     overwrite: bool = False,
     quiet: bool = False,
     storage_options: dict[str, str] | None = None,
-    settings: Annotated[_Settings, Parameter(name="*")] = _Settings(),
+    settings: _SettingsGiven = _Given(),  # noqa: B008 - never changed
 ) -> None:
     """Train a classifier on the cells of SOURCE and save it.
 
     Examples: streamtrain train atlas.h5ad --labels cell_type --out model.zarr
+
+    streamtrain train atlas.h5ad --labels cell_type --recipe atlas --validation-groups donor_id
+    --out model.zarr
 
     streamtrain train lung.h5ad gut.zarr --join outer --labels cell_type --out model.zarr
 
@@ -118,7 +136,7 @@ def train(
             raise InputError(f"--out and --celltypist must differ; got {str(out)!r} for both")
     model = run(
         _one(source), labels, genes, progress=not quiet, storage_options=storage_options,
-        **settings.to_dict(),
+        **settings.given,
     )  # fmt: skip
     model.save(out, overwrite=overwrite)
     if celltypist is not None:
@@ -126,6 +144,75 @@ def train(
     if not quiet:
         print(model)
         print(f"saved as {out}" + (f" and for CellTypist as {celltypist}" if celltypist else ""))
+
+
+@app.command
+def cross_validate(
+    source: list[str],
+    /,
+    *,
+    labels: list[str],
+    out: Path,
+    refit: bool = True,
+    genes: str | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+    storage_options: dict[str, str] | None = None,
+    settings: _SettingsGiven = _Given(),  # noqa: B008 - never changed
+) -> None:
+    """Rank settings by cross-validation on the cells of SOURCE, and train the best on all of them.
+
+    Examples: streamtrain cross-validate atlas.h5ad --labels cell_type --validation-groups donor_id
+    --alpha 1e-4 --alpha 1e-2 --step 1 --step 3 --out ranking.csv
+
+    streamtrain cross-validate atlas.h5ad --labels cell_type --labels compartment --recipe atlas
+    --out ranking.csv
+
+    All settings, folds and columns of labels are trained from one reading. The ranking is by the
+    mean macro-F1 on held-out cells.
+
+    Parameters
+    ----------
+    source
+        As of streamtrain train.
+    labels
+        Columns of obs with cell types, each trained on by itself.
+    out
+        The ranking, .csv. The best model of each column of labels stands beside it, under its name
+        and that of the column: ranking.cell_type.zarr.
+    refit
+        Train the best setting of each column on all cells.
+    genes
+        Text file with one gene name a line, where SOURCE has none (.mtx).
+    overwrite
+        Replace outputs that exist.
+    quiet
+        Print nothing but warnings and errors.
+    storage_options
+        As of streamtrain train.
+    """
+    _log(quiet)
+    from streamtrain import atomic
+    from streamtrain import model as models
+    from streamtrain.cross_validate import cross_validate as run
+
+    if out.suffix != ".csv":
+        raise InputError(f"--out must end in .csv; got {str(out)!r}")
+    atomic.check_output(out, overwrite, folder=False)
+    paths = {name: out.with_suffix(f".{Path(name).stem}.zarr") for name in labels}
+    for path in paths.values() if refit else ():
+        models.check_output(path, overwrite)
+    found = run(
+        _one(source), labels, genes, refit=refit, progress=not quiet,
+        storage_options=storage_options, **settings.given,
+    )  # fmt: skip
+    with atomic.replacing(out, overwrite, folder=False) as partial:
+        found.table.to_csv(partial, index=False)
+    for name, model in found.models.items():
+        model.save(paths[name], overwrite=overwrite)
+    if not quiet:
+        print(found.table.to_string(index=False, float_format="{:.4g}".format))
+        print(f"saved as {', '.join(map(str, (out, *paths.values()) if refit else (out,)))}")
 
 
 @app.command

@@ -7,9 +7,12 @@ import logging
 import math
 import os
 import secrets
+import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, asdict, dataclass, fields, replace
+from importlib import resources
 from numbers import Integral, Real
+from pathlib import Path
 from textwrap import indent
 from typing import Any, Literal, ParamSpec, TypeVar
 
@@ -33,6 +36,7 @@ _PASSES = "logistic regression and whole epochs, not mini-batches"
 _JUDGED = "SGD over whole epochs, or early_stopping=True"
 _STOPS = f"logistic regression, {_JUDGED}"
 _LIBLINEAR = "solver='liblinear'"
+_FOLDS = "folds, cross-validation"
 # Settings that one way of training alone has. CellTypist documents the first as ignored elsewhere,
 # and so they are, with a warning; the second it hands to the estimator, which has no such argument.
 _IGNORED = {
@@ -46,9 +50,12 @@ _REFUSED = {
     "epsilon": _SGD, "shuffle": _SGD, "early_stopping": _SGD, "n_iter_no_change": _SGD,
     "dual": _LOGISTIC, "intercept_scaling": _LOGISTIC, "replace": _MINI, "quotas": _MINI,
     "batch_key": _STRATA, "sampling_weight": _MINI,
-    "validation_fraction": "early_stopping=True", "validation_groups": "early_stopping=True",
-    "l1_ratio": "penalty='elasticnet'",
+    "validation_fraction": "early_stopping=True",
+    "validation_groups": "early_stopping=True, or folds",
+    "l1_ratio": "penalty='elasticnet'", "step": _SGD, "folds": _MINI, "calibrate": _FOLDS,
+    "gene_dropout": _MINI,
 }  # fmt: skip
+_RECIPES = ("atlas",)
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,9 @@ class Settings:
 
     Parameters
     ----------
+    recipe
+        Settings to start from, which those given beside it override: "atlas", our own recipe (it
+        is `conf/atlas.toml`), or the path of a TOML file of settings.
     transpose_input
         The matrix is genes x cells: a text table, or an array in memory. An AnnData never is.
     with_mean
@@ -80,7 +90,12 @@ class Settings:
     use_SGD
         Train by stochastic gradient descent instead of logistic regression to its optimum.
     alpha
-        Regularization strength of SGD. A larger value can generalise better and fit worse.
+        Regularization strength of SGD. A larger value can generalise better and fit worse. Several
+        are chosen from by cross-validation (`folds`).
+    step
+        Step size of SGD in place of `learning_rate`: constant, this number over the mean squared
+        length of the scaled cells of the first mini-batch. "auto" is 1. Several are chosen from by
+        cross-validation.
     use_GPU
         Solve logistic regression on the GPU. Needs CuPy.
     mini_batch
@@ -111,6 +126,20 @@ class Settings:
         Column of obs with a weight for each cell, not negative, or one number a cell: draw cells by
         weight; with balance_cell_type, quotas and batch_key, within the type or batch. Without
         replace successively: each draw by the weights of the cells that are left.
+    gene_dropout
+        Share of the genes that each mini-batch goes without, drawn anew for each: a model that
+        relies less on single genes, for cells in which some are missing.
+    gene_list
+        Genes to train on: a list of names, or the path of a text file with one a line. Those that
+        no cell expresses are left out, as ever; names that the cells lack are told of.
+    folds
+        Cross-validate with so many folds over the mini-batches that training takes, the folds of
+        all trials side by side: choose among several `alpha` and `step`, and the number of epochs
+        up to `epochs`, by the macro-F1 on held-out cells, then train on all cells. It ends early
+        where no trial's macro-F1 has risen for `n_iter_no_change` epochs.
+    calibrate
+        Calibrate the probabilities on the held-out cells of the folds: they then add up to 1 over
+        the types, and no predicted type changes.
     feature_selection
         Train twice: SGD on all genes first, then the solver asked for on the genes that weigh most.
     top_genes
@@ -148,14 +177,14 @@ class Settings:
         the default is 1e-4. SGD without mini-batches, and early stopping: an epoch improves by less
         than tol; the default is 1e-3, and None never stops.
     n_iter_no_change
-        Epochs without improvement after which SGD stops.
+        Epochs without improvement after which SGD, or cross-validation, stops.
     early_stopping
         Judge SGD's epochs by cells that are held out, instead of by the training loss.
     validation_fraction
         Share of the cells that is held out for early stopping.
     validation_groups
-        Column of obs (donor, study) whose groups are held out whole. The default holds out cells of
-        each cell type.
+        Column of obs (donor, study) whose groups are held out whole, for early stopping and in
+        folds. The default holds out cells of each cell type.
     penalty
         "l2", "l1", "elasticnet" or None.
     l1_ratio
@@ -209,6 +238,7 @@ class Settings:
         Free text of the version of the model.
     """
 
+    recipe: str | None = None
     transpose_input: bool = False
     with_mean: bool = True
     check_expression: bool = True
@@ -217,7 +247,8 @@ class Settings:
     max_iter: int | None = None
     n_jobs: int | None = None
     use_SGD: bool = False  # noqa: N815 - CellTypist's name
-    alpha: float = 1e-4
+    alpha: list[float] | float = 1e-4
+    step: list[float] | float | Literal["auto"] | None = None
     use_GPU: bool = False  # noqa: N815 - CellTypist's name
     mini_batch: bool = False
     batch_number: int = 100
@@ -228,6 +259,10 @@ class Settings:
     quotas: dict[str, int] | Literal["equal"] | None = None
     batch_key: str | None = None
     sampling_weight: str | None = None
+    gene_dropout: float = 0.0
+    gene_list: str | list[str] | None = None
+    folds: int | None = None
+    calibrate: bool = False
     feature_selection: bool = False
     top_genes: int = 300
     normalize: Literal["log1p"] | None = None
@@ -284,8 +319,11 @@ class Settings:
             require_number("max_iter", self.max_iter, 1, whole=True)
         for name in ("random_state", "average", "verbose"):
             require_number(name, getattr(self, name), 0, whole=True)
-        for name in ("alpha", "power_t", "eta0", "epsilon"):
+        for name in ("power_t", "eta0", "epsilon"):
             require_number(name, getattr(self, name), 0)
+        require_number("gene_dropout", self.gene_dropout, 0, most=0.9)
+        if self.folds is not None:
+            require_number("folds", self.folds, 2, most=20, whole=True)
         require_number("intercept_scaling", self.intercept_scaling, 0, above=True)
         if not (
             isinstance(self.C, float) and math.isinf(self.C) and self.C > 0
@@ -327,7 +365,17 @@ class Settings:
             )  # fmt: skip
 
     def _check_steps(self) -> None:
-        if self.alpha == 0 and self.learning_rate == "optimal" and self.trains_sgd:
+        for alpha in self.alphas:
+            require_number("alpha", alpha, 0)
+        for step in self.steps:
+            if step is not None and step != "auto":
+                require_number("step", step, 0, above=True)
+        others = ("learning_rate", "eta0", "power_t")
+        for name in others if self.step is not None else ():
+            if getattr(self, name) != _fields()[name].default:
+                raise InputError(f"step takes the place of {name}: leave one of them out")
+        optimal = self.step is None and self.learning_rate == "optimal"
+        if 0 in self.alphas and optimal and self.trains_sgd:
             raise InputError(
                 "alpha must be above 0, as learning_rate='optimal' divides by it; for no penalty "
                 "pass penalty=None, or learning_rate='constant' and eta0"
@@ -348,6 +396,7 @@ class Settings:
     def _elsewhere(self, table: dict[str, str]) -> dict[str, str]:
         """Those settings of `table` that are given although they belong to another way."""
         judged = self.trains_sgd and (not self.mini_batch or self.early_stopping)
+        judged = judged or self.folds is not None
         mini = self.trains_sgd and self.mini_batch
         ways = {
             _LOGISTIC: not self.use_SGD,
@@ -360,6 +409,8 @@ class Settings:
             _LIBLINEAR: not self.use_SGD and self.solver == "liblinear",
             "feature_selection=True": self.feature_selection,
             "early_stopping=True": self.early_stopping,
+            "early_stopping=True, or folds": self.early_stopping or self.folds is not None,
+            _FOLDS: self.folds is not None,
             "penalty='elasticnet'": self.penalty == "elasticnet",
         }
         fields = _fields()
@@ -374,6 +425,7 @@ class Settings:
     def _check_ways(self) -> None:
         if self.init is not None:
             self._check_init()
+        self._check_folds()
         for name, way in self._elsewhere(_REFUSED).items():
             raise InputError(f"{name} is for {way}: leave it out, or pass that")
         if self.penalty == "elasticnet" and self.l1_ratio is None and not self.use_SGD:
@@ -394,6 +446,34 @@ class Settings:
         ):
             if getattr(self, name):
                 raise InputError(f"init adds cells to a model, and {name} {why}: leave one out")
+
+    def _check_folds(self) -> None:
+        if self.folds is None:
+            for name, values in (("alpha", self.alphas), ("step", self.steps)):
+                if len(values) > 1:
+                    raise InputError(
+                        f"{name}={list(values)!r} is chosen from by cross-validation: pass folds "
+                        "(--folds 5) too, or one value"
+                    )
+            return
+        for name, why in (
+            ("early_stopping", "stops by other held-out cells"),
+            ("feature_selection", "would choose genes by the held-out cells too"),
+            ("init", "goes on from cells that no fold can leave out"),
+            ("warm_start", "starts from weights that the held-out cells may have shaped"),
+        ):
+            if getattr(self, name):
+                raise InputError(f"folds cross-validates, and {name} {why}: leave one out")
+
+    @property
+    def alphas(self) -> tuple[float, ...]:
+        """Values of `alpha` to choose from."""
+        return _several(self.alpha)
+
+    @property
+    def steps(self) -> tuple[float | str | None, ...]:
+        """Values of `step` to choose from."""
+        return _several(self.step)
 
     @property
     def trains_sgd(self) -> bool:
@@ -441,18 +521,53 @@ class Settings:
         for name in keywords:
             if name not in names:
                 raise TypeError(f"train() has no argument {name!r}: {near(name, names)}")
+        if keywords.get("recipe") is not None:
+            keywords = read_recipe(keywords["recipe"]) | keywords
         if keywords.get("random_state", 0) is None:  # scikit-learn's word for any seed
             keywords = keywords | {"random_state": secrets.randbits(31)}
-        join = keywords.get("join", "")
-        if isinstance(join, os.PathLike):
-            keywords = keywords | {"join": str(join)}
-        elif not isinstance(join, str) and isinstance(join, Iterable):
-            keywords = keywords | {"join": [str(name) for name in join]}
+        for argument in ("join", "gene_list"):
+            value = keywords.get(argument)
+            if isinstance(value, os.PathLike):
+                keywords = keywords | {argument: str(value)}
+            elif not isinstance(value, str) and isinstance(value, Iterable):
+                keywords = keywords | {argument: [str(name) for name in value]}
+        for argument in ("alpha", "step"):
+            value = keywords.get(argument)
+            if not isinstance(value, str) and isinstance(value, Iterable):
+                given = list(value)
+                keywords = keywords | {argument: given[0] if len(given) == 1 else given}
         return cls(**keywords)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values."""
         return asdict(self)
+
+
+def read_recipe(recipe: str | os.PathLike[str]) -> dict[str, Any]:
+    """Settings of a recipe of ours, by its name, or of a TOML file.
+
+    Raises
+    ------
+    InputError
+        If there is no such recipe, or the file is no TOML or holds something else.
+    """
+    path: Any = Path(recipe).expanduser()
+    if str(recipe) in _RECIPES:
+        path = resources.files("streamtrain") / "recipes" / f"{recipe}.toml"
+    elif not path.is_file():
+        raise InputError(
+            f"recipe must be {', '.join(map(repr, _RECIPES))}, or the path of a TOML file of "
+            f"settings; there is no file {str(recipe)!r}"
+        )
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"recipe {str(recipe)!r} is no TOML file: {error}") from None
+    names = [name for name in _fields() if name != "recipe"]
+    for name in found:
+        if name not in names:
+            raise InputError(f"recipe {str(recipe)!r}: no setting {name!r}: {near(name, names)}")
+    return found
 
 
 def takes_settings(function: Callable[P, R]) -> Callable[P, R]:
@@ -472,6 +587,15 @@ def takes_settings(function: Callable[P, R]) -> Callable[P, R]:
         text = text.split("----------\n", 1)[1]
         function.__doc__ = function.__doc__.replace("{settings}", indent(text, " " * 8).strip())
     return function
+
+
+def _several(value: Any) -> tuple[Any, ...]:
+    """The values of a setting that takes one or several."""
+    if not isinstance(value, list | tuple):
+        return (value,)
+    if len(set(value)) < len(value) or not value:
+        raise InputError(f"several values to choose from must differ; got {value!r}")
+    return tuple(value)
 
 
 def _fields() -> dict[str, Field[Any]]:

@@ -1,8 +1,10 @@
-"""Labelled cells in, a mark on those that are held out to judge training by."""
+"""Labelled cells in; marks on those held out to judge training by, or folds of all of them, out."""
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,10 +13,75 @@ from numpy.typing import NDArray
 
 from streamtrain.cells import Cells
 from streamtrain.errors import InputError
-from streamtrain.sampling import HOLD_OUT, uniforms
+from streamtrain.sampling import FOLD, HOLD_OUT, uniforms
 from streamtrain.sources.base import Source
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Folds:
+    """Folds of the labelled cells.
+
+    Attributes
+    ----------
+    of
+        Fold of each cell, shape (n,), uint8.
+    n
+        Their number.
+    by
+        Column whose groups they hold whole, or None.
+    """
+
+    of: NDArray[np.uint8]
+    n: int
+    by: str | None
+
+    def known(self, codes: NDArray[np.int32], n_classes: int) -> NDArray[np.bool_]:
+        """Which classes have cells outside of each fold, shape (folds, n_classes)."""
+        inside = np.zeros((self.n, n_classes), np.int64)
+        np.add.at(inside, (self.of, codes), 1)
+        outside: NDArray[np.bool_] = inside < inside.sum(axis=0)
+        return outside
+
+
+def folds_of(source: Source, cells: Cells, *, n: int, groups: str | None, seed: int) -> Folds:
+    """Cut the cells into folds of about the same size.
+
+    Parameters
+    ----------
+    n
+        Folds; fewer where there are fewer groups.
+    groups
+        Column of obs: its groups (donors, studies) stay whole, the largest first, each going to
+        the fold that has the fewest cells. Without it, cells of each class spread evenly.
+    seed
+        Of the order of the cells of a class, and of groups of one size.
+
+    Raises
+    ------
+    InputError
+        If there is one group alone, or a group for every other cell.
+    """
+    if groups is None:
+        fold = np.empty(cells.n_obs, np.uint8)
+        order = np.lexsort((uniforms(seed, FOLD, 0, cells.n_obs), cells.codes))
+        # On through the classes, so that small ones do not all come to the first folds.
+        fold[order] = np.arange(cells.n_obs) % n
+        return Folds(fold, n, None)
+    codes, names = _groups(source, cells, groups)
+    if len(names) < 2:
+        raise InputError(
+            f"validation_groups={groups!r} has one group alone, {str(names[0])!r}, and folds hold "
+            "out whole groups: name a column with more, or leave it out"
+        )
+    n = min(n, len(names))
+    sizes, cells_of = np.bincount(codes), np.zeros(n, np.int64)
+    place = np.empty(len(names), np.uint8)
+    for g in np.lexsort((uniforms(seed, FOLD, 0, len(names)), -sizes)).tolist():
+        place[g] = cells_of.argmin()
+        cells_of[place[g]] += sizes[g]
+    return Folds(place[codes], n, groups)
 
 
 def hold_out(
@@ -45,15 +112,7 @@ def hold_out(
     """
     if groups is None:
         return _of_each_class(cells, fraction, seed)
-    column = source.obs(groups)
-    if cells.rows is not None:
-        column = column.iloc[cells.rows]
-    codes, names = pd.factorize(column, use_na_sentinel=False)
-    if 2 * len(names) > cells.n_obs:
-        raise InputError(
-            f"validation_groups={groups!r} has {len(names):,} groups for {cells.n_obs:,} cells: "
-            "name a column of donors, samples or studies"
-        )
+    codes, names = _groups(source, cells, groups)
     ones = np.ones(cells.n_obs, np.int64)
     table = sp.csr_matrix((ones, (codes, cells.codes)), (len(names), len(cells.classes)))
     sizes, left = np.bincount(codes), np.bincount(cells.codes, minlength=len(cells.classes))
@@ -83,6 +142,20 @@ def hold_out(
         )
     marks: NDArray[np.bool_] = np.isin(codes, chosen)
     return marks
+
+
+def _groups(source: Source, cells: Cells, groups: str) -> tuple[NDArray[np.intp], Any]:
+    """Group of each cell and their names; a missing value is one more."""
+    column = source.obs(groups)
+    if cells.rows is not None:
+        column = column.iloc[cells.rows]
+    codes, names = pd.factorize(column, use_na_sentinel=False)
+    if 2 * len(names) > cells.n_obs:
+        raise InputError(
+            f"validation_groups={groups!r} has {len(names):,} groups for {cells.n_obs:,} cells: "
+            "name a column of donors, samples or studies"
+        )
+    return codes, names
 
 
 def _of_each_class(cells: Cells, fraction: float, seed: int) -> NDArray[np.bool_]:

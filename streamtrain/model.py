@@ -16,6 +16,7 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from streamtrain import atomic, celltypist_import, model_edit, model_store
+from streamtrain.calibration import Calibration
 from streamtrain.celltypist_export import classifier, standard_scaler
 from streamtrain.errors import InputError, near, some
 from streamtrain.model_edit import Collapse, GeneMap
@@ -38,7 +39,9 @@ class Model:
     """A one-vs-rest logistic classifier with the scaling of its genes.
 
     A cell with log1p-normalised expression x scores Z @ coef.T + intercept for each cell type, with
-    Z = min((x - mean)/scale, 10), and without `- mean` where `with_mean` is False.
+    Z = min((x - mean)/scale, 10), and without `- mean` where `with_mean` is False. A type's
+    probability is the sigmoid of its score, of the type against the rest; where the model is
+    calibrated it is the softmax of the scores over a temperature.
 
     Parameters
     ----------
@@ -53,7 +56,8 @@ class Model:
         which the objective exceeds its minimum (inf where no bound is known); `n_iter`, integers;
         `converged`, bools.
         Coordinates: `cell_type` and `gene`, unique strings.
-        Attributes: `with_mean` (bool); `t` (scikit-learn's `t_`: samples seen + 1, of the type that
+        Attributes: `calibration`, where it is calibrated, a dict of the fields of `Calibration`;
+        `with_mean` (bool); `t` (scikit-learn's `t_`: samples seen + 1, of the type that
         saw most); and the dicts `settings`, `provenance` and `description`, made JSON-compatible
         here (a value that JSON has no form for becomes its text).
 
@@ -89,6 +93,7 @@ class Model:
         intercept_last: ArrayLike | None = None,
         n_averaged: ArrayLike | None = None,
         certificate: Mapping[str, ArrayLike] | None = None,
+        calibration: Mapping[str, float] | None = None,
         settings: Mapping[str, Any] | None = None,
         provenance: Mapping[str, Any] | None = None,
         description: Mapping[str, Any] | None = None,
@@ -109,7 +114,7 @@ class Model:
             As in `Model`, or one number for all genes.
         cell_types, genes
             Names, in the order of the rows and columns of `coef`.
-        mean, var, scale, with_mean, n_cells, settings, provenance, description
+        mean, var, scale, with_mean, n_cells, calibration, settings, provenance, description
             As in `Model`; `description` may leave out any key.
 
         Raises
@@ -142,6 +147,7 @@ class Model:
         attrs = {
             "with_mean": with_mean,
             "t": most,
+            "calibration": calibration,
             "settings": settings or {},
             "provenance": provenance or {},
             "description": description or {},
@@ -190,6 +196,12 @@ class Model:
         return dict(self.dataset.attrs["provenance"])
 
     @property
+    def calibration(self) -> Calibration | None:
+        """How its scores become calibrated probabilities; None where they are plain sigmoids."""
+        found = self.dataset.attrs.get("calibration")
+        return None if found is None else Calibration(**found)
+
+    @property
     def certificate(self) -> pd.DataFrame | None:
         """What the solver certified, a row for each cell type; None where it did not."""
         found = [name for name in CERTIFICATE if name in self.dataset]
@@ -197,7 +209,8 @@ class Model:
 
     def __repr__(self) -> str:
         types, genes = self.cell_types, self.features
-        lines = [f"streamtrain model with {len(types)} cell types and {len(genes)} features"]
+        what = "streamtrain model" if self.calibration is None else "calibrated streamtrain model"
+        lines = [f"{what} with {len(types)} cell types and {len(genes)} features"]
         notes = {k: self.description[k] for k in ("date", "details", "source", "version")}
         settings = ", ".join(f"{k}={v}" for k, v in self.settings.items())
         notes |= {"cell types": some(types), "features": some(genes)}
@@ -320,6 +333,12 @@ class Model:
         Where `settings` has use_SGD=False the classifier is a LogisticRegression; else an
         SGDClassifier, which continues with `partial_fit` on scaled data of the coefficients' dtype.
         Settings that scikit-learn has a name and a valid value for are set on it.
+
+        CellTypist gives every type a sigmoid. Of a calibrated model the weights are scaled and
+        the intercepts shifted, by the calibration's `slope` and `offset`, so that the probability
+        of the predicted type, CellTypist's `conf_score`, is calibrated (of two types both are, and
+        as `predict` gives them). SGD cannot go on from such weights: the file holds neither its
+        steps nor the last weights of an average. Go on from the model as `save` writes it.
 
         Parameters
         ----------

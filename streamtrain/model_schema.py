@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from streamtrain.calibration import Calibration
 from streamtrain.errors import InputError
 
 DIMS = {
@@ -152,9 +154,25 @@ def attributes(attrs: Mapping[Any, Any], n_types: int) -> dict[str, Any]:
     if not isinstance(plain["t"], int | float) or not plain["t"] >= 1:
         raise InputError(f"t must be a number of at least 1 (samples seen + 1), not {plain['t']!r}")
     plain["t"] = float(plain["t"])
+    if plain.get("calibration") is None:
+        plain.pop("calibration", None)
+    else:
+        plain["calibration"] = _calibration(plain["calibration"])
     blank = dict.fromkeys(_DESCRIPTION, "")
     plain["description"] = blank | plain["description"] | {"number_celltypes": n_types}
     return plain
+
+
+def _calibration(given: Any) -> dict[str, float]:
+    """A calibration as it comes back from a store, checked."""
+    wanted = [field.name for field in fields(Calibration)]
+    if not isinstance(given, dict) or sorted(given) != sorted(wanted):
+        raise InputError(f"calibration must be a dict of {', '.join(wanted)}; got {given!r}")
+    for name, value in given.items():
+        number = isinstance(value, int | float) and math.isfinite(value)
+        if not number or (name != "offset" and value <= 0):
+            raise InputError(f"calibration: {name} must be a number, and above 0 but for offset")
+    return {name: float(given[name]) for name in wanted}
 
 
 def _plain(value: Any) -> Any:

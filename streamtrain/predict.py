@@ -28,6 +28,7 @@ from streamtrain.annotations import (
     TableFile,
 )
 from streamtrain.budget import BLOCK, READING_RESERVE, format_bytes, parse_bytes
+from streamtrain.calibration import probabilities as probabilities_of
 from streamtrain.cells import Labels, expression_of, require_file, select_rows
 from streamtrain.decode.address import Address, located
 from streamtrain.errors import InputError
@@ -112,7 +113,8 @@ def predict(
     min_prop
         Clusters in which the most frequent label has a smaller share are "Heterogeneous".
     probabilities
-        Add a column for each type with its probability (of the type against the rest).
+        Add a column for each type with its probability: of the type against the rest, or, where the
+        model is calibrated, of all types, adding up to 1.
     scores
         Add a column for each type with its decision score, instead.
     out
@@ -241,6 +243,8 @@ def predict(
             if first:
                 expression.finish()
 
+        calibration = model.calibration
+        temperature = None if calibration is None else calibration.temperature
         joined = JoinedLabels(model.cell_types) if mode == "prob match" else None
         layout = Layout(
             labels=list(model.cell_types) if joined is None else joined.names,
@@ -249,7 +253,7 @@ def predict(
             names=_names(source, rows, cells),
         )
         calls: Iterable[Calls] = (
-            annotate(scorer(block, position), position, joined, p_thres, detail)
+            annotate(scorer(block, position), position, joined, p_thres, detail, temperature)
             for position, block in expressed("Predicting", first=True)
         )
         if majority_voting:
@@ -269,6 +273,7 @@ def annotate(
     joined: JoinedLabels | None,
     p_thres: float,
     detail: Detail,
+    temperature: float | None = None,
 ) -> Calls:
     """Turn scores, shape (n_obs, n_types), into labels and confidences.
 
@@ -280,9 +285,10 @@ def annotate(
         Labels for every type with a probability above `p_thres`; None for the best type alone.
     detail
         What to keep of each type as well.
+    temperature
+        Of a calibrated model.
     """
-    with np.errstate(over="ignore"):  # exp(-score) of a hopeless score is inf, its probability 0
-        probability = 1 / (1 + np.exp(-scores))
+    probability = probabilities_of(scores, temperature)
     if joined is None:
         codes = scores.argmax(axis=1).astype(np.int32)
     else:

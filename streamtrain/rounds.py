@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ from streamtrain.solvers.logistic import (
     problem_weights,
 )
 from streamtrain.solvers.schedule import SPARSE_INTERCEPT_RATE, Schedule
-from streamtrain.solvers.sgd import SGD, State
+from streamtrain.solvers.sgd import SGD, State, mean_square
 from streamtrain.solvers.stopping import Stopping
 from streamtrain.spill import Spill
 from streamtrain.threads import Threads, n_threads
@@ -90,12 +91,22 @@ class Stored:
 class Fitted:
     """Weights, in the form training continues from, and what is known of each column's.
 
-    `unconverged` words which cell types did not converge, and what to do; empty for none.
+    Attributes
+    ----------
+    state
+        The weights.
+    certificate
+        Of each column, by the names that a model has for it.
+    unconverged
+        Words which cell types did not converge, and what to do; empty for none.
+    eta0
+        Constant step that `step` came to; None without it.
     """
 
     state: State
     certificate: dict[str, NDArray[Any]] | None = None
     unconverged: str = ""
+    eta0: float | None = None
 
     @property
     def weights(self) -> NDArray[Any]:
@@ -191,7 +202,8 @@ def fixed_bytes(config: Settings, n_genes: int, n_classes: int) -> int:
     needs = []
     if config.trains_sgd:
         more = config.penalty, not config.mini_batch
-        needs.append(SGD.nbytes(n_genes, n_classes, config.dtype, config.average, *more))
+        one = SGD.nbytes(n_genes, n_classes, config.dtype, config.average, *more)
+        needs.append(one * (config.folds or 1))  # one trial at least, a model for each fold
     if not config.use_SGD:  # weights and scores of all classes, and one class being solved
         needs.append((16 * n_genes + 24 * MOST) * n_classes + Logistic.nbytes(n_genes))
     start = n_genes * n_classes * np.dtype(config.dtype).itemsize * 2
@@ -212,7 +224,12 @@ def needed_room(config: Settings, room: float, cell_bytes: float, entry_bytes: i
     size = cell_bytes * batch_size(config)
     # Room for as many entries again: genes in most cells get one in every cell.
     scaled = 2 * size * (np.dtype(config.dtype).itemsize + 4) / entry_bytes
-    return 3 * size + 3 * scaled + 16 * 10**6 + 5 * _sweep_bytes(room) * config.early_stopping
+    return (
+        3 * size
+        + 3 * scaled
+        + 16 * 10**6
+        + 5 * sweep_bytes(room) * (config.early_stopping or config.folds is not None)
+    )
 
 
 def check_room(config: Settings, room: float, cell_bytes: float, entry_bytes: int) -> None:
@@ -227,7 +244,8 @@ def check_room(config: Settings, room: float, cell_bytes: float, entry_bytes: in
         )
 
 
-def _sweep_bytes(room: float) -> int:
+def sweep_bytes(room: float) -> int:
+    """Bytes of held-out cells, and of their scores, at a time."""
     return int(min(_SWEEP, room / 20))
 
 
@@ -246,7 +264,6 @@ def _fit_sgd(
         c.codes if kept is None else c.codes[kept] for c in (stored.cells, stored.drawn)
     )
     record = stored.record if kept is None else lambda at: stored.record(kept[at])
-    solver = _sgd(config, stored, scaler, start, threads)
     spill = stored.spill
 
     def report(epoch: int, positions: NDArray[Any]) -> None:
@@ -259,12 +276,16 @@ def _fit_sgd(
     else:
         cells = gathered(plan, lambda at: spill.gather(record(at)), report if drawn else None)
     served = Waited(batches(cells, codes, scaler))
+    first = next(served)
+    schedule = schedule_of(config, mean_square(first.cells, scaler.shift))
+    solver = make_sgd(config, [schedule], stored, scaler, start, threads)
+    every = chain([first], served)
     judged = not config.mini_batch or config.early_stopping
     certificate, unconverged = None, ""
     with stage("Training", plan.epochs * plan.epoch_size, show=progress) as bar:
         if judged:
             stopping = _until_stopped(
-                config, solver, stored, scaler, plan, served, bar, _sweep_bytes(room - spill.held)
+                config, solver, stored, scaler, plan, every, bar, sweep_bytes(room - spill.held)
             )
             certificate = {"n_iter": stopping.n_iter_, "converged": ~stopping.active}
             if config.stop_tol is not None:
@@ -273,31 +294,43 @@ def _fit_sgd(
                     stored, stopping.active, f"after {plan.epochs} epochs: raise {raised}, or tol"
                 )
         else:
-            for batch in served:
+            for batch in every:
                 solver.partial_fit(batch.cells)
                 bar.update(batch.cells.rows.n_obs)
     logger.info("SGD waited %.1f s for cells, %.0f%% of its time", served.waited,
                 100 * served.share)  # fmt: skip
-    return Fitted(solver.state(), certificate, unconverged)
+    eta0 = None if config.step is None else schedule.eta0
+    return Fitted(solver.state(), certificate, unconverged, eta0)
 
 
-def _sgd(
-    config: Settings, stored: Stored, scaler: Scaler, start: State | None, threads: Threads
+def schedule_of(config: Settings, square: float) -> Schedule:
+    """Steps and penalty of settings that leave no choice; `step` is over `square`, the mean |z|².
+
+    A step of 1 / |z|² moves the score of its own cell by as much as its residual: larger ones
+    overshoot, and the scores saturate, as the first ones of "optimal" do.
+    """
+    (alpha,), (step,) = config.alphas, config.steps
+    rate, eta0 = config.learning_rate, config.eta0
+    if step is not None:
+        rate, eta0 = "constant", (1.0 if step == "auto" else float(step)) / square
+    return Schedule(rate, alpha, eta0, config.power_t, config.penalty, config.sgd_l1_ratio)
+
+
+def make_sgd(
+    config: Settings,
+    schedules: list[Schedule],
+    stored: Stored,
+    scaler: Scaler,
+    start: State | None,
+    threads: Threads,
 ) -> SGD:
+    """The solver of one model for each schedule."""
     classes = stored.cells.classes
     sparse = stored.is_sparse and not config.with_mean
-    schedule = Schedule(
-        config.learning_rate,
-        config.alpha,
-        config.eta0,
-        config.power_t,
-        config.penalty,
-        config.sgd_l1_ratio,
-    )
     return SGD(
         len(classes),
         scaler.shift,
-        schedule,
+        schedules,
         average=config.average,
         intercept_rate=(SPARSE_INTERCEPT_RATE if sparse else 1.0) * config.fit_intercept,
         loss=config.loss,

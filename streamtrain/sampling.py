@@ -13,7 +13,8 @@ from streamtrain.kernels import sampling as kernel
 from streamtrain.quotas import Quotas
 from streamtrain.strata import Race, Strata
 
-_DRAW, _SHUFFLE, HOLD_OUT, _PERMUTE, BLOCKS, MIX = range(6)  # purposes of a random stream
+# Purposes of a random stream.
+_DRAW, _SHUFFLE, HOLD_OUT, _PERMUTE, BLOCKS, MIX, FOLD, JUDGE, DROP = range(9)
 _PIECE = 1 << 20  # random numbers held at a time
 
 

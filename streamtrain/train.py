@@ -6,15 +6,16 @@ import logging
 import os
 import platform
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from streamtrain.adding import Addition
@@ -26,12 +27,20 @@ from streamtrain.budget import (
     parse_bytes,
     release_freed,
 )
-from streamtrain.cells import Cells, Labels, expression_of, labelled_cells, require_file
+from streamtrain.calibration import Calibration
+from streamtrain.cells import (
+    Cells,
+    Labels,
+    common_rows,
+    expression_of,
+    labelled_cells,
+    require_file,
+)
 from streamtrain.config import Settings, takes_settings
 from streamtrain.decode.address import located
-from streamtrain.errors import InputError
+from streamtrain.errors import InputError, some
 from streamtrain.features import Features
-from streamtrain.holdout import hold_out
+from streamtrain.holdout import Folds, folds_of, hold_out
 from streamtrain.model import Model
 from streamtrain.ordered import PlanOrder
 from streamtrain.progress import counted
@@ -47,7 +56,7 @@ from streamtrain.rounds import (
     plan_epochs,
 )
 from streamtrain.sampling_columns import batch_keys, sampling_weights
-from streamtrain.scaling import MomentsPass, RunningMoments
+from streamtrain.scaling import MomentsPass, RunningMoments, Scaler
 from streamtrain.scratch import free_disk, require_free
 from streamtrain.selection import check_enough, top_genes
 from streamtrain.solvers.class_weight import class_weights
@@ -55,10 +64,12 @@ from streamtrain.sources import open_expression, open_source
 from streamtrain.sources.base import Source
 from streamtrain.sources.collection import CollectionSource, report_files
 from streamtrain.sources.genes import Genes
+from streamtrain.sources.lines import read_lines
 from streamtrain.spill import Spill
 from streamtrain.strategies import window_in_cache
 from streamtrain.streaming import sweep
 from streamtrain.threads import Threads
+from streamtrain.trials import MOST, Search, judged_cells, search
 from streamtrain.warm_start import as_model, check_shared, weights_from
 
 logger = logging.getLogger(__name__)
@@ -124,13 +135,38 @@ def train(
     sklearn.exceptions.ConvergenceWarning
         If cell types did not converge within `max_iter`; the message names them.
     """
+    [outcome] = run(X, [labels], genes, settings, progress, storage_options)
+    assert outcome.model is not None  # noqa: S101 - one was asked for
+    return outcome.model
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one column of labels: how the trials did, where there are, and the model."""
+
+    labels: Labels
+    search: Search | None
+    model: Model | None
+
+
+def run(
+    X: Any,
+    labels: Sequence[Labels | None],
+    genes: Genes | None,
+    settings: dict[str, Any],
+    progress: bool,
+    storage_options: Mapping[str, Any] | None,
+    *,
+    refit: bool = True,
+) -> list[Outcome]:
+    """Do what `train` and `cross_validate` do, from one reading for all columns of `labels`."""
     before, base = (_named_model(settings, argument) for argument in ("warm_start", "init"))
     weight = settings.get("sampling_weight")
     if weight is not None and not isinstance(weight, str):
         path = isinstance(weight, os.PathLike)
         settings["sampling_weight"] = str(weight) if path else "given as values"
     config = Settings.from_keywords(settings)
-    if X is None or labels is None:
+    if X is None or not labels or any(column is None for column in labels):
         raise InputError("train() needs both X and labels")
     check(config)
     if config.scratch is not None:
@@ -146,28 +182,21 @@ def train(
         closing(_open(X, genes, config, budget, threads, progress)) as source,
     ):
         report_files(source, config.normalize, "sum" if config.check_expression else None)
-        cells = labelled_cells(
-            source, labels, where=config.where, drop_unlabeled=config.drop_unlabeled,
-            least=2 if added is None else 1,
-        )  # fmt: skip
-        columns = cells if added is None else added.join(cells, source.genes)
-        counts = np.bincount(columns.codes, minlength=len(columns.classes))
-        class_weights(config.class_weight, columns.classes, counts)
-        if config.batch_key is not None:
-            cells = replace(cells, batch_key=batch_keys(source, cells, config.batch_key))
-        if weight is not None:
-            cells = replace(cells, weight=sampling_weights(source, cells, weight))
+        targets = _targets(source, labels, weight, config, added)
+        cells = targets[0].cells  # of which other targets have the rows
+        listed = _listed(source, config.gene_list)
         if before is not None:
             check_shared(before, cells.classes, source.genes)
         if config.feature_selection:
             check_enough(source.name, source.n_vars, config.top_genes)
-        held_out = _held_out(source, cells, config)
         known = sum(0 if model is None else model.dataset.nbytes for model in (before, base))
-        room = _room(budget, known, source, cells, len(columns.classes), config)
-        taken = _cells_taken(source.name, cells, held_out, config)
+        room = _room(budget, known, source, targets, config)
+        taken = _cells_taken(source.name, targets, config)
         logger.info(
-            "%s: %d cells x %d genes, %d cell types; memory budget %s",
-            source.name, cells.n_obs, source.n_vars, len(cells.classes), format_bytes(budget),
+            "%s: %d cells x %d genes, %s cell types; memory budget %s",
+            source.name, cells.n_obs, source.n_vars,
+            " and ".join(str(len(target.cells.classes)) for target in targets),
+            format_bytes(budget),
         )  # fmt: skip
         with ExitStack() as scratch:
             kept = room * (_KEPT if config.use_SGD else _KEPT / 2)
@@ -175,7 +204,7 @@ def train(
                 Spill(source.n_vars, config.dtype, config.scratch, memory=kept, threads=threads)
             )
             moments, ordered = _first_pass(
-                source, cells, taken, spill, config, room, kept, threads, progress
+                source, targets, taken, spill, config, room, kept, threads, progress
             )
             if ordered is not None:
                 scratch.callback(ordered.close)
@@ -186,51 +215,164 @@ def train(
                 silent = source.n_vars - len(features.names)
                 if silent:
                     logger.info("%d non-expressed genes are left out", silent)
+                if listed is not None:
+                    features = features.take(np.flatnonzero(listed[features.at]))
+                    logger.info("%d genes of gene_list are trained on", len(features.names))
             else:
                 features = added.features(source.genes, moments)
-            stored = Stored(
-                spill, _recorder(taken), columns, cells, held_out, source.is_sparse, ordered
-            )
 
-            def round_of(config: Settings, features: Features) -> Fitted:
+            def scaler_of(stored: Stored, features: Features, *, apart: bool) -> Scaler:
                 at = features.at if stored.spill is spill else np.arange(len(features.at))
-                scaler = features.scaler(
+                return features.scaler(
                     at, stored.spill.n_vars, with_mean=config.with_mean, dtype=config.dtype,
-                    apart=keeps_apart(config, source.is_sparse),
+                    apart=apart and keeps_apart(config, source.is_sparse),
                 )  # fmt: skip
-                start = None
+
+            def round_of(config: Settings, stored: Stored, features: Features) -> Fitted:
+                scaler = scaler_of(stored, features, apart=True)
+                classes, start = stored.cells.classes, None
                 if added is not None:
-                    start = added.state(columns.classes, features, config)
+                    start = added.state(classes, features, config)
                 if config.warm_start is not None and before is not None:
                     start = weights_from(
-                        before, cells.classes, features, with_mean=config.with_mean,
+                        before, classes, features, with_mean=config.with_mean,
                         fit_intercept=config.fit_intercept, dtype=config.dtype,
                     )  # fmt: skip
                 return fit(config, stored, scaler, start, room, threads, progress=progress)
 
-            if config.feature_selection:
-                check_enough(source.name, len(features.names), config.top_genes)
-                logger.info("Selecting features by a first round of SGD")
-                first = round_of(config.first_round(), features)
-                if first.unconverged:
-                    logger.warning("in the first round %s", first.unconverged)
-                features = features.take(top_genes(first.weights, config.top_genes))
-                del first  # its weights of all genes
-                logger.info(
-                    "%d features are selected; second round of training", len(features.names)
-                )
-                stored = replace(stored, spill=scratch.enter_context(spill.select(features.at)))
-                spill.close()
-            fitted = round_of(config, features)
-        if fitted.unconverged:
-            _warn(fitted.unconverged)
+            def outcome_of(target: Target) -> Outcome:
+                stored = Stored(
+                    spill, _recorder(taken), target.columns, target.cells, target.held_out,
+                    source.is_sparse, ordered,
+                )  # fmt: skip
+                chosen, chosen_features, found = config, features, None
+                if target.folds is not None:
+                    found = search(
+                        config, stored, scaler_of(stored, features, apart=True),
+                        scaler_of(stored, features, apart=False), target.folds, room, threads,
+                        progress=progress,
+                    )  # fmt: skip
+                    chosen = found.config
+                    if not refit:
+                        return Outcome(target.labels, found, None)
+                if config.feature_selection:
+                    check_enough(source.name, len(features.names), config.top_genes)
+                    logger.info("Selecting features by a first round of SGD")
+                    first = round_of(config.first_round(), stored, features)
+                    if first.unconverged:
+                        logger.warning("in the first round %s", first.unconverged)
+                    chosen_features = features.take(top_genes(first.weights, config.top_genes))
+                    del first  # its weights of all genes
+                    logger.info(
+                        "%d features are selected; second round of training",
+                        len(chosen_features.names),
+                    )
+                    fewer = scratch.enter_context(spill.select(chosen_features.at))
+                    stored = replace(stored, spill=fewer)
+                    spill.close()
+                fitted = round_of(chosen, stored, chosen_features)
+                if fitted.unconverged:
+                    _warn(fitted.unconverged)
+                provenance = _provenance(target.labels, source, target.cells, config)
+                n_cells: NDArray[np.int64] | None = stored.counts
+                if added is not None:
+                    n_cells = added.n_cells(target.columns.classes, stored.counts)
+                    provenance["init"] = added.provenance()
+                if found is not None:
+                    provenance["cross_validation"] = found.report()
+                model = _model(
+                    fitted, chosen, target.columns.classes, n_cells, chosen_features, provenance,
+                    None if found is None else found.calibration,
+                )  # fmt: skip
+                return Outcome(target.labels, found, model)
+
+            outcomes = [outcome_of(target) for target in targets]
         logger.info("Model training done")
-        provenance = _provenance(labels, source, cells, config)
-        n_cells: NDArray[np.int64] | None = stored.counts
-        if added is not None:
-            n_cells = added.n_cells(columns.classes, stored.counts)
-            provenance["init"] = added.provenance()
-        return _model(fitted, config, columns.classes, n_cells, features, provenance)
+        return outcomes
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One column of labels.
+
+    Attributes
+    ----------
+    labels
+        As given.
+    cells
+        The labelled cells, the same rows for every target.
+    columns
+        The same, by the classes that the solver has columns of.
+    held_out
+        Which cells epochs are judged by, shape (n,); None for none.
+    folds
+        Of cross-validation; None without it.
+    """
+
+    labels: Labels
+    cells: Cells
+    columns: Cells
+    held_out: NDArray[np.bool_] | None
+    folds: Folds | None
+
+
+def _targets(
+    source: Source,
+    labels: Sequence[Labels | None],
+    weight: Any,
+    config: Settings,
+    added: Addition | None,
+) -> list[Target]:
+    each = [
+        labelled_cells(
+            source, column, where=config.where, drop_unlabeled=config.drop_unlabeled,
+            least=2 if added is None else 1,
+        )
+        for column in labels if column is not None
+    ]  # fmt: skip
+    targets = []
+    for column, cells in zip(labels, common_rows(each), strict=True):
+        columns = cells if added is None else added.join(cells, source.genes)
+        counts = np.bincount(columns.codes, minlength=len(columns.classes))
+        class_weights(config.class_weight, columns.classes, counts)
+        if config.batch_key is not None:
+            cells = replace(cells, batch_key=batch_keys(source, cells, config.batch_key))
+        if weight is not None:
+            cells = replace(cells, weight=sampling_weights(source, cells, weight))
+        folds = None
+        if config.folds is not None:
+            folds = folds_of(
+                source, cells, n=config.folds, groups=config.validation_groups,
+                seed=config.random_state,
+            )  # fmt: skip
+        held_out = _held_out(source, cells, config)
+        targets.append(Target(column, cells, columns, held_out, folds))  # type: ignore[arg-type]
+    return targets
+
+
+def _listed(source: Source, gene_list: str | list[str] | None) -> NDArray[np.bool_] | None:
+    """Mark the source's genes that `gene_list` names, shape (n_vars,); None for all."""
+    if gene_list is None:
+        return None
+    names = gene_list
+    if isinstance(names, str):
+        require_file(names, "gene_list")
+        names = [name for name in read_lines(names, "gene_list") if name]
+    at = pd.Index(source.genes).get_indexer(pd.Index(names, dtype=object))
+    found = np.zeros(source.n_vars, bool)
+    found[at[at >= 0]] = True
+    if not found.any():
+        raise InputError(
+            f"{source.name}: none of its genes is in gene_list; it has names such as "
+            f"{some(source.genes)}, the list {some(names)}"
+        )
+    lacking = np.asarray(names, object)[at < 0]
+    if len(lacking):
+        logger.warning(
+            "%s: %d of %d genes of gene_list are not there: %s", source.name, len(lacking),
+            len(names), some(lacking),
+        )  # fmt: skip
+    return found
 
 
 def _named_model(settings: dict[str, Any], argument: str) -> Model | None:
@@ -271,33 +413,39 @@ def _held_out(source: Source, cells: Cells, config: Settings) -> NDArray[np.bool
     return held
 
 
-def _cells_taken(
-    name: str, cells: Cells, held_out: NDArray[np.bool_] | None, config: Settings
-) -> NDArray[np.bool_] | None:
+def _cells_taken(name: str, targets: list[Target], config: Settings) -> NDArray[np.bool_] | None:
     """Mark the cells that any round takes, shape (n,); None for all of them."""
+    cells, held_out = targets[0].cells, targets[0].held_out
     n = cells.n_obs if held_out is None else int((~held_out).sum())
     if not (config.trains_sgd and config.mini_batch):
         return None
-    if n <= config.batch_size:
+    repeats = config.replace or config.quotas is not None
+    if n <= config.batch_size and not repeats:
         raise InputError(
             f"{name}: mini-batches need more cells than batch_size; got {n:,} cells and "
             f"batch_size={config.batch_size:,}: lower batch_size (--batch-size), or leave out "
             "mini_batch"
         )
-    if n < 10_000:
+    if n < 10_000 and config.folds is None:
         logger.warning(
             "%s: %d cells are few for mini-batches; SGD over whole epochs (mini_batch=False) may "
             "do better", name, n,
         )  # fmt: skip
-    plan = plan_epochs(config, cells, held_out)  # refuses what cannot be drawn
-    if not config.use_SGD:  # the second round takes every cell
-        return None
-    drawn = plan.ever_drawn()
-    if held_out is not None:
-        every = np.ones(cells.n_obs, bool)
-        every[~held_out] = drawn
-        drawn = every
-    return None if drawn.all() else drawn
+    taken = np.zeros(cells.n_obs, bool)
+    for target in targets:
+        plan = plan_epochs(config, target.cells, target.held_out)  # refuses what cannot be drawn
+        if not config.use_SGD:  # the second round takes every cell
+            return None
+        drawn = plan.ever_drawn()
+        if target.held_out is not None:
+            taken |= target.held_out
+            taken[~target.held_out] |= drawn
+        else:
+            taken |= drawn
+        if target.folds is not None:
+            judged = judged_cells(target.columns, target.folds, config)
+            taken[judged.at] = True
+    return None if taken.all() else taken
 
 
 def _recorder(
@@ -312,7 +460,7 @@ def _recorder(
 
 def _first_pass(
     source: Source,
-    cells: Cells,
+    targets: list[Target],
     taken: NDArray[np.bool_] | None,
     spill: Spill,
     config: Settings,
@@ -325,6 +473,7 @@ def _first_pass(
 
     They are kept by `spill`, or, where the page cache would not hold them, in plan order.
     """
+    cells = targets[0].cells
     check: Literal["sum"] | None = "sum" if config.check_expression else None
     expression = expression_of(
         source, cells.rows, normalize=config.normalize, check=check, dtype=config.dtype,
@@ -380,7 +529,7 @@ def _in_plan_order(
     So it is where the drawn cells outgrow the page cache, which would be read cell by cell.
     """
     way = config.use_SGD and config.mini_batch
-    if not way or config.early_stopping or config.feature_selection:
+    if not way or config.early_stopping or config.feature_selection or config.folds is not None:
         return None
     cache = free_memory()
     if n_taken * cell_bytes <= cache:  # before the cells are grouped for a plan once more
@@ -394,9 +543,7 @@ def _in_plan_order(
     return PlanOrder(plan, size, n_vars, config.dtype, config.scratch, threads=threads)
 
 
-def _room(
-    budget: int, known: int, source: Source, cells: Cells, n_columns: int, config: Settings
-) -> int:
+def _room(budget: int, known: int, source: Source, targets: list[Target], config: Settings) -> int:
     """Bytes of the budget that are left for cells.
 
     Taken already: the `known` bytes of models to go on from, weights of the columns, moments
@@ -406,7 +553,13 @@ def _room(
     keys and cells to sort by weight) and what serving does. A reserve stays for what reading leaves
     behind.
     """
+    cells = targets[0].cells
+    n_columns = max(len(target.columns.classes) for target in targets)
     fixed = known + fixed_bytes(config, source.n_vars, n_columns)
+    # Codes of the other targets, folds, and what cells are judged by.
+    fixed += 5 * cells.n_obs * (len(targets) - 1)
+    if config.folds is not None:
+        fixed += 9 * cells.n_obs + MOST * (16 * n_columns + 32)
     fixed += 12 * 8 * source.n_vars + 32 * cells.n_obs + READING_RESERVE
     fixed += 4 * cells.n_obs * (config.init is not None)  # labels as the model has them
     if cells.batch_key is not None:
@@ -437,6 +590,7 @@ def _model(
     n_cells: NDArray[np.int64] | None,
     features: Features,
     provenance: dict[str, Any],
+    calibration: Calibration | None,
 ) -> Model:
     state = fitted.state
     weights: dict[str, Any] = {"coef": state.coef, "intercept": state.intercept}
@@ -448,6 +602,9 @@ def _model(
             "intercept_last": state.intercept,
             "n_averaged": state.n_averaged,
         }
+    settings = config.to_dict()
+    if fitted.eta0 is not None:
+        settings |= {"learning_rate": "constant", "eta0": fitted.eta0}
     return Model.build(
         **weights,
         cell_types=classes,
@@ -460,7 +617,8 @@ def _model(
         with_mean=config.with_mean,
         t=state.t,
         certificate=fitted.certificate,
-        settings=config.to_dict(),
+        settings=settings,
+        calibration=None if calibration is None else asdict(calibration),
         provenance=provenance,
         description={
             "date": config.date or str(datetime.now()),

@@ -23,11 +23,12 @@ def as_model(start: Any, argument: str) -> Model | None:
     """Turn what `argument` may be into a model: a Model, the path of one, None or False."""
     if start is None or start is False:
         return None
-    if isinstance(start, Model):
-        return start
-    if not isinstance(start, (str, os.PathLike)):
+    if not isinstance(start, (Model, str, os.PathLike)):
         raise InputError(f"{argument} must be a Model or the path of one; got {start!r}")
-    return Model.load(start)
+    model = start if isinstance(start, Model) else Model.load(start)
+    if model.calibration is not None:
+        logger.info("%s: its calibration is left out: new weights need a new one", argument)
+    return model
 
 
 def check_shared(model: Model, classes: NDArray[np.object_], genes: NDArray[np.object_]) -> None:

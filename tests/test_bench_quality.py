@@ -7,10 +7,13 @@ import pytest
 import scipy.sparse as sp
 from sklearn import metrics
 
-from benchmarks import settings
+import streamtrain
+from benchmarks import comparison, settings
+from benchmarks.comparison import BALANCED, LOGISTIC, RECIPE, SGD
 from benchmarks.contenders import training
 from benchmarks.contenders.split import Split, split
 from benchmarks.measuring import Case, WrongWorkError
+from benchmarks.questions import CONDITIONS, DONORS, KINDS, PAIRS, QUESTIONS, STUDIES, chosen
 from benchmarks.suites import quality
 from streamtrain.errors import InputError
 from tests import atlas
@@ -54,6 +57,7 @@ def test_scores__by_hand():
     share = [0.3 / 0.9, 0.9 / 1.1, 1.0, 0.8 / 1.6, 1.0, 1 / 3]  # the last: all 0, so even
     assert got["log_loss"] == pytest.approx(-np.log(share).mean())
     assert got["confidence"] == pytest.approx((0.5 + 0.9 + 1.0 + 0.8 + 0.0 + 0.0) / 6)
+    assert got["hopeless"] == pytest.approx(2 / 6)
     # Bins of 1/15: 0.5, 0.8, {0.9} and {1.0} alone, and the two confidences of 0 together.
     assert got["calibration_error"] == pytest.approx((0.5 + 0.2 + 0.1 + 0.0 + 1.0) / 6)
 
@@ -120,6 +124,23 @@ def test_check__wrong_work(work, message):
         check(work)
 
 
+def adapted(**changes):
+    """The same, with five right of six once adapted."""
+    work = {"auto_adapted": np.array(True), "auto_predicted": np.array([0, 1, 1, 0, 2, 2])}
+    return found(auto_classes=np.array(["T", "B", "NK"]),
+                 auto_probabilities=np.full((6, 3), 0.5), **work) | changes  # fmt: skip
+
+
+def test_check__adapted_work_gets_scores_of_its_own():
+    line = check(adapted())
+    assert (line["accuracy"], line["auto_accuracy"]) == pytest.approx((4 / 6, 5 / 6))
+    assert line["auto_log_loss"] == pytest.approx(np.log(3))
+    assert line["auto_adapted"] is True
+    assert len(line) == 2 + 2 * len(quality.scores(found(), TRUTH))
+    with pytest.raises(WrongWorkError, match=r"shape \(6, 2\)"):
+        check(adapted(auto_probabilities=np.ones((6, 2))))
+
+
 def test_check__other_cells():
     with pytest.raises(WrongWorkError, match="other cells"):
         check(found(), digest="others")
@@ -180,6 +201,40 @@ def test_split__quarter_of_the_groups_is_drawn_once(tmp_path):
     assert split(job | {"held_out": halves.held_out}).digest == halves.digest
 
 
+def test_split__inner_groups(tmp_path):
+    path = store(tmp_path / "a.h5ad", ["g", "h"], ["B", "T", "Other", "B"], list("xyzz"))
+    job = {"files": [path], "label": "kind", "group": "donor", "held_out": ["y"], "drop": ["Other"]}
+    halves = split(job | {"inner": "donor"})
+    assert halves.train.obs["group"].tolist() == ["x", "z"]
+    assert "group" not in halves.query.obs
+    assert "group" not in split(job | {"inner": None}).train.obs
+    assert halves.digest == split(job).digest
+
+
+def test_split__inner_groups_of_files_trained_on_alone(tmp_path):
+    files = [
+        store(tmp_path / "a.h5ad", ["g"], ["B", "T"], ["x", "y"]),
+        store(tmp_path / "b.h5ad", ["g"], ["T", "B"], ["x", "x"]),
+    ]
+    other = anndata.read_h5ad(files[1])
+    del other.obs["donor"]
+    other.write_h5ad(files[1])
+    job = {"files": files, "label": "kind", "group": "study", "drop": [], "inner": "donor"}
+    assert split(job | {"held_out": ["b"]}).train.obs["group"].tolist() == ["x", "y"]
+    with pytest.raises(KeyError, match="donor"):
+        split(job | {"held_out": ["a"]})
+
+
+def test_split__some_groups_to_learn_from(tmp_path):
+    labels = ["B", "T", "B", "T", "B", "Rare"]
+    path = store(tmp_path / "a.h5ad", ["g", "h"], labels, list("xxyyzz"))
+    job = {"files": [path], "label": "kind", "group": "donor", "held_out": ["y"], "drop": []}
+    halves = split(job | {"trained_on": ["x"]})
+    assert halves.train.obs["cell_type"].tolist() == ["B", "T"]
+    assert halves.truth.tolist() == ["B", "T"]
+    assert list(split(job).types) == ["B", "Rare", "T"]
+
+
 def test_evidence__label_that_is_no_class():
     obs = pd.DataFrame({"cell_type": ["B", "T"]}, ["a", "b"])
     cells = anndata.AnnData(sp.csr_matrix((2, 1), dtype=np.float32), obs)
@@ -190,19 +245,27 @@ def test_evidence__label_that_is_no_class():
     assert all(array.dtype != object for array in evidence.values())
 
 
-def test_contender__ours_does_the_work(tmp_path):
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
     cells = atlas.make()
     cells.X = cells.layers.pop("counts")
-    cells.write_h5ad(tmp_path / "a.h5ad")
-    job = {
-        "files": [str(tmp_path / "a.h5ad")], "label": "cell_type", "group": "donor", "held_out": [],
-        "drop": [], "epochs": 2, "batch_size": 100, "repeat": 3,
-        "train": {"use_SGD": True, "mini_batch": True},
+    path = tmp_path_factory.mktemp("quality") / "a.h5ad"
+    cells.write_h5ad(path)
+    return {
+        "files": [str(path)], "label": "cell_type", "group": "donor", "held_out": [], "drop": [],
+        "inner": "donor", "epochs": 2, "batch_size": 100, "repeat": 3, "train": atlas.MINI,
     }  # fmt: skip
+
+
+def case_of(job):
     halves = split(job)
-    _, counts, evidence = training.quality(job)
     answer = quality.Answer(halves.digest, halves.types, halves.truth)
-    case = Case("case", job, (), reference=answer)
+    return Case("case", job, (), reference=answer)
+
+
+def test_contender__ours_does_the_work(job):
+    case = case_of(job)
+    _, counts, evidence = training.quality(job)
     quality.check(case, {"ours": [evidence]}, {"ours": [counts]})
     assert counts["steps"] == 2 * 450
     with pytest.raises(WrongWorkError, match="ours took 899 steps, not 900"):
@@ -215,6 +278,34 @@ def test_contender__ours_does_the_work(tmp_path):
     assert counts["accuracy"] > 0.9
 
 
+@pytest.mark.parametrize("inner", ["donor", None])
+def test_contender__recipe_may_hold_out_groups_and_adapts_once_more(job, monkeypatch, inner):
+    told = []
+
+    def train(cells, *args, recipe, validation_groups=None, **options):
+        told.append((recipe, validation_groups))
+        assert (validation_groups is None) == ("group" not in cells.obs)
+        return streamtrain.train(cells, *args, epochs=2, batch_size=100, **atlas.MINI, **options)
+
+    def predict(*args, adapt="none", **options):
+        table = streamtrain.predict(*args, **options)
+        if adapt == "auto":
+            table.attrs["adapt"] = {"adapted": True}
+            table["predicted_labels"] = "B"
+        return table
+
+    monkeypatch.setattr(training, "train", train)
+    monkeypatch.setattr(training, "predict", predict)
+    (recipe,) = (one for one in quality.SEEDED if one.name == comparison.RECIPE)
+    job = job | {"inner": inner} | recipe.options
+    _, counts, evidence = training.quality(job)
+    quality.check(case_of(job), {"ours": [evidence]}, {"ours": [counts]})
+    assert told == [("atlas", "group" if inner else None)]
+    assert counts["accuracy"] > 0.9 > counts["auto_accuracy"] > 0
+    assert counts["auto_adapted"] is True
+    assert "adapted" not in counts
+
+
 def test_cases__files_that_are_not_there(tmp_path, monkeypatch):
     monkeypatch.setattr(quality, "atlas", lambda *_, **__: tmp_path / "small.h5ad")
     chosen = settings.load("quality", [f"data='{tmp_path}'", "sets=['lung']"])
@@ -222,7 +313,55 @@ def test_cases__files_that_are_not_there(tmp_path, monkeypatch):
         quality.cases(chosen)
 
 
-def test_cases__unknown_set():
-    chosen = settings.load("quality", ["sets=['lungs']"])
-    with pytest.raises(InputError, match="no 'lungs': did you mean 'lung'"):
-        quality.cases(chosen)
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sets=['lungs']", "no 'lungs': did you mean 'lung'"),
+        ("contenders=['CellTypist SDG']", "no 'CellTypist SDG': did you mean 'CellTypist SGD'"),
+    ],
+)
+def test_cases__unknown(text, message, monkeypatch):
+    monkeypatch.setattr(quality, "atlas", lambda *_, **__: "small.h5ad")
+    with pytest.raises(InputError, match=message):
+        quality.cases(settings.load("quality", [text]))
+
+
+def test_cases__who_answers_what(job, monkeypatch):
+    def read(asked):
+        return split(job | {"trained_on": asked["trained_on"] and ["D1", "D2"]})
+
+    monkeypatch.setattr(quality, "atlas", lambda *_, **__: "small.h5ad")
+    monkeypatch.setattr(quality, "real", lambda name, _: name)
+    monkeypatch.setattr(quality, "split", read)
+    names = ["lung", "pancreas, Tosti to Muraro"]
+    lung, logistic, pair = quality.cases(settings.load("quality", [f"sets={names}"]))
+    assert [one.name for one in lung.contenders] == [RECIPE, SGD, BALANCED]
+    assert [one.name for one in logistic.contenders] == [LOGISTIC]
+    assert (lung.repeats, logistic.repeats) == (None, 1)
+    assert [one.name for one in pair.contenders] == [RECIPE]
+    assert (lung.about["kind"], pair.about["kind"]) == ("donors", "pairs")
+    assert lung.job["batch_size"] == 200  # there are 450 cells to train on
+    assert lung.depends == logistic.depends != pair.depends
+    fewer = [f"sets={names}", "contenders=['CellTypist logistic']", "epochs=2"]
+    (only,) = quality.cases(settings.load("quality", fewer))
+    assert only.depends == lung.depends | {"epochs": 2}
+
+
+def test_questions__as_many_as_the_data_allow():
+    kinds = [question.kind for question in chosen([]).values()]
+    assert [kinds.count(kind) for kind in KINDS] == [8, 3, 4 + 4 * 3, 4 * 3]
+    splits = {(q.files, q.held_out, q.trained_on, q.group) for q in QUESTIONS.values()}
+    assert len(splits) == len(QUESTIONS)
+
+
+def test_questions__chosen():
+    assert list(chosen(["lung", "bone marrow, mouse"])) == ["bone marrow, mouse", "lung"]
+    assert list(chosen(["simulated"])) == ["simulated"]
+    some = chosen([CONDITIONS, "lung"])
+    assert [q.kind for q in some.values()] == [CONDITIONS, DONORS, CONDITIONS, CONDITIONS]
+    assert len(chosen([STUDIES, PAIRS])) == 16 + 12
+    pair = QUESTIONS["pancreas, Tosti to Muraro"]
+    assert (pair.trained_on, pair.held_out) == (("Tosti et al. 2021",), ("Muraro et al. 2016",))
+    far = QUESTIONS["PBMC, IFN-beta to 3k"]
+    assert (far.files, far.held_out) == (("pbmc_kang_ifnb", "pbmc3k"), ("pbmc3k",))
+    assert (far.label, far.inner) == ("cell_type_coarse", "donor")

@@ -28,7 +28,7 @@ LAYERS = [
         "atomic", "budget", "buffers", "config", "partial", "pickled", "progress", "quotas", "rows",
         "scratch", "threads",
     ),
-    ("scaling", "sampling", "strata", "mixing", "expression"),
+    ("scaling", "sampling", "strata", "mixing", "expression", "calibration"),
     ("sharded", "shards", "shuffle", "synthetic", "writing"),
     ("sources", "decode"),
     ("cells", "spill", "streaming", "batches", "sampling_columns", "tiles", "holdout", "named"),
@@ -37,8 +37,12 @@ LAYERS = [
     ("celltypist_export", "celltypist_import", "model_edit", "model_schema", "model_store"),
     ("solvers", "model", "gpu"),
     ("rounds", "scoring", "selection", "features", "warm_start", "standardised", "adding"),
-    ("estimator",),
-    ("train", "predict", "evaluate", "plot", "simulate", "cluster", "convert", "conversion"),
+    ("estimator", "trials"),
+    ("train",),
+    (
+        "cross_validate", "predict", "evaluate", "plot", "simulate", "cluster", "convert",
+        "conversion",
+    ),
     ("demo", "cli", "__main__", ""),
 ]
 # fmt: on

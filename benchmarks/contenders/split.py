@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-TYPE = "cell_type"
+TYPE, GROUP = "cell_type", "group"
 STUDY = "study"  # the group that every file can tell of its cells: its own name
 
 
@@ -27,7 +27,8 @@ class Split:
     Attributes
     ----------
     train, query
-        AnnData: X is CSR, float32, log1p of counts per 10,000; obs has `cell_type`.
+        AnnData: X is CSR, float32, log1p of counts per 10,000; obs has `cell_type`, and that of
+        the training half `group`, where the job names an `inner` column.
     digest
         Of the counts, genes and labels of both halves: equal digests, equal cells.
     held_out
@@ -95,7 +96,9 @@ def split(job: dict[str, Any]) -> Split:
         Of which `files`: paths of .h5ad with raw counts, joined on the genes that all have;
         `label`: obs column of the types; `group`: obs column of donors or the like, or "study";
         `held_out`: the groups to annotate, or none for a quarter of them, the same on every call;
-        `drop`: labels whose cells are left out of both halves.
+        `drop`: labels whose cells are left out of both halves; and, where given,
+        `trained_on`: the groups to learn from, by default all the others;
+        `inner`: obs column of the groups within the training half, which its files have.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on names of cells that are not unique
@@ -111,9 +114,14 @@ def split(job: dict[str, Any]) -> Split:
     )
     held_out = list(job["held_out"]) or _quarter(group)
     kept, query = ~np.isin(labels, job["drop"]), np.isin(group, held_out)
-    known = np.isin(labels, labels[kept & ~query])
-    halves = [(X[rows], labels[rows]) for rows in (kept & ~query, kept & query & known)]
+    taken = kept & ~query
+    if job.get("trained_on"):
+        taken &= np.isin(group, job["trained_on"])
+    known = np.isin(labels, labels[taken])
+    halves = [(X[rows], labels[rows]) for rows in (taken, kept & query & known)]
     train, annotated = (_adata(counts, names, genes) for counts, names in halves)
+    if job.get("inner"):
+        train.obs[GROUP] = _inner(parts, taken, job)
     return Split(
         train,
         annotated,
@@ -130,6 +138,17 @@ def everything(job: dict[str, Any]) -> Split:
 
 def _groups(part: anndata.AnnData, key: str, path: str) -> NDArray[Any]:
     return np.full(part.n_obs, Path(path).stem) if key == STUDY else _strings(part.obs[key])
+
+
+def _inner(parts: list[Any], taken: NDArray[np.bool_], job: dict[str, Any]) -> NDArray[Any]:
+    """Group of each cell of the training half; a file without any need not have the column."""
+    found, start = [], 0
+    for part, path in zip(parts, job["files"], strict=True):
+        rows = taken[start : start + part.n_obs]
+        start += part.n_obs
+        if rows.any():
+            found.append(_groups(part, job["inner"], path)[rows])
+    return np.concatenate(found)
 
 
 def _quarter(group: NDArray[Any]) -> list[str]:

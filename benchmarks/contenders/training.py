@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.contenders import windows
-from benchmarks.contenders.split import TYPE, everything, split
+from benchmarks.contenders.split import GROUP, TYPE, Split, everything, split
 from streamtrain import Model, open_source, predict, train
 
 
@@ -88,20 +88,37 @@ def by_hand(job: dict[str, Any]) -> Iterator[Any]:
 
 
 def quality(job: dict[str, Any]) -> Iterator[Any]:
-    """Train on one half of a split and annotate the other; `train` has what train() is told."""
+    """Train on one half of a split and annotate the other; `train` has what train() is told.
+
+    A recipe may hold out groups of the training half. For each mode in `adapt` the same model
+    annotates once more; what it then finds is named by the mode.
+    """
     halves = split(job)
     counts = halves.counts()
     options = dict(job["train"])
     if options.get("use_SGD"):
         options |= {key: job[key] for key in ("batch_size", "epochs")}
+    if "recipe" in options and job["inner"]:
+        options["validation_groups"] = GROUP
     yield
     model = train(halves.train, TYPE, random_state=job["repeat"], progress=False, **options)
     if options.get("use_SGD"):
         counts["steps"] = int(model.dataset.attrs["t"]) - 1
     yield counts
-    table: Any = predict(model, halves.query, probabilities=True, progress=False)
+    evidence = _annotated(model, halves)
+    for mode in job.get("adapt", ()):
+        again = _annotated(model, halves, adapt=mode)
+        evidence |= {f"{mode}_{key}": again[key] for key in again.keys() - {"truth"}}
+    yield evidence
+
+
+def _annotated(model: Model, halves: Split, **options: Any) -> dict[str, Any]:
+    """Evidence of a model; with `adapted`, where predict() says whether it adapted."""
+    table: Any = predict(model, halves.query, probabilities=True, progress=False, **options)
     probabilities = table.drop(columns=["predicted_labels", "conf_score"])
-    yield halves.evidence(probabilities.columns, table["predicted_labels"], probabilities)
+    found = halves.evidence(probabilities.columns, table["predicted_labels"], probabilities)
+    told = table.attrs.get("adapt", {})
+    return found | ({"adapted": np.array(told["adapted"])} if "adapted" in told else {})
 
 
 def solve(job: dict[str, Any]) -> Iterator[Any]:

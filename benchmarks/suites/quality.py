@@ -1,104 +1,60 @@
 """Quality: donors and studies that training has not seen, annotated and scored by one code.
 
 Each contender trains on the same normalised cells in memory and hands back, of every query cell,
-the predicted type and the probabilities that it reports; times are of training alone.
+the predicted type and the probabilities that it reports. CellTypist's runs are kept in the cache
+folder: nothing of ours changes them.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
+from benchmarks import comparison
 from benchmarks.atlases import DONOR, LABEL, atlas, real
-from benchmarks.contenders.split import STUDY, split
+from benchmarks.contenders.split import Split, split
 from benchmarks.measuring import Case, Contender, Evidence, WrongWorkError
-from benchmarks.report import SECONDS, Column, View, bars
+from benchmarks.questions import PAIRS, SIMULATED, Question, chosen
+from benchmarks.report import Column, View
 from streamtrain.errors import InputError, near
 
 _OURS, _THEIRS = (f"benchmarks.contenders.{m}:quality" for m in ("training", "celltypist"))
 _SGD = {"use_SGD": True, "mini_batch": True}
 _BALANCED = {"balance_cell_type": True}
 SEEDED = (
-    Contender("streamtrain", _OURS, options={"train": _SGD}),
-    Contender("streamtrain, balanced", _OURS, options={"train": _SGD | _BALANCED}),
     Contender(
-        "streamtrain, balanced, averaged",
-        _OURS,
-        options={"train": _SGD | _BALANCED | {"average": True}},
+        comparison.RECIPE, _OURS, options={"train": {"recipe": "atlas"}, "adapt": [comparison.AUTO]}
     ),
-    Contender("CellTypist SGD", _THEIRS, "celltypist", {"train": _SGD}),
-    Contender("CellTypist SGD, balanced", _THEIRS, "celltypist", {"train": _SGD | _BALANCED}),
+    Contender("streamtrain", _OURS, options={"train": _SGD}),
+    Contender(comparison.SGD, _THEIRS, "celltypist", {"train": _SGD}),
+    Contender(comparison.BALANCED, _THEIRS, "celltypist", {"train": _SGD | _BALANCED}),
 )
 LOGISTIC = (
     Contender("streamtrain logistic", _OURS, options={"train": {}}),
-    Contender("CellTypist logistic", _THEIRS, "celltypist", {"train": {}}),
+    Contender(comparison.LOGISTIC, _THEIRS, "celltypist", {"train": {}}),
 )
-SIMULATED = "simulated"
+_CONTENDERS = Path(__file__).parents[1] / "contenders"
 _BINS = 15
+_HOPELESS = 1e-3
 _SCORES = (
     ("macro_f1", "macro-F1"),
     ("accuracy", "accuracy"),
     ("balanced_accuracy", "balanced accuracy"),
     ("log_loss", "log-loss"),
     ("calibration_error", "calibration error"),
+    ("hopeless", "no probability of 0.001"),
 )
-VIEW = View((*(Column(*score, "{:.3f}".format) for score in _SCORES), SECONDS), None, bars)
-
-
-@dataclass(frozen=True)
-class Question:
-    """Which cells to annotate, and which to learn that from.
-
-    Attributes
-    ----------
-    files
-        Names of files in the data folder; several are joined on their common genes.
-    group
-        obs column of donors, libraries or studies; "study" is the file.
-    held_out
-        The groups to annotate; by default a quarter of them, drawn once.
-    label
-        obs column of the cell types. `cell_type_coarse` names alike what the PBMC sets name each
-        in its own way, and pools the FACS sorts of CD4 and of CD8 T cells.
-    """
-
-    files: tuple[str, ...]
-    group: str
-    held_out: tuple[str, ...] = ()
-    label: str = LABEL
-
-
-_PANCREAS, _COARSE = ("pancreas_4studies",), "cell_type_coarse"
-QUESTIONS = {
-    "bone marrow, mouse": Question(("mouse_bm_paul15",), "batch"),
-    "lung": Question(("lung_ts",), "donor"),
-    "mammary gland, mouse": Question(("mouse_mammary_mca",), "batch"),
-    "BALF": Question(("balf_covid",), "donor"),
-    "brain": Question(("brain_habib17",), "batch"),
-    "PBMC, IFN-beta": Question(("pbmc_kang_ifnb",), "donor"),
-    "PBMC, 10x": Question(("pbmc_10x_4k8k",), "batch"),
-    "pancreas": Question(_PANCREAS, "donor"),
-    "pancreas, study Fasolino": Question(_PANCREAS, "batch", ("Fasolino et al. 2022",)),
-    "pancreas, study Muraro": Question(_PANCREAS, "batch", ("Muraro et al. 2016",)),
-    "pancreas, study Tosti": Question(_PANCREAS, "batch", ("Tosti et al. 2021",)),
-    "pancreas, study Tritschler": Question(_PANCREAS, "batch", ("Tritschler et al. 2022",)),
-    "PBMC, 3k to FACS": Question(
-        ("pbmc3k", "pbmc_zheng_facs"), STUDY, ("pbmc_zheng_facs",), _COARSE
-    ),
-    "PBMC, 10x to FACS": Question(
-        ("pbmc_10x_4k8k", "pbmc_zheng_facs"), STUDY, ("pbmc_zheng_facs",), _COARSE
-    ),
-    "PBMC, IFN-beta to 3k": Question(("pbmc_kang_ifnb", "pbmc3k"), STUDY, ("pbmc3k",), _COARSE),
-    "PBMC, 10x to IFN-beta": Question(
-        ("pbmc_10x_4k8k", "pbmc_kang_ifnb"), STUDY, ("pbmc_kang_ifnb",), _COARSE
-    ),
-    SIMULATED: Question((SIMULATED,), DONOR),
-}
+VIEW = View(
+    tuple(Column(*score, "{:.3f}".format) for score in _SCORES), None, comparison.dots,
+    (comparison.beside_celltypist, comparison.adaptation),
+)  # fmt: skip
 _NO_TYPES = ("Other", "Unclassified")  # what an annotator left over
 
 
@@ -113,41 +69,57 @@ class Answer:
 
 def cases(settings: dict[str, Any]) -> list[Case]:
     """Each question twice: a run for each seed of those that draw, one of what does not."""
-    unknown = [name for name in settings["sets"] if name not in QUESTIONS]
+    known = [one.name for one in (*SEEDED, *LOGISTIC)]
+    unknown = [name for name in settings["contenders"] if name not in known]
     if unknown:
-        raise InputError(f"sets: there is no {unknown[0]!r}: {near(unknown[0], QUESTIONS)}")
+        raise InputError(f"contenders: there is no {unknown[0]!r}: {near(unknown[0], known)}")
     shape = {k: settings[k] for k in ("genes", "cell_types", "donors")}
     common = {"drop": _NO_TYPES, "epochs": settings["epochs"], "batch_size": 200}
     small = atlas("h5ad", cells=settings["warm_up_cells"], **shape)
     warm_up = common | {"files": [str(small)], "label": LABEL, "group": DONOR, "held_out": []}
-    warm_up |= {"epochs": 1, "repeat": 0}
+    warm_up |= {"inner": DONOR, "epochs": 1, "repeat": 0}
     found = []
-    for name in settings["sets"]:
-        question = QUESTIONS[name]
+    for name, question in chosen(settings["sets"]).items():
         job: dict[str, Any] = common | {
             "files": [_file(file, settings, shape) for file in question.files],
             "label": question.label, "group": question.group, "held_out": question.held_out,
+            "inner": question.inner, "trained_on": question.trained_on,
         }  # fmt: skip
         halves = split(job)
         job["held_out"] = halves.held_out
         if halves.train.n_obs > settings["batch_size"]:
             job["batch_size"] = settings["batch_size"]
-        answer = Answer(halves.digest, halves.types, halves.truth)
-        about = {"held_out": halves.held_out}
-        found += [
-            Case(
-                name,
-                job,
-                who,
-                warm_up,
-                repeats=repeats,
-                files=job["files"],
-                about=about,
-                reference=answer,
-            )
-            for who, repeats in ((SEEDED, None), (LOGISTIC, 1))
-        ]
+        for contenders, repeats in ((SEEDED, None), (LOGISTIC, 1)):
+            case = Case(
+                name, job, _who(contenders, question, settings), warm_up, repeats=repeats,
+                files=job["files"], about={"kind": question.kind, "held_out": halves.held_out},
+                reference=Answer(halves.digest, halves.types, halves.truth),
+                depends=_depends(halves, job),
+            )  # fmt: skip
+            found += [case] if case.contenders else []
     return found
+
+
+def _who(
+    contenders: Sequence[Contender], question: Question, settings: dict[str, Any]
+) -> list[Contender]:
+    """Those whom the settings name; of pairs only those that adapt."""
+    return [
+        one
+        for one in contenders
+        if one.name in settings["contenders"] and (question.kind != PAIRS or "adapt" in one.options)
+    ]
+
+
+def _depends(halves: Split, job: dict[str, Any]) -> dict[str, Any]:
+    """What CellTypist's answers depend on: the cells, its steps, and the code that runs it."""
+    code = b"".join((_CONTENDERS / name).read_bytes() for name in ("celltypist.py", "split.py"))
+    return {
+        "digest": halves.digest,
+        "epochs": job["epochs"],
+        "batch_size": job["batch_size"],
+        "code": hashlib.sha256(code).hexdigest(),
+    }
 
 
 def _file(name: str, settings: dict[str, Any], shape: dict[str, int]) -> str:
@@ -170,9 +142,24 @@ def check(
                 f"{case.name}: {name} predicted in {len(found)} of its runs; there are {len(lines)}"
             )
         for line, one in zip(lines, found, strict=True):
-            if wrong := _wrong(answer, line, one) or _steps(case, line):
+            if wrong := _steps(case, line):
                 raise WrongWorkError(f"{case.name}: {name} {wrong}")
-            line.update(scores(one, answer.truth))
+            for mode, given in _by_mode(one).items():
+                if wrong := _wrong(answer, line, given):
+                    raise WrongWorkError(f"{case.name}: {name} {wrong}")
+                line.update({mode + k: v for k, v in scores(given, answer.truth).items()})
+                if "adapted" in given:
+                    line[f"{mode}adapted"] = bool(given["adapted"])
+
+
+def _by_mode(found: Evidence) -> dict[str, Evidence]:
+    """Evidence of prediction as it is, under "", and as adapted, under the mode's prefix."""
+    prefixes = [key.removesuffix("predicted") for key in found if key.endswith("predicted")]
+    return {
+        prefix: {"truth": found["truth"]}
+        | {key.removeprefix(prefix): found[key] for key in found if key.startswith(prefix)}
+        for prefix in prefixes
+    }
 
 
 def _wrong(answer: Answer, line: dict[str, Any], found: Evidence) -> str:
@@ -223,7 +210,8 @@ def scores(found: Evidence, truth: NDArray[Any]) -> dict[str, float]:
         `macro_f1` and `balanced_accuracy`, means over the types of the truth; `accuracy`;
         `log_loss` of each cell's probabilities divided by their sum (evenly spread where all are
         0) and not taken below 1e-15; `calibration_error`, the expected one of the predicted type's
-        probability as reported, over 15 bins of equal width; `confidence`, that probability's mean.
+        probability as reported, over 15 bins of equal width; `confidence`, that probability's mean;
+        `hopeless`, the share of cells with no probability of 0.001 or more.
     """
     order = np.argsort(found["classes"])
     true = order[np.searchsorted(found["classes"], truth, sorter=order)]
@@ -243,6 +231,7 @@ def scores(found: Evidence, truth: NDArray[Any]) -> dict[str, float]:
         "log_loss": float(-np.log(np.maximum(share, 1e-15)).mean()),
         "calibration_error": calibration_error(confidence, predicted == true),
         "confidence": float(confidence.mean()),
+        "hopeless": float((probabilities.max(axis=1) < _HOPELESS).mean()),
     }
 
 

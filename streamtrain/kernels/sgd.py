@@ -247,6 +247,9 @@ def scores(cells, dense_at, w, q, out, width, wide):
 def sgd(cells, steps, options, shift, dense_at, w, work, width, wide):
     """Take one step per cell, in order, for each column of the stripe; the penalty is L2 or none.
 
+    A cell that no column takes is passed over; otherwise a column that does not take it has a step
+    of 0 and a decay of 1, which leave its numbers as they are.
+
     `dense_at` are the positions of the dense genes, whose `shift` is 0. `width` is as long as the
     stripe has columns, and `wide` as a cache line has numbers. Returns whether every weight is a
     number.
@@ -274,6 +277,7 @@ def sgd(cells, steps, options, shift, dense_at, w, work, width, wide):
     L, V, P = work.rows[:largest], work.rows[largest : 2 * largest], work.rows[2 * largest :]
     shift_norm, length, fine = 0.0, 0.0, True
     tracked, whole = options.norms != UNTRACKED, options.norms == WHOLE
+    taken = steps.taken
     for g in range(len(shift)):
         shift_norm += shift[g] * shift[g]
     for k in range(n):
@@ -288,7 +292,12 @@ def sgd(cells, steps, options, shift, dense_at, w, work, width, wide):
             start, stop, j, dot, own = indptr[i], indptr[i + 1], i - first, dots[i], cells.codes[i]
             if options.passive or whole:
                 length = cells.lengths[i]
-            if options.passive == PASSIVE_1 and length == 0:
+            any_taken = False
+            for k in range(n):
+                any_taken |= taken[group[k], i]
+            if not any_taken or (options.passive == PASSIVE_1 and length == 0):
+                for k in range(n):
+                    V[j, k], P[j, k] = 0, 0
                 continue
             sparse_scores(data, indices, start, stop, U, parts, margin, width)
             if blocked:

@@ -40,7 +40,8 @@ def sgd_l1(cells, steps, options, shift, dense, fold_below, w):
     owe, as far as their weight lasts. These are all genes if `dense`, so a step costs genes x
     columns, three times: as much as scikit-learn's, but that the columns share the cell. Otherwise
     they are the stored ones, and the shift must be 0. Scales below `fold_below` are folded, as
-    scikit-learn's average depends on it. Returns whether every weight is a number.
+    scikit-learn's average depends on it. Genes pay nothing to columns that do not take the cell, be
+    what is owed as it may. Returns whether every weight is a number.
     """
     U, A, paid = w.U, w.A, w.paid
     n_columns, n_genes = len(w.b), U.shape[0]
@@ -49,6 +50,7 @@ def sgd_l1(cells, steps, options, shift, dense, fold_below, w):
     score, step, lost = np.empty(n_columns), np.empty(n_columns), np.empty(n_columns)
     square, absolute = np.empty(n_columns), np.empty(n_columns)
     alpha, eta, length = np.empty(n_columns), np.empty(n_columns), 0.0
+    over = np.empty(n_columns)  # divides what is owed
     for k in range(n_columns):
         alpha[k] = steps.alpha[w.group[k]]
     averaging, tracked = A.shape[0] > 0, options.norms != UNTRACKED
@@ -91,6 +93,7 @@ def sgd_l1(cells, steps, options, shift, dense, fold_below, w):
             w.b[k] += options.intercept_rate * step[k]
             step[k] /= w.scale[k]
             w.owed[k] += steps.levy[w.group[k], i]
+            over[k] = w.scale[k] if steps.taken[w.group[k], i] else np.inf  # a factor took 15%
         square[:] = 0
         absolute[:] = 0
         for j in range(n):
@@ -106,12 +109,12 @@ def sgd_l1(cells, steps, options, shift, dense, fold_below, w):
                     square[k] += row[k] * row[k]
                     absolute[k] += abs(row[k])
             for k in range(n_columns):
-                weight, a = row[k], w.scale[k]
+                weight = row[k]
                 if weight > 0:
-                    row[k] = max(0.0, weight - (w.owed[k] + paid_row[k]) / a)
+                    row[k] = max(0.0, weight - (w.owed[k] + paid_row[k]) / over[k])
                 elif weight < 0:
-                    row[k] = min(0.0, weight + (w.owed[k] - paid_row[k]) / a)
-                paid_row[k] += a * (row[k] - weight)
+                    row[k] = min(0.0, weight + (w.owed[k] - paid_row[k]) / over[k])
+                paid_row[k] += w.scale[k] * (row[k] - weight)
         for k in range(n_columns):
             if averaging and steps.averaged[w.group[k], i]:
                 w.total[k] += w.scale[k]

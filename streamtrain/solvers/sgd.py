@@ -220,25 +220,36 @@ class SGD:
             stripe.w.group[: len(stripe.columns)] = of_column[stripe.columns]
         self._groups = [int(active[at]) for at in first]
 
-    def _steps(self, taken: NDArray[np.bool_], size: int) -> Steps:
-        """Step sizes of the next cells, of which those `taken` count as steps of an average."""
-        n = len(taken)
-        before: NDArray[np.int64] = np.cumsum(taken) - taken
-        eta, decay, levy, averaged = [], [], [], []
-        for column in self._groups:
-            schedule, t = self.schedules[self._model[column]], self._t[column]
-            eta.append(schedule.steps(t, n) / SLOWER ** self._slowed[column])
-            decay.append(schedule.decays(eta[-1]))
-            levy.append(schedule.l1_share * schedule.alpha * eta[-1])
-            averaged.append(taken & (t + before >= self._average_from[column]))
-        used = [self.schedules[self._model[column]] for column in self._groups]
-        alpha = np.array([0.0 if s.penalty is None else s.alpha for s in used])
-        lost = np.array(decay)
-        edges = kernel.block_edges(lost, size)
-        largest = int(np.diff(edges).max())
-        return Steps(np.array(eta), lost, np.array(levy), np.array(averaged), alpha, edges, largest)
+    def _steps(self, taken: NDArray[np.bool_], moves: NDArray[np.bool_], size: int) -> Steps:
+        """Step sizes of the next cells: those that each model has `taken`, (models, n).
 
-    def partial_fit(self, cells: Scaled, sample_weight: NDArray[np.float64] | None = None) -> SGD:
+        Of these the cells that `moves` marks, (n,), count as steps of an average.
+        """
+        of_group = taken[self._model[self._groups]]
+        eta, averaged = np.zeros(of_group.shape), np.zeros(of_group.shape, bool)
+        decay, levy = np.ones(of_group.shape), np.zeros(of_group.shape)
+        alpha = np.zeros(len(of_group))
+        for g, (column, own) in enumerate(zip(self._groups, of_group, strict=True)):
+            schedule, t = self.schedules[self._model[column]], self._t[column]
+            n = np.count_nonzero(own)
+            eta[g, own] = schedule.steps(t, n) / SLOWER ** self._slowed[column]
+            decay[g, own] = schedule.decays(eta[g, own])
+            levy[g] = schedule.l1_share * schedule.alpha * eta[g]
+            counted = own & moves
+            before: NDArray[np.int64] = np.cumsum(counted) - counted
+            averaged[g] = counted & (t + before >= self._average_from[column])
+            alpha[g] = 0.0 if schedule.penalty is None else schedule.alpha
+        edges = kernel.block_edges(decay, size)
+        largest = int(np.diff(edges).max())
+        return Steps(of_group, eta, decay, levy, averaged, alpha, edges, largest)
+
+    def partial_fit(
+        self,
+        cells: Scaled,
+        sample_weight: NDArray[np.float64] | None = None,
+        *,
+        taken: NDArray[np.bool_] | None = None,
+    ) -> SGD:
         """Take one step for each cell of the batch, in order.
 
         Parameters
@@ -247,6 +258,10 @@ class SGD:
             Scaled, with codes; with an L1 penalty no genes apart.
         sample_weight
             Factors of the cells' steps, shape (n_obs,); None for 1.
+        taken
+            Which cells each model takes, shape (models, n_obs), bool; None for all. A model trains
+            as if the others were not in the batch, but for the rounding of sums, as blocks of cells
+            end elsewhere. Not with `epochs`.
 
         Raises
         ------
@@ -260,15 +275,31 @@ class SGD:
         weight = np.asarray(weight, np.float64)
         if weight.shape != (rows.n_obs,):
             raise ValueError(f"{rows.n_obs} cells need as many weights; got {weight.shape}")
+        shape = len(self.schedules), rows.n_obs
+        if taken is None:
+            taken = np.ones(shape, bool)
+        elif self.epochs or taken.shape != shape or taken.dtype != bool:
+            raise ValueError(
+                f"`taken` is bool, {shape}, and not for epochs; got {taken.dtype}, {taken.shape}"
+            )
+        forgets = self._stripes if self._l1_share and not self.epochs else []
+        for stripe in forgets:
+            stripe.w.paid[:], stripe.w.owed[:] = 0, 0
         for start in range(0, rows.n_obs, _PIECE):
             stop = min(start + _PIECE, rows.n_obs)
-            self._partial_fit(cells.slice(start, stop), weight[start:stop])
+            part = cells.slice(start, stop), weight[start:stop], taken[:, start:stop]
+            self._partial_fit(*part)
+        for stripe in forgets:
+            sgd_l1.fold(stripe.w, np.inf)
         return self
 
-    def _partial_fit(self, scaled: Scaled, weight: NDArray[np.float64]) -> None:
+    def _partial_fit(
+        self, scaled: Scaled, weight: NDArray[np.float64], taken: NDArray[np.bool_]
+    ) -> None:
         rows, dense_at, n_genes = scaled.rows, scaled.dense_at, len(self._shift)
+        n_taken = np.count_nonzero(taken, axis=1)[self._model]
         if not self._stripes or rows.codes is None:
-            self._t += rows.n_obs  # as scikit-learn counts, with or without columns that go on
+            self._t += n_taken  # as scikit-learn counts, with or without columns that go on
             return
         n, n_dense, width = rows.n_obs, len(dense_at), self._stripes[0].width
         size = block_size(n_dense, n_genes, width, centred=self._centred)
@@ -280,7 +311,7 @@ class SGD:
             kernel.lengths(rows.data, rows.indptr, scaled.dots, dense, shift_norm, lengths)
         # "pa1" passes over cells without entries.
         skips = self._options.passive == kernel.PASSIVE_1
-        steps = self._steps(lengths != 0 if skips else np.ones(n, bool), size)
+        steps = self._steps(taken, lengths != 0 if skips else np.ones(n, bool), size)
         wide = (0,) * lanes_of(self._dtype)
         blocked = width > 1 and n_dense > 0
         gram = np.empty((n, steps.largest) if blocked else (0, 0), self._dtype)
@@ -316,20 +347,17 @@ class SGD:
             at = stripe.columns
             if self.average:
                 self._n_averaged[at] += steps.averaged.sum(axis=1)[stripe.w.group[: len(at)]]
-        self._t += n
+        self._t += n_taken
 
     def _step_l1(self, stripe: Stripe, cells: Cells, steps: Steps) -> bool:
         w = stripe.w
         if cells.dense.shape[1]:
             raise ValueError("an L1 penalty takes no genes apart")
-        if not self.epochs:
-            w.paid[:], w.owed[:] = 0, 0
         # Where scikit-learn folds: under L1 its average depends on it.
         below = 1e-9 if self._dtype == np.float64 else 1e-6
-        fine = sgd_l1.sgd_l1(cells, steps, self._options, self._shift, not self.sparse, below, w)
-        if not self.epochs:
-            sgd_l1.fold(w, np.inf)
-        return bool(fine)
+        return bool(
+            sgd_l1.sgd_l1(cells, steps, self._options, self._shift, not self.sparse, below, w)
+        )
 
     def end_epoch(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Sums of loss and penalty since the last call, each as before its cell's step.
@@ -447,6 +475,13 @@ class SGD:
         # Copies: what is exported, or all arrays where columns are frozen, twice.
         copies = arrays + (2 * arrays if epochs else 1)
         return weights * (item * copies + 16)
+
+
+def mean_square(cells: Scaled, shift: NDArray[np.float64]) -> float:
+    """Mean squared length |z|² of centred cells."""
+    rows, found = cells.rows, np.empty(cells.rows.n_obs)
+    kernel.lengths(rows.data, rows.indptr, cells.dots, cells.dense, float(np.sum(shift**2)), found)
+    return float(found.mean())
 
 
 def block_size(n_dense: int, n_genes: int, width: int, *, centred: bool) -> int:

@@ -34,9 +34,11 @@ class Steps(NamedTuple):
     """Sizes of the steps, by group of columns and cell, and where blocks of cells begin and end.
 
     Each has shape (groups, n_obs), but for `alpha`, the penalty's, (groups,), and `edges`;
-    `largest` are the cells of the largest block.
+    `largest` are the cells of the largest block. Where a group has not `taken` a cell, eta and levy
+    are 0, the decay is 1, and the cell is not `averaged`.
     """
 
+    taken: NDArray[np.bool_]
     eta: NDArray[np.float64]
     decay: NDArray[np.float64]
     levy: NDArray[np.float64]

@@ -1,0 +1,335 @@
+"""Cells on scratch and settings to choose from in; how each did on held-out cells, the best out.
+
+All trials, a model for each setting and fold, are trained side by side on the mini-batches that
+training takes anyway, each without the cells of its fold: one reading, whatever their number.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamtrain.batches import Batch, batches, gathered
+from streamtrain.budget import format_bytes
+from streamtrain.calibration import Calibration
+from streamtrain.cells import Cells
+from streamtrain.config import Settings
+from streamtrain.holdout import Folds
+from streamtrain.kernels import predict as kernel
+from streamtrain.model_schema import two_rows
+from streamtrain.progress import stage
+from streamtrain.rounds import Stored, make_sgd, plan_epochs, schedule_of, sweep_bytes
+from streamtrain.rows import Rows
+from streamtrain.sampling import JUDGE, uniforms
+from streamtrain.scaling import Scaler
+from streamtrain.solvers.schedule import Schedule
+from streamtrain.solvers.sgd import SGD, State, mean_square
+from streamtrain.threads import Threads
+
+logger = logging.getLogger(__name__)
+
+MOST = 20_000  # held-out cells that trials are judged by, at most
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Cells that trials are judged by.
+
+    Attributes
+    ----------
+    at
+        Their positions among the labelled cells, ascending, shape (m,).
+    codes, fold
+        Class and fold of each, shape (m,).
+    weight
+        Cells that each stands for, shape (m,), float64: common types are sampled.
+    """
+
+    at: NDArray[np.int64]
+    codes: NDArray[np.int32]
+    fold: NDArray[Any]
+    weight: NDArray[np.float64]
+
+
+def judged_cells(cells: Cells, folds: Folds, config: Settings) -> Judged:
+    """Take all cells of rare types, and of each common one as many as `MOST` has room for."""
+    codes, n_classes = cells.codes, len(cells.classes)
+    counts = np.bincount(codes, minlength=n_classes)
+    left, cap = MOST, 0
+    for i, n in enumerate(np.sort(counts).tolist()):
+        cap = left // (n_classes - i)
+        if n > cap:
+            break
+        left, cap = left - n, n
+    keys = uniforms(config.random_state, JUDGE, 0, len(codes))
+    order = np.lexsort((keys, codes))
+    place = np.arange(len(codes)) - (np.cumsum(counts) - counts)[codes[order]]
+    at = np.sort(order[place < cap]).astype(np.int64)
+    taken = np.bincount(codes[at], minlength=n_classes)
+    weight = (counts / np.maximum(taken, 1))[codes[at]]
+    return Judged(at, codes[at], folds.of[at], weight)
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """Settings of one trial, and its macro-F1 after each epoch on each fold, (epochs, folds)."""
+
+    alpha: float
+    step: float | str | None
+    macro_f1: NDArray[np.float64]
+
+    @property
+    def means(self) -> NDArray[np.float64]:
+        """Macro-F1 after each epoch, the mean over the folds, shape (epochs,)."""
+        means: NDArray[np.float64] = self.macro_f1.mean(axis=1)
+        return means
+
+    @property
+    def best(self) -> int:
+        """The epoch, counted from 0, with the largest mean; the first of equals."""
+        return int(self.means.argmax())
+
+    def row(self) -> dict[str, Any]:
+        """What the report says of it."""
+        folds = self.macro_f1[self.best]
+        return {
+            "alpha": self.alpha,
+            "step": self.step,
+            "epochs": self.best + 1,
+            "macro_f1": float(folds.mean()),
+            "sd": float(folds.std(ddof=1)),
+            "folds": [float(f) for f in folds],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What cross-validation found.
+
+    Attributes
+    ----------
+    config
+        The settings with those of the best trial, to train on all cells with.
+    trials
+        All of them, the best first.
+    calibration
+        Of the best trial's scores of held-out cells; None unless asked for.
+    """
+
+    config: Settings
+    trials: list[Trial]
+    calibration: Calibration | None
+
+    def report(self) -> list[dict[str, Any]]:
+        """A row for each trial, ranked by the mean macro-F1 over the folds at its best epoch."""
+        return [trial.row() for trial in self.trials]
+
+
+def trials_of(config: Settings) -> list[Settings]:
+    """Settings of each trial: every alpha with every step."""
+    pairs: Any = itertools.product(config.alphas, config.steps)
+    return [replace(config, alpha=a, step=s) for a, s in pairs]
+
+
+def trial_bytes(config: Settings, n_genes: int, n_classes: int, n_folds: int) -> int:
+    """Bytes that one trial takes, its models of all folds side by side."""
+    return n_folds * SGD.nbytes(n_genes, n_classes, config.dtype, config.average, config.penalty)
+
+
+def search(
+    config: Settings,
+    stored: Stored,
+    scaler: Scaler,
+    whole: Scaler,
+    folds: Folds,
+    room: float,
+    threads: Threads,
+    *,
+    progress: bool,
+) -> Search:
+    """Try the settings that `config` leaves to choose.
+
+    Parameters
+    ----------
+    scaler
+        Of the genes to train on.
+    whole
+        The same, with no genes apart.
+    room
+        Bytes for cells and models.
+    """
+    classes = stored.cells.classes
+    codes = stored.cells.codes
+    judged = judged_cells(stored.cells, folds, config)
+    known = folds.known(codes, len(classes))
+    waiting = trials_of(config)
+    logger.info(
+        "cross-validating %d settings in %d folds (%s), judged by %d cells",
+        len(waiting), folds.n, folds.by or "cells of each type", len(judged.at),
+    )  # fmt: skip
+    each = trial_bytes(config, len(scaler.shift), len(classes), folds.n)
+    together = max(1, int(0.6 * room / each))
+    if together < len(waiting):
+        logger.info("%d settings at a time, of %s", together, format_bytes(each))
+    run = _Run(config, stored, scaler, whole, folds, judged, known, room, threads)
+    done: list[tuple[Settings, Trial]] = []
+    best: tuple[float, NDArray[np.float32] | None] = (-np.inf, None)
+    for start in range(0, len(waiting), together):
+        part = waiting[start : start + together]
+        found, best = run.trials(part, best, progress)
+        done += zip(part, found, strict=True)
+    order = np.argsort([-trial.means.max() for _, trial in done], kind="stable")
+    ranked = [done[i] for i in order]
+    chosen, trial = ranked[0]
+    chosen = replace(chosen, epochs=trial.best + 1)
+    for row in (t.row() for _, t in ranked):
+        logger.info(
+            "alpha %g, step %s: macro-F1 %.3f +- %.3f after %d epochs",
+            row["alpha"], row["step"], row["macro_f1"], row["sd"], row["epochs"],
+        )  # fmt: skip
+    calibration = None
+    if config.calibrate and best[1] is not None:
+        calibration = Calibration.fit(best[1], judged.codes, judged.weight)
+        logger.info("%s", calibration)
+    return Search(chosen, [t for _, t in ranked], calibration)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What all trials share."""
+
+    config: Settings
+    stored: Stored
+    scaler: Scaler
+    whole: Scaler
+    folds: Folds
+    judged: Judged
+    known: NDArray[np.bool_]
+    room: float
+    threads: Threads
+
+    def trials(
+        self,
+        configs: list[Settings],
+        best: tuple[float, NDArray[np.float32] | None],
+        progress: bool,
+    ) -> tuple[list[Trial], tuple[float, NDArray[np.float32] | None]]:
+        """Train these side by side; `best` is the largest mean so far, and its scores."""
+        stored, folds = self.stored, self.folds
+        plan = plan_epochs(self.config, stored.drawn, None)
+        cells = gathered(plan, lambda at: stored.spill.gather(stored.record(at)))
+        served = batches(cells, stored.cells.codes, self.scaler)
+        found: list[list[list[float]]] = [[] for _ in configs]
+        solver: SGD | None = None
+        waited = 0
+        with stage("Cross-validating", plan.epochs * plan.epoch_size, show=progress) as bar:
+            seen = 0
+            for batch in served:
+                solver = solver or self._solver(configs, batch)
+                taken = folds.of[batch.at] != np.arange(folds.n)[:, None]
+                solver.partial_fit(batch.cells, taken=np.tile(taken, (len(configs), 1)))
+                seen += batch.cells.rows.n_obs
+                bar.update(batch.cells.rows.n_obs)
+                if seen % plan.epoch_size:
+                    continue
+                risen = False
+                for trial, scores in enumerate(self._scores(solver, len(configs))):
+                    f1 = [self._macro_f1(scores, f) for f in range(folds.n)]
+                    mean = float(np.mean(f1))
+                    risen = risen or mean > _best(found[trial])
+                    found[trial].append(f1)
+                    if mean > best[0]:
+                        best = mean, scores
+                waited = 0 if risen else waited + 1
+                if waited >= self.config.n_iter_no_change:
+                    break
+        trials = [
+            Trial(config.alpha, config.step, np.array(f1))  # type: ignore[arg-type]
+            for config, f1 in zip(configs, found, strict=True)
+        ]
+        return trials, best
+
+    def _solver(self, configs: list[Settings], first: Batch) -> SGD:
+        square = mean_square(first.cells, self.scaler.shift)
+        schedules: list[Schedule] = []
+        for config in configs:
+            schedules += [schedule_of(config, square)] * self.folds.n
+        return make_sgd(self.config, schedules, self.stored, self.scaler, None, self.threads)
+
+    def _scores(self, solver: SGD, n_trials: int) -> Iterator[NDArray[np.float32]]:
+        """Of each trial the scores of the judged cells by the model that left out their fold.
+
+        Shape (m, n_classes); minus infinity for a class that it saw no cell of.
+        """
+        shape = n_trials, len(self.judged.at), len(self.stored.cells.classes)
+        found = np.empty(shape, np.float32)
+        for fold in range(self.folds.n):
+            mine = np.flatnonzero(self.judged.fold == fold)
+            models = [
+                _weights(solver.state(trial * self.folds.n + fold), self.whole.shift)
+                for trial in range(n_trials)
+            ]
+            for at, rows in self._cells(mine):
+                for trial, model in enumerate(models):
+                    out = np.empty((rows.n_obs, found.shape[2]))
+                    score = partial(_score, rows, *model, out)
+                    self.threads.share(rows.n_obs, score)
+                    found[trial, at] = np.where(self.known[fold], out, -np.inf)
+        yield from found
+
+    def _cells(self, mine: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], Any]]:
+        """Judged cells from scratch, scaled, some at a time."""
+        spill = self.stored.spill
+        each = spill.nbytes / max(1, spill.n_obs) + 8
+        step = max(1, int(sweep_bytes(self.room) / each))
+        for start in range(0, len(mine), step):
+            at = mine[start : start + step]
+            yield at, self.whole(spill.gather(self.stored.record(self.judged.at[at]))).rows
+
+    def _macro_f1(self, scores: NDArray[np.float32], fold: int) -> float:
+        """Macro-F1 on the judged cells of a fold whose class the other folds have."""
+        judged = self.judged
+        mine = (judged.fold == fold) & self.known[fold][judged.codes]
+        return macro_f1(judged.codes[mine], scores[mine].argmax(axis=1), judged.weight[mine])
+
+
+def macro_f1(true: NDArray[Any], predicted: NDArray[Any], weight: NDArray[np.float64]) -> float:
+    """Mean of the F1 of the classes that occur in `true`, of weighted cells."""
+    n = int(max(true.max(initial=0), predicted.max(initial=0))) + 1
+    of_true = np.bincount(true, weight, n)
+    right = np.bincount(true[true == predicted], weight[true == predicted], n)
+    there = of_true > 0
+    of_both = of_true + np.bincount(predicted, weight, n)
+    return float((2 * right[there] / of_both[there]).mean())
+
+
+def _weights(state: State, shift: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Weights, genes x classes, and constants that score scaled cells; the average where kept."""
+    coef, intercept = state.coef, state.intercept
+    if state.average_coef is not None and state.average_intercept is not None:
+        coef, intercept = state.average_coef, state.average_intercept
+    # By einsum: BLAS threads spin on and take the CPUs from the steps that follow.
+    constant = intercept - np.einsum("kg,g->k", coef, shift)
+    return np.ascontiguousarray(two_rows(coef).T, np.float64), two_rows(constant)
+
+
+def _score(
+    rows: Rows,
+    weights: NDArray[Any],
+    constant: NDArray[Any],
+    out: NDArray[np.float64],
+    start: int,
+    stop: int,
+) -> None:
+    kernel.scores(rows.data, rows.indices, rows.indptr, weights, constant, start, stop, out)
+
+
+def _best(f1: list[list[float]]) -> float:
+    return max((float(np.mean(f)) for f in f1), default=-np.inf)
