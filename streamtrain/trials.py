@@ -79,31 +79,36 @@ def judged_cells(cells: Cells, folds: Folds, config: Settings) -> Judged:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """Settings of one trial, and its macro-F1 after each epoch on each fold, (epochs, folds)."""
+    """One trial, which has ended when its macro-F1 rose no more.
+
+    Attributes
+    ----------
+    alpha, step
+        Its settings.
+    macro_f1
+        On each fold after each epoch, shape (epochs, folds).
+    lately
+        Epochs over which a mean tells how it does: single ones are chance.
+    """
 
     alpha: float
     step: float | str | None
     macro_f1: NDArray[np.float64]
+    lately: int
 
     @property
-    def means(self) -> NDArray[np.float64]:
-        """Macro-F1 after each epoch, the mean over the folds, shape (epochs,)."""
-        means: NDArray[np.float64] = self.macro_f1.mean(axis=1)
-        return means
-
-    @property
-    def best(self) -> int:
-        """The epoch, counted from 0, with the largest mean; the first of equals."""
-        return int(self.means.argmax())
+    def value(self) -> float:
+        """What trials are ranked by: the mean over the folds and the last epochs."""
+        return float(self.macro_f1[-self.lately :].mean())
 
     def row(self) -> dict[str, Any]:
         """What the report says of it."""
-        folds = self.macro_f1[self.best]
+        folds = self.macro_f1[-self.lately :].mean(axis=0)
         return {
             "alpha": self.alpha,
             "step": self.step,
-            "epochs": self.best + 1,
-            "macro_f1": float(folds.mean()),
+            "epochs": len(self.macro_f1),
+            "macro_f1": self.value,
             "sd": float(folds.std(ddof=1)),
             "folds": [float(f) for f in folds],
         }
@@ -128,7 +133,7 @@ class Search:
     calibration: Calibration | None
 
     def report(self) -> list[dict[str, Any]]:
-        """A row for each trial, ranked by the mean macro-F1 over the folds at its best epoch."""
+        """A row for each trial, the best first."""
         return [trial.row() for trial in self.trials]
 
 
@@ -180,23 +185,27 @@ def search(
         logger.info("%d settings at a time, of %s", together, format_bytes(each))
     run = _Run(config, stored, scaler, whole, folds, judged, known, room, threads)
     done: list[tuple[Settings, Trial]] = []
-    best: tuple[float, NDArray[np.float32] | None] = (-np.inf, None)
+    best: NDArray[np.float32] | None = None
     for start in range(0, len(waiting), together):
         part = waiting[start : start + together]
-        found, best = run.trials(part, best, progress)
+        found, scores = run.trials(part, progress)
+        leader = max((trial.value for _, trial in done), default=-np.inf)
+        at = int(np.argmax([trial.value for trial in found]))
+        if found[at].value > leader:
+            best = scores[at]
         done += zip(part, found, strict=True)
-    order = np.argsort([-trial.means.max() for _, trial in done], kind="stable")
+    order = np.argsort([-trial.value for _, trial in done], kind="stable")
     ranked = [done[i] for i in order]
-    chosen, trial = ranked[0]
-    chosen = replace(chosen, epochs=trial.best + 1)
-    for row in (t.row() for _, t in ranked):
+    chosen, first = ranked[0]
+    chosen = replace(chosen, epochs=len(first.macro_f1))
+    for row in (trial.row() for _, trial in ranked):
         logger.info(
-            "alpha %g, step %s: macro-F1 %.3f +- %.3f after %d epochs",
+            "alpha %g, step %s: macro-F1 %.3f, sd %.3f over the folds, in %d epochs",
             row["alpha"], row["step"], row["macro_f1"], row["sd"], row["epochs"],
         )  # fmt: skip
     calibration = None
-    if config.calibrate and best[1] is not None:
-        calibration = Calibration.fit(best[1], judged.codes, judged.weight)
+    if config.calibrate and best is not None:
+        calibration = Calibration.fit(best, judged.codes, judged.weight)
         logger.info("%s", calibration)
     return Search(chosen, [t for _, t in ranked], calibration)
 
@@ -216,21 +225,24 @@ class _Run:
     threads: Threads
 
     def trials(
-        self,
-        configs: list[Settings],
-        best: tuple[float, NDArray[np.float32] | None],
-        progress: bool,
-    ) -> tuple[list[Trial], tuple[float, NDArray[np.float32] | None]]:
-        """Train these side by side; `best` is the largest mean so far, and its scores."""
-        stored, folds = self.stored, self.folds
+        self, configs: list[Settings], progress: bool
+    ) -> tuple[list[Trial], NDArray[np.float32]]:
+        """Train these side by side, each until its macro-F1 rises no more.
+
+        Each ends by itself, whichever others it is trained with. The scores of the judged cells
+        are those at its end, shape (trials, m, n_classes).
+        """
+        stored, folds, lately = self.stored, self.folds, self.config.n_iter_no_change
         plan = plan_epochs(self.config, stored.drawn, None)
         cells = gathered(plan, lambda at: stored.spill.gather(stored.record(at)))
         served = batches(cells, stored.cells.codes, self.scaler)
+        shape = len(configs), len(self.judged.at), len(stored.cells.classes)
+        scores = np.empty(shape, np.float32)
         found: list[list[list[float]]] = [[] for _ in configs]
+        going = list(range(len(configs)))
         solver: SGD | None = None
-        waited = 0
+        seen = 0
         with stage("Cross-validating", plan.epochs * plan.epoch_size, show=progress) as bar:
-            seen = 0
             for batch in served:
                 solver = solver or self._solver(configs, batch)
                 taken = folds.of[batch.at] != np.arange(folds.n)[:, None]
@@ -239,22 +251,20 @@ class _Run:
                 bar.update(batch.cells.rows.n_obs)
                 if seen % plan.epoch_size:
                     continue
-                risen = False
-                for trial, scores in enumerate(self._scores(solver, len(configs))):
-                    f1 = [self._macro_f1(scores, f) for f in range(folds.n)]
-                    mean = float(np.mean(f1))
-                    risen = risen or mean > _best(found[trial])
+                self._score(solver, going, scores)
+                for trial in going:
+                    f1 = [self._macro_f1(scores[trial], f) for f in range(folds.n)]
                     found[trial].append(f1)
-                    if mean > best[0]:
-                        best = mean, scores
-                waited = 0 if risen else waited + 1
-                if waited >= self.config.n_iter_no_change:
+                ended = [trial for trial in going if _rises_no_more(found[trial], lately)]
+                going = [trial for trial in going if trial not in ended]
+                if not going:
                     break
+                solver.freeze(np.flatnonzero(np.isin(solver.model // folds.n, ended)))
         trials = [
-            Trial(config.alpha, config.step, np.array(f1))  # type: ignore[arg-type]
+            Trial(config.alpha, config.step, np.array(f1), lately)  # type: ignore[arg-type]
             for config, f1 in zip(configs, found, strict=True)
         ]
-        return trials, best
+        return trials, scores
 
     def _solver(self, configs: list[Settings], first: Batch) -> SGD:
         square = mean_square(first.cells, self.scaler.shift)
@@ -263,26 +273,28 @@ class _Run:
             schedules += [schedule_of(config, square)] * self.folds.n
         return make_sgd(self.config, schedules, self.stored, self.scaler, None, self.threads)
 
-    def _scores(self, solver: SGD, n_trials: int) -> Iterator[NDArray[np.float32]]:
-        """Of each trial the scores of the judged cells by the model that left out their fold.
+    def _score(self, solver: SGD, trials: list[int], out: NDArray[np.float32]) -> None:
+        """Score the judged cells, each by the models that left out its fold.
 
-        Shape (m, n_classes); minus infinity for a class that it saw no cell of.
+        Minus infinity is the score of a class that a model saw no cell of.
         """
-        shape = n_trials, len(self.judged.at), len(self.stored.cells.classes)
-        found = np.empty(shape, np.float32)
         for fold in range(self.folds.n):
             mine = np.flatnonzero(self.judged.fold == fold)
-            models = [
-                _weights(solver.state(trial * self.folds.n + fold), self.whole.shift)
-                for trial in range(n_trials)
-            ]
-            for at, rows in self._cells(mine):
-                for trial, model in enumerate(models):
-                    out = np.empty((rows.n_obs, found.shape[2]))
-                    score = partial(_score, rows, *model, out)
-                    self.threads.share(rows.n_obs, score)
-                    found[trial, at] = np.where(self.known[fold], out, -np.inf)
-        yield from found
+            for some in _parts(trials, self.room / self._model_bytes):
+                models = [
+                    _weights(solver.state(trial * self.folds.n + fold), self.whole.shift)
+                    for trial in some
+                ]
+                for at, rows in self._cells(mine):
+                    for trial, model in zip(some, models, strict=True):
+                        scores = np.empty((rows.n_obs, out.shape[2]))
+                        self.threads.share(rows.n_obs, partial(_scores, rows, *model, scores))
+                        out[trial, at] = np.where(self.known[fold], scores, -np.inf)
+
+    @property
+    def _model_bytes(self) -> int:
+        """Bytes of one model as it scores, and as it is taken from the solver, ten times."""
+        return 240 * len(self.whole.shift) * len(self.stored.cells.classes)
 
     def _cells(self, mine: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], Any]]:
         """Judged cells from scratch, scaled, some at a time."""
@@ -320,7 +332,7 @@ def _weights(state: State, shift: NDArray[np.float64]) -> tuple[NDArray[Any], ND
     return np.ascontiguousarray(two_rows(coef).T, np.float64), two_rows(constant)
 
 
-def _score(
+def _scores(
     rows: Rows,
     weights: NDArray[Any],
     constant: NDArray[Any],
@@ -331,5 +343,17 @@ def _score(
     kernel.scores(rows.data, rows.indices, rows.indptr, weights, constant, start, stop, out)
 
 
-def _best(f1: list[list[float]]) -> float:
-    return max((float(np.mean(f)) for f in f1), default=-np.inf)
+def _parts(items: list[int], most: float) -> Iterator[list[int]]:
+    """Lists of some of the items, one at least each."""
+    size = max(1, int(most))
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _rises_no_more(f1: list[list[float]], lately: int) -> bool:
+    """Whether the mean of the last epochs has been at its largest as many epochs ago."""
+    means = np.mean(f1, axis=1)
+    if len(means) <= lately:
+        return False
+    smooth = [means[max(0, i + 1 - lately) : i + 1].mean() for i in range(len(means))]
+    return bool(max(smooth[-lately:]) <= max(smooth[:-lately]))

@@ -130,7 +130,7 @@ class SGD:
             zero = np.zeros((self.n_columns, len(self._shift)), dtype)
             state = State(zero, np.zeros(self.n_columns))
         self._t = np.array(np.broadcast_to(state.t, self.n_columns), float)
-        self._model = np.repeat(np.arange(n_models), self._each)
+        self.model = np.repeat(np.arange(n_models), self._each)
         self._slowed = np.zeros(self.n_columns, np.int64)
         self._n_averaged = np.zeros(self.n_columns, np.int64)
         # Steps taken before averaging count in no average.
@@ -154,8 +154,8 @@ class SGD:
         # With two classes the one column stands for the second.
         label = np.tile(np.arange(self._each) + two, len(self.schedules)).astype(np.int32)
         self._label = label
-        positive = weight[self._model, label]
-        negative = weight[self._model, 0] if two else np.ones(self.n_columns)
+        positive = weight[self.model, label]
+        negative = weight[self.model, 0] if two else np.ones(self.n_columns)
         stripes = []
         for first in range(0, self.n_columns, width):
             at = np.arange(first, min(first + width, self.n_columns))
@@ -211,7 +211,7 @@ class SGD:
         self._groups: list[int] = []
         if not self._stripes:
             return
-        keys = np.stack([self._model, self._t, self._slowed, self._average_from])
+        keys = np.stack([self.model, self._t, self._slowed, self._average_from])
         active = np.concatenate([stripe.columns for stripe in self._stripes])
         _, first, group = np.unique(keys[:, active], axis=1, return_index=True, return_inverse=True)
         of_column = np.zeros(self.n_columns, np.int64)
@@ -225,12 +225,12 @@ class SGD:
 
         Of these the cells that `moves` marks, (n,), count as steps of an average.
         """
-        of_group = taken[self._model[self._groups]]
+        of_group = taken[self.model[self._groups]]
         eta, averaged = np.zeros(of_group.shape), np.zeros(of_group.shape, bool)
         decay, levy = np.ones(of_group.shape), np.zeros(of_group.shape)
         alpha = np.zeros(len(of_group))
         for g, (column, own) in enumerate(zip(self._groups, of_group, strict=True)):
-            schedule, t = self.schedules[self._model[column]], self._t[column]
+            schedule, t = self.schedules[self.model[column]], self._t[column]
             n = np.count_nonzero(own)
             eta[g, own] = schedule.steps(t, n) / SLOWER ** self._slowed[column]
             decay[g, own] = schedule.decays(eta[g, own])
@@ -297,7 +297,7 @@ class SGD:
         self, scaled: Scaled, weight: NDArray[np.float64], taken: NDArray[np.bool_]
     ) -> None:
         rows, dense_at, n_genes = scaled.rows, scaled.dense_at, len(self._shift)
-        n_taken = np.count_nonzero(taken, axis=1)[self._model]
+        n_taken = np.count_nonzero(taken, axis=1)[self.model]
         if not self._stripes or rows.codes is None:
             self._t += n_taken  # as scikit-learn counts, with or without columns that go on
             return
@@ -433,7 +433,7 @@ class SGD:
 
         With `epochs` and an averaged L1 penalty, only at the end: it folds, see `sgd_l1`.
         """
-        mine = np.flatnonzero(self._model == model)
+        mine = np.flatnonzero(self.model == model)
         coef = np.empty((len(mine), len(self._shift)), self._dtype)
         intercept = np.empty(len(mine))
         n_averaged = self._n_averaged[mine]
@@ -445,7 +445,7 @@ class SGD:
             if self._l1_share:
                 sgd_l1.fold(w, np.inf)
             for k, column in enumerate(stripe.columns.tolist()):
-                if self._model[column] != model:
+                if self.model[column] != model:
                     continue
                 at, n = column - mine[0], self._n_averaged[column]
                 coef[at], intercept[at] = w.U[:, k], w.b[k]
