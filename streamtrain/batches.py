@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamtrain.rows import Rows
-from streamtrain.sampling import Plan
+from streamtrain.sampling import Plan, dropped_genes
 from streamtrain.scaling import Scaled, Scaler
 from streamtrain.streaming import ahead
 
@@ -57,16 +57,29 @@ def gathered(
         yield epoch, cells, gather(cells)
 
 
-def batches(served: Served, codes: NDArray[np.int32], scaler: Scaler) -> Iterator[Batch]:
+def batches(
+    served: Served,
+    codes: NDArray[np.int32],
+    scaler: Scaler,
+    *,
+    gene_dropout: float = 0.0,
+    seed: int = 0,
+) -> Iterator[Batch]:
     """Scale what is served, with the class of each cell of the plan.
+
+    Each batch goes without a share `gene_dropout` of the genes, drawn by `seed`.
 
     The next batch is scaled ahead, and the one after it gathered: with one step alone the solver
     waited for a tenth of its time.
     """
 
     def scaled() -> Iterator[Batch]:
-        for epoch, cells, rows in ahead(served):
-            yield Batch(epoch, cells, scaler(rows.with_codes(codes[cells])))
+        for number, (epoch, cells, rows) in enumerate(ahead(served)):
+            scale = scaler
+            if gene_dropout:
+                n_genes = len(scaler.shift)
+                scale = scaler.without(dropped_genes(n_genes, gene_dropout, seed, number))
+            yield Batch(epoch, cells, scale(rows.with_codes(codes[cells])))
 
     return ahead(scaled())
 

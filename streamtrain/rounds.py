@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streamtrain.batches import Batch, Waited, batches, gathered
+from streamtrain.batches import Batch, Served, Waited, batches, gathered
 from streamtrain.budget import format_bytes
 from streamtrain.cells import Cells
 from streamtrain.config import Settings
@@ -275,9 +275,9 @@ def _fit_sgd(
         cells = stored.ordered.serve(report if drawn else None)
     else:
         cells = gathered(plan, lambda at: spill.gather(record(at)), report if drawn else None)
-    served = Waited(batches(cells, codes, scaler))
+    served = Waited(scaled_batches(config, cells, codes, scaler))
     first = next(served)
-    schedule = schedule_of(config, mean_square(first.cells, scaler.shift))
+    schedule = schedule_of(config, mean_square(first.cells))
     solver = make_sgd(config, [schedule], stored, scaler, start, threads)
     every = chain([first], served)
     judged = not config.mini_batch or config.early_stopping
@@ -301,6 +301,14 @@ def _fit_sgd(
                 100 * served.share)  # fmt: skip
     eta0 = None if config.step is None else schedule.eta0
     return Fitted(solver.state(), certificate, unconverged, eta0)
+
+
+def scaled_batches(
+    config: Settings, served: Served, codes: NDArray[np.int32], scaler: Scaler
+) -> Iterator[Batch]:
+    """Mini-batches as training takes them."""
+    share, seed = config.gene_dropout, config.random_state
+    return batches(served, codes, scaler, gene_dropout=share, seed=seed)
 
 
 def schedule_of(config: Settings, square: float) -> Schedule:

@@ -14,7 +14,7 @@ from streamtrain.quotas import Quotas
 from streamtrain.strata import Race, Strata
 
 # Purposes of a random stream.
-_DRAW, _SHUFFLE, HOLD_OUT, _PERMUTE, BLOCKS, MIX, FOLD, JUDGE, DROP = range(9)
+_DRAW, _SHUFFLE, HOLD_OUT, _PERMUTE, BLOCKS, MIX, _DROP_GENES, FOLD, JUDGE = range(9)
 _PIECE = 1 << 20  # random numbers held at a time
 
 
@@ -38,6 +38,14 @@ class Stream:
 def uniforms(seed: int, purpose: int, epoch: int, n: int) -> NDArray[np.float64]:
     """Take the first n numbers of a `Stream`, shape (n,)."""
     return Stream(seed, purpose, epoch)(n)
+
+
+def dropped_genes(n_genes: int, share: float, seed: int, batch: int) -> NDArray[np.bool_]:
+    """Mark the genes that a mini-batch drops, shape (n_genes,), each with probability `share`.
+
+    Batches are counted over all epochs.
+    """
+    return uniforms(seed, _DROP_GENES, batch, n_genes) < share
 
 
 def permutation(n: int, seed: int) -> NDArray[Any]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streamtrain.batches import Batch, batches, gathered
+from streamtrain.batches import Batch, gathered
 from streamtrain.budget import format_bytes
 from streamtrain.calibration import Calibration
 from streamtrain.cells import Cells
@@ -25,7 +25,14 @@ from streamtrain.holdout import Folds
 from streamtrain.kernels import predict as kernel
 from streamtrain.model_schema import two_rows
 from streamtrain.progress import stage
-from streamtrain.rounds import Stored, make_sgd, plan_epochs, schedule_of, sweep_bytes
+from streamtrain.rounds import (
+    Stored,
+    make_sgd,
+    plan_epochs,
+    scaled_batches,
+    schedule_of,
+    sweep_bytes,
+)
 from streamtrain.rows import Rows
 from streamtrain.sampling import JUDGE, uniforms
 from streamtrain.scaling import Scaler
@@ -235,7 +242,7 @@ class _Run:
         stored, folds, lately = self.stored, self.folds, self.config.n_iter_no_change
         plan = plan_epochs(self.config, stored.drawn, None)
         cells = gathered(plan, lambda at: stored.spill.gather(stored.record(at)))
-        served = batches(cells, stored.cells.codes, self.scaler)
+        served = scaled_batches(self.config, cells, stored.cells.codes, self.scaler)
         shape = len(configs), len(self.judged.at), len(stored.cells.classes)
         scores = np.empty(shape, np.float32)
         found: list[list[list[float]]] = [[] for _ in configs]
@@ -267,7 +274,7 @@ class _Run:
         return trials, scores
 
     def _solver(self, configs: list[Settings], first: Batch) -> SGD:
-        square = mean_square(first.cells, self.scaler.shift)
+        square = mean_square(first.cells)
         schedules: list[Schedule] = []
         for config in configs:
             schedules += [schedule_of(config, square)] * self.folds.n

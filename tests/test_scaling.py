@@ -307,6 +307,39 @@ def test_scaler__genes_that_most_cells_express(apart, with_mean):
             assert batch.rows.indices[start : start + len(often)].tolist() == often.tolist()
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    dropped=st.lists(st.booleans(), min_size=22, max_size=22).map(np.array),
+    apart=st.booleans(),
+    with_mean=st.booleans(),
+)
+def test_scaler__without(dropped, apart, with_mean):
+    """To the bit of what stays; the scaler itself drops nothing."""
+    dense = clipped()[:40]
+    dense[:, ::2] += np.arange(40)[:, None] % 5
+    share = (dense != 0).mean(axis=0)
+    kept = np.arange(23) != 4
+    position = np.where(kept, np.cumsum(kept) - 1, -1).astype(np.int32)
+    theirs = StandardScaler(with_mean=with_mean).fit(dense)
+    scaler = Scaler(
+        theirs.mean_[kept] if with_mean else np.zeros(22), theirs.scale_[kept], position,
+        with_mean=with_mean, dtype=np.float32, share=share[kept], apart=apart,
+    )  # fmt: skip
+    lacking = scaler.without(dropped)
+    batch = lacking(rows_of(dense))
+    Z = to_dense(scaler(rows_of(dense)), scaler)
+    assert (Z != 0).any(axis=0).all(), "the case must express every gene"
+    Z[:, dropped] = 0
+    np.testing.assert_array_equal(to_dense(batch, lacking), Z)
+    assert batch.shift is lacking.shift
+    assert not batch.shift[dropped].any()
+    x = (Z + lacking.shift).astype(np.float64)
+    np.testing.assert_allclose(batch.dots, x @ lacking.shift, rtol=1e-5, atol=1e-5)
+    entries = np.zeros(22, bool)
+    entries[batch.rows.indices[batch.rows.data != 0]] = True
+    assert not (entries & dropped).any()
+
+
 @pytest.mark.parametrize("shape", [(0, 3), (1, 1), (4, 3)])
 def test_scaler__no_entries(shape):
     n_vars = shape[1]

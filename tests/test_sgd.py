@@ -52,7 +52,7 @@ def as_batch(X, codes, scaler, with_mean, dtype, apart=False):
 def take(batch, index):
     """Some cells of a batch."""
     rows = batch.rows.take(index)
-    return Scaled(rows, batch.dots[index], batch.dense[index], batch.dense_at)
+    return Scaled(rows, batch.dots[index], batch.dense[index], batch.dense_at, batch.shift)
 
 
 def shift_of(scaler):
@@ -303,6 +303,18 @@ def test_sgd__losses_penalties_and_class_weights_equal_sklearn(
     state = equals_sklearn(options | {"loss": loss}, n_classes, how, size=400 if average else 200)
     if options["penalty"] == "l1" and not average:
         assert (state.coef == 0).any(), "the case must exercise the clip at 0"
+
+
+@pytest.mark.parametrize("how", ["centred", "sparse"])
+@pytest.mark.parametrize("average", [False, True])
+def test_sgd__l1_remembers_what_was_paid_over_a_large_batch(how, average):
+    """Of more cells than are taken at a time."""
+    batches, Z, codes, ours_only = case(1500, 60, 3, how, 1500)
+    options = PENALTIES["l1"] | {"learning_rate": "constant", "eta0": 1e-3, "average": average}
+    theirs = SGDClassifier("log_loss", shuffle=False, **options)
+    theirs.partial_fit(Z, codes, classes=range(3))
+    state = ours(batches, 3, **options, **ours_only)
+    assert relative(state.average_coef if average else state.coef, theirs.coef_) < 1e-9
 
 
 STEPS = {

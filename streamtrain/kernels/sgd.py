@@ -277,7 +277,9 @@ def sgd(cells, steps, options, shift, dense_at, w, work, width, wide):
     L, V, P = work.rows[:largest], work.rows[largest : 2 * largest], work.rows[2 * largest :]
     shift_norm, length, fine = 0.0, 0.0, True
     tracked, whole = options.norms != UNTRACKED, options.norms == WHOLE
-    taken = steps.taken
+    skipped = np.ones(len(cells.codes), np.bool_)
+    for k in range(n):
+        skipped &= ~steps.taken[group[k]]
     for g in range(len(shift)):
         shift_norm += shift[g] * shift[g]
     for k in range(n):
@@ -292,10 +294,7 @@ def sgd(cells, steps, options, shift, dense_at, w, work, width, wide):
             start, stop, j, dot, own = indptr[i], indptr[i + 1], i - first, dots[i], cells.codes[i]
             if options.passive or whole:
                 length = cells.lengths[i]
-            any_taken = False
-            for k in range(n):
-                any_taken |= taken[group[k], i]
-            if not any_taken or (options.passive == PASSIVE_1 and length == 0):
+            if skipped[i] or (options.passive == PASSIVE_1 and length == 0):
                 for k in range(n):
                     V[j, k], P[j, k] = 0, 0
                 continue

@@ -60,7 +60,8 @@ class SGD:
     n_classes
         Two classes make one column, more make one each.
     shift
-        m of z = x' - m, shape (genes,); zero without centring and for dense genes.
+        m of z = x' - m, shape (genes,); zero without centring and for dense genes. Batches may
+        have another, where genes are dropped.
     schedule
         Step sizes and penalty; or those of several models that are trained on the same cells, whose
         columns stand one model after the other. Their L1 shares are one. An L1 penalty on dense
@@ -122,7 +123,7 @@ class SGD:
             LOSSES[loss], float(epsilon), float(intercept_rate), passive, norms, self._l1_share
         )
         self._shift = np.ascontiguousarray(shift, np.float64)
-        self._centred = bool(self._shift.any())
+        self._shift_of_q, self._centred = self._shift, bool(self._shift.any())
         self._dtype, self._threads, n_models = np.dtype(dtype), threads, len(self.schedules)
         self._each = 1 if n_classes == 2 else n_classes
         self.n_columns = self._each * n_models
@@ -171,11 +172,8 @@ class SGD:
             if self.average and averages[0] is not None and averages[1] is not None:
                 A[:, :n] = averages[0][at].T * self._n_averaged[at]
                 ab[:n] = averages[1][at] * self._n_averaged[at]
-            zero, q, square = np.zeros(width), np.zeros(width), np.zeros(width)
-            as_they_are = np.zeros((4, width), self._dtype)
-            as_they_are[0] = 1
-            # Not by BLAS, whose threads spin on for a while and take the CPUs from ours.
-            kernel.settle(self._shift, as_they_are, U, A[:0], q, square, (0,) * width)
+            q, square = _products(self._shift, U)
+            zero = np.zeros(width)
             w = Columns(
                 U=U,
                 A=A,
@@ -297,6 +295,7 @@ class SGD:
         self, scaled: Scaled, weight: NDArray[np.float64], taken: NDArray[np.bool_]
     ) -> None:
         rows, dense_at, n_genes = scaled.rows, scaled.dense_at, len(self._shift)
+        self._take_shift(scaled.shift)
         n_taken = np.count_nonzero(taken, axis=1)[self.model]
         if not self._stripes or rows.codes is None:
             self._t += n_taken  # as scikit-learn counts, with or without columns that go on
@@ -307,7 +306,7 @@ class SGD:
         needs_lengths = self._options.passive or self._options.norms == kernel.WHOLE
         lengths = np.empty(n if needs_lengths else 0)
         if needs_lengths:
-            shift_norm = float(np.sum(self._shift**2))
+            shift_norm = float(np.sum(self._shift_of_q**2))
             kernel.lengths(rows.data, rows.indptr, scaled.dots, dense, shift_norm, lengths)
         # "pa1" passes over cells without entries.
         skips = self._options.passive == kernel.PASSIVE_1
@@ -331,7 +330,9 @@ class SGD:
             w, lanes = stripe.w, (0,) * width
             work = Work.of(w, n_dense, steps.largest)
             fine.append(
-                kernel.sgd(cells, steps, self._options, self._shift, dense_at, w, work, lanes, wide)
+                kernel.sgd(
+                    cells, steps, self._options, self._shift_of_q, dense_at, w, work, lanes, wide
+                )
             )
 
         self._threads.each(step, self._stripes)
@@ -349,6 +350,18 @@ class SGD:
                 self._n_averaged[at] += steps.averaged.sum(axis=1)[stripe.w.group[: len(at)]]
         self._t += n_taken
 
+    def _take_shift(self, shift: NDArray[np.float64]) -> None:
+        """Bring q = W'm up to the shift of the next cells, where it is of another."""
+        if shift is self._shift_of_q or np.array_equal(shift, self._shift_of_q):
+            return
+        self._shift_of_q = np.ascontiguousarray(shift, np.float64)
+
+        def take(stripe: Stripe) -> None:
+            stripe.w.q[:], _ = _products(self._shift_of_q, stripe.w.U)
+
+        if not self._l1_share:  # which keeps no q
+            self._threads.each(take, self._stripes + self._frozen)
+
     def _step_l1(self, stripe: Stripe, cells: Cells, steps: Steps) -> bool:
         w = stripe.w
         if cells.dense.shape[1]:
@@ -356,7 +369,7 @@ class SGD:
         # Where scikit-learn folds: under L1 its average depends on it.
         below = 1e-9 if self._dtype == np.float64 else 1e-6
         return bool(
-            sgd_l1.sgd_l1(cells, steps, self._options, self._shift, not self.sparse, below, w)
+            sgd_l1.sgd_l1(cells, steps, self._options, self._shift_of_q, not self.sparse, below, w)
         )
 
     def end_epoch(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -398,6 +411,7 @@ class SGD:
     def scores(self, cells: Scaled) -> NDArray[np.float64]:
         """Decision scores under the present weights (not the averages), shape (n_obs, columns)."""
         rows = cells.rows
+        self._take_shift(cells.shift)
         found = np.empty((rows.n_obs, self.n_columns))
         nothing = np.empty(0)
         dense = np.ascontiguousarray(cells.dense, self._dtype)
@@ -409,7 +423,7 @@ class SGD:
 
         def score(stripe: Stripe) -> None:
             part, w = np.empty((rows.n_obs, stripe.width)), stripe.w
-            q = np.einsum("g,gk", self._shift, w.U) if self._l1_share else w.q
+            q = np.einsum("g,gk", self._shift_of_q, w.U) if self._l1_share else w.q
             kernel.scores(taken, cells.dense_at, w, q, part, (0,) * stripe.width, wide)
             found[:, stripe.columns] = part[:, : len(stripe.columns)]
 
@@ -477,10 +491,26 @@ class SGD:
         return weights * (item * copies + 16)
 
 
-def mean_square(cells: Scaled, shift: NDArray[np.float64]) -> float:
-    """Mean squared length |z|² of centred cells."""
+def _products(
+    shift: NDArray[np.float64], U: NDArray[Any]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """W'm and |W|^2 of each column of the weights U, shape (columns,).
+
+    Not by BLAS, whose threads spin on for a while and take the CPUs from ours.
+    """
+    width = U.shape[1]
+    q, square, as_they_are = np.zeros(width), np.zeros(width), np.zeros((4, width), U.dtype)
+    as_they_are[0] = 1
+    kernel.settle(shift, as_they_are, U, U[:0], q, square, (0,) * width)
+    return q, square
+
+
+def mean_square(cells: Scaled) -> float:
+    """Mean squared length |z|² of scaled cells."""
     rows, found = cells.rows, np.empty(cells.rows.n_obs)
-    kernel.lengths(rows.data, rows.indptr, cells.dots, cells.dense, float(np.sum(shift**2)), found)
+    kernel.lengths(
+        rows.data, rows.indptr, cells.dots, cells.dense, float(np.sum(cells.shift**2)), found
+    )
     return float(found.mean())
 
 
