@@ -231,6 +231,7 @@ def predict(
     min_prop: float = 0,
     probabilities: bool = False,
     scores: bool = False,
+    adapt: Literal["none", "genes", "auto"] = "none",
     normalize: Literal["log1p"] | None = None,
     check_expression: bool = True,
     layer: str | None = None,
@@ -286,6 +287,11 @@ def predict(
         Write the probability of every type as well.
     scores
         Write the decision score of every type as well.
+    adapt
+        For cells unlike those of training, of another chemistry or with fewer genes: "genes" scales
+        each gene by its mean and standard deviation in SOURCE (in each file by itself), which
+        harms where SOURCE is made up of other cell types; "auto" does so only where predictions
+        then tell more of the cells, and says what it did. Reads SOURCE once more.
     normalize
         "log1p" for raw counts. Text, .mtx and 10x are taken as counts.
     check_expression
@@ -325,10 +331,11 @@ def predict(
     run(
         model, _one(source), genes, mode=mode, p_thres=p_thres, majority_voting=majority_voting,
         over_clustering=over_clustering, min_prop=min_prop, probabilities=probabilities,
-        scores=scores, out=out, in_place=in_place, prefix=prefix, overwrite=overwrite,
-        normalize=normalize, check_expression=check_expression, layer=layer, gene_key=gene_key,
-        cells=cells, transpose_input=transpose_input, where=where, memory=memory, scratch=scratch,
-        n_jobs=n_jobs, progress=not quiet, storage_options=storage_options,
+        scores=scores, adapt=adapt, out=out, in_place=in_place, prefix=prefix,
+        overwrite=overwrite, normalize=normalize, check_expression=check_expression, layer=layer,
+        gene_key=gene_key, cells=cells, transpose_input=transpose_input, where=where,
+        memory=memory, scratch=scratch, n_jobs=n_jobs, progress=not quiet,
+        storage_options=storage_options,
     )  # fmt: skip
     if not quiet:
         print(f"saved as {out}" if out is not None else f"added to obs of {source[0]}")

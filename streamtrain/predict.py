@@ -9,13 +9,14 @@ from contextlib import closing
 from functools import partial
 from numbers import Real
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from streamtrain import overcluster
+from streamtrain.adapt import Adapt, adapt_parts, kept_bytes
 from streamtrain.annotations import (
     TABLES,
     Calls,
@@ -38,7 +39,7 @@ from streamtrain.obs_columns import ObsFile
 from streamtrain.overcluster import over_cluster
 from streamtrain.progress import counted
 from streamtrain.rows import Rows
-from streamtrain.scoring import scorer_of
+from streamtrain.scoring import Part, PartScorer, parts_of
 from streamtrain.sources import is_text, open_expression, open_source
 from streamtrain.sources.base import Source
 from streamtrain.sources.collection import report_files
@@ -70,6 +71,7 @@ def predict(
     min_prop: float = 0,
     probabilities: bool = False,
     scores: bool = False,
+    adapt: Adapt = "none",
     out: str | os.PathLike[str] | None = None,
     in_place: bool = False,
     prefix: str = "",
@@ -117,6 +119,12 @@ def predict(
         model is calibrated, of all types, adding up to 1.
     scores
         Add a column for each type with its decision score, instead.
+    adapt
+        For cells unlike those of training, of another chemistry or with fewer genes. "genes" scales
+        each gene by its mean and standard deviation over the cells of X (of each file by itself),
+        in place of the model's: much better where these differ for technical reasons, worse where
+        they do because X is made up of other cell types. "auto" leaves the cells as they are
+        unless predictions then tell more of them, and says what it did. It reads X once more.
     out
         Write to this file instead of returning a DataFrame: .parquet, .csv or .csv.gz, one row a
         cell; or, where X is the path of such a file, .h5ad or .zarr: a copy of it whose obs has the
@@ -150,6 +158,7 @@ def predict(
     DataFrame or None
         Indexed by cell name: `predicted_labels`; with `majority_voting` also `over_clustering` and
         `majority_voting`; and `conf_score`, the highest probability. None with `out` or `in_place`.
+        With `adapt`, what it did stands in `attrs["adapt"]`, a dict for each file.
 
     Raises
     ------
@@ -164,6 +173,8 @@ def predict(
         raise InputError(f"p_thres must be a probability; got {p_thres!r}")
     if not isinstance(min_prop, Real) or not 0 <= min_prop <= 1:
         raise InputError(f"min_prop must be a share from 0 to 1; got {min_prop!r}")
+    if adapt not in get_args(Adapt):
+        raise InputError(f"adapt must be 'none', 'genes' or 'auto'; got {adapt!r}")
     if over_clustering is not None and not majority_voting:
         raise InputError(
             "over_clustering is for majority voting: pass majority_voting=True (--majority-voting)"
@@ -229,10 +240,14 @@ def predict(
             clusters = given_clusters(source, over_clustering, rows)
         elif majority_voting:
             overcluster.check(n_obs, budget)
-        scorer = scorer_of(model, source, rows, threads)
-        nbytes, most = _block(budget, model, source, bool(details))
+        parts = parts_of(model, source, rows)
+        kept_beside = kept_bytes(adapt, model, len(parts))
+        nbytes, most = _block(budget, model, source, bool(details), kept_beside)
+        checked = False
 
-        def expressed(stage: str, first: bool) -> Iterator[tuple[int, Rows]]:
+        def expressed(stage: str) -> Iterator[tuple[int, Rows]]:
+            nonlocal checked
+            first, checked = not checked, True
             expression = expression_of(
                 source, rows, normalize=normalize, dtype=np.float64, threads=threads,
                 check="range" if first and check_expression else None,
@@ -245,6 +260,24 @@ def predict(
 
         calibration = model.calibration
         temperature = None if calibration is None else calibration.temperature
+
+        def sampled(part: Part, n: int) -> Iterator[Rows]:
+            n = min(n, part.n_obs)
+            at = part.start + np.arange(n) * part.n_obs // n
+            chosen = at if rows is None else rows[at]
+            expression = expression_of(
+                source, chosen, normalize=normalize, dtype=np.float64, threads=threads, check=None
+            )
+            step = max(1, min(most, int(nbytes / (12 * source.cell_entries() + 1))))
+            for start in range(0, n, step):
+                yield expression(source.take(chosen[start : start + step]), start)
+
+        scalings, decisions = None, {}
+        if adapt != "none":
+            scalings, decisions = adapt_parts(
+                adapt, model, parts, source.n_vars, expressed("Reading"), sampled, threads
+            )
+        scorer = PartScorer(model, parts, source.n_vars, threads, scalings)
         joined = JoinedLabels(model.cell_types) if mode == "prob match" else None
         layout = Layout(
             labels=list(model.cell_types) if joined is None else joined.names,
@@ -254,17 +287,20 @@ def predict(
         )
         calls: Iterable[Calls] = (
             annotate(scorer(block, position), position, joined, p_thres, detail, temperature)
-            for position, block in expressed("Predicting", first=True)
+            for position, block in expressed("Predicting")
         )
         if majority_voting:
             calls = kept = Kept(calls, n_obs, 1 + len(details), scratch)
             layout.clusters = clusters or over_cluster(
                 None if source.is_table or isinstance(X, Members) else X, rows, source.n_vars,
-                lambda: expressed("Reading", first=False),
+                lambda: expressed("Reading"),
                 threads=threads, scratch=scratch, show=progress,
             )  # fmt: skip
             layout.majority = majority(layout.clusters, kept.pieces(), layout.labels, min_prop)
-        return output.write(layout, calls)
+        table = output.write(layout, calls)
+        if table is not None and decisions:
+            table.attrs["adapt"] = decisions
+        return table
 
 
 def annotate(
@@ -372,7 +408,9 @@ def _names(
     return selected
 
 
-def _block(budget: int, model: Model, source: Source, probabilities: bool) -> tuple[int, int]:
+def _block(
+    budget: int, model: Model, source: Source, probabilities: bool, beside: int
+) -> tuple[int, int]:
     """Bytes of a block of stored cells, and the most cells that one may hold.
 
     Half of what is left beside the weights goes to the cells: alive at a time are two blocks as
@@ -381,7 +419,7 @@ def _block(budget: int, model: Model, source: Source, probabilities: bool) -> tu
     for the file, its name and labels.
     """
     n_classes = len(model.cell_types)
-    fixed = 2 * model.dataset["coef"].size * 8 + 12 * 8 * source.n_vars + READING_RESERVE
+    fixed = 2 * model.dataset["coef"].size * 8 + 12 * 8 * source.n_vars + READING_RESERVE + beside
     least = 8 * 10**6
     if budget < fixed + least:
         raise InputError(

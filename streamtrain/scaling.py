@@ -124,16 +124,21 @@ class MomentsPass:
         return self._total + RunningMoments.of_sparse(self._n, *self._block)
 
 
-def standard_deviation(moments: RunningMoments) -> NDArray[np.float64]:
-    """Divisors of StandardScaler: the population standard deviation, 1 for constant genes.
+def constant_genes(moments: RunningMoments) -> NDArray[np.bool_]:
+    """Which genes do not vary, shape (n_vars,).
 
     A gene counts as constant where its variance cannot be told from rounding: var <= n eps var +
     (n mean eps)^2, which is scikit-learn's rule.
     """
     n, mean, var = moments.n, moments.mean, moments.var
     eps = np.finfo(np.float64).eps
-    constant = var <= n * eps * var + (n * mean * eps) ** 2
-    scale: NDArray[np.float64] = np.sqrt(np.where(constant, 1.0, var))
+    constant: NDArray[np.bool_] = var <= n * eps * var + (n * mean * eps) ** 2
+    return constant
+
+
+def standard_deviation(moments: RunningMoments) -> NDArray[np.float64]:
+    """Divisors of StandardScaler: the population standard deviation, 1 for constant genes."""
+    scale: NDArray[np.float64] = np.sqrt(np.where(constant_genes(moments), 1.0, moments.var))
     return scale
 
 

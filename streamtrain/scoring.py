@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -60,12 +62,77 @@ def shared_genes(
     return at
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Cells that are predicted as by themselves: all that are selected, or those of one file.
+
+    Attributes
+    ----------
+    name
+        The source or file.
+    at
+        Where each of the model's genes stands among those of the source, -1 for nowhere, shape
+        (n_features,).
+    start, stop
+        Positions of the cells among the selected.
+    """
+
+    name: str
+    at: NDArray[np.int64]
+    start: int
+    stop: int
+
+    @property
+    def n_obs(self) -> int:
+        """Number of cells."""
+        return self.stop - self.start
+
+
+def parts_of(model: Model, source: Source, rows: NDArray[np.int64] | None) -> list[Part]:
+    """Find the model's genes in a source or, as a file may lack some, in each of its files.
+
+    Raises
+    ------
+    InputError
+        If a source or file shares no gene with the model.
+    """
+    if not isinstance(source, CollectionSource):
+        n_obs = source.n_obs if rows is None else len(rows)
+        return [Part(source.name, shared_genes(model, source.genes, source.name), 0, n_obs)]
+    edges = np.cumsum([0, *(member.n_obs for member in source.members)])
+    if rows is not None:
+        edges = np.searchsorted(rows, edges)
+    # Of all files now: one without the model's genes is told of before hours are spent.
+    return [
+        Part(
+            name,
+            shared_genes(model, source.genes, name, source.held(i)),
+            int(edges[i]),
+            int(edges[i + 1]),
+        )
+        for i, name in enumerate(source.files)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """What the model's genes are centred and divided by, shapes (n_features,), float64."""
+
+    mean: NDArray[np.float64]
+    scale: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, model: Model) -> Scaling:
+        """That of the cells which the model was trained on."""
+        mean, scale = (model.dataset[name].to_numpy() for name in ("mean", "scale"))
+        return cls(mean.astype(np.float64), scale.astype(np.float64))
+
+
 class Scorer:
     """Scores of cells under a model, by CellTypist's rules.
 
-    The genes that model and source share are scaled by the model's mean and standard deviation
-    and clipped at 10; a gene of the model that the source lacks contributes nothing, which is its
-    mean. All in float64.
+    The genes that model and source share are scaled and clipped at 10; a gene of the model that
+    the source lacks contributes nothing, which is its mean. All in float64.
 
     Parameters
     ----------
@@ -75,14 +142,24 @@ class Scorer:
         Where each of its genes stands among those of the source; see `shared_genes`.
     n_vars
         Number of genes of the source.
+    scaling
+        In place of the model's own.
     """
 
-    def __init__(self, model: Model, at: NDArray[np.int64], n_vars: int, threads: Threads) -> None:
+    def __init__(
+        self,
+        model: Model,
+        at: NDArray[np.int64],
+        n_vars: int,
+        threads: Threads,
+        scaling: Scaling | None = None,
+    ) -> None:
         shared = np.flatnonzero(at >= 0)
         data = model.dataset
+        scaling = scaling or Scaling.of(model)
         self._scale = Scaler(
-            data["mean"].to_numpy()[shared],
-            data["scale"].to_numpy()[shared],
+            scaling.mean[shared],
+            scaling.scale[shared],
             places(at[shared], n_vars),
             with_mean=bool(data.attrs["with_mean"]),
             dtype=np.float64,
@@ -105,53 +182,48 @@ class Scorer:
         return out
 
 
-class FileScorer:
-    """Scores of cells of a collection, those of each file as a `Scorer` of it alone gives them.
+class PartScorer:
+    """Scores of cells in parts, those of each as a `Scorer` of it alone gives them.
 
     A gene that a file lacks is no zero there, as in the joined matrix: it contributes nothing.
-    Files come one after the other, so that the scorer of one is kept at a time.
+    Parts come one after the other, so that the scorer of one is kept at a time.
+
+    Parameters
+    ----------
+    model
+        The classifier.
+    parts
+        What follows each other.
+    n_vars
+        Number of genes of the source.
+    scalings
+        Of each part in place of the model's own, or None for that.
     """
 
     def __init__(
         self,
         model: Model,
-        source: CollectionSource,
-        rows: NDArray[np.int64] | None,
+        parts: Sequence[Part],
+        n_vars: int,
         threads: Threads,
+        scalings: Sequence[Scaling | None] | None = None,
     ) -> None:
-        self._model, self._source, self._rows, self._threads = model, source, rows, threads
-        # Of all files now: one without the model's genes is told of before hours are spent.
-        self._at = [
-            shared_genes(model, source.genes, name, source.held(i))
-            for i, name in enumerate(source.files)
-        ]
+        self._model, self._parts, self._n_vars, self._threads = model, parts, n_vars, threads
+        self._scalings = scalings or [None] * len(parts)
         self._kept: tuple[int, Scorer] | None = None
 
-    def _of(self, file: int) -> Scorer:
-        if self._kept is None or self._kept[0] != file:
+    def _of(self, i: int) -> Scorer:
+        if self._kept is None or self._kept[0] != i:
             self._kept = None
-            n_vars = self._source.n_vars
-            self._kept = file, Scorer(self._model, self._at[file], n_vars, self._threads)
+            at, own = self._parts[i].at, self._scalings[i]
+            self._kept = i, Scorer(self._model, at, self._n_vars, self._threads, own)
         return self._kept[1]
 
     def __call__(self, block: Rows, position: int) -> NDArray[np.float64]:
-        """Scores, shape (n_obs, n_classes), of the cells from `position` on, all of one file."""
-        row = position if self._rows is None else int(self._rows[position])
-        return self._of(self._source.locate(row)[0])(block)
+        """Scores, shape (n_obs, n_classes), of the cells from `position` on, all of one part."""
+        return self._of(part_at(self._parts, position))(block)
 
 
-def scorer_of(
-    model: Model, source: Source, rows: NDArray[np.int64] | None, threads: Threads
-) -> Callable[[Rows, int], NDArray[np.float64]]:
-    """Make what scores the cells `rows` of a source, given a block of them and its position.
-
-    Raises
-    ------
-    InputError
-        If a file shares no gene with the model.
-    """
-    if isinstance(source, CollectionSource):
-        return FileScorer(model, source, rows, threads)
-    at = shared_genes(model, source.genes, source.name)
-    scorer = Scorer(model, at, source.n_vars, threads)
-    return lambda block, _: scorer(block)
+def part_at(parts: Sequence[Part], position: int) -> int:
+    """Which of the parts holds the cell at `position` among the selected."""
+    return bisect_right(parts, position, key=lambda part: part.stop)

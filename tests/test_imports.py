@@ -36,7 +36,7 @@ LAYERS = [
     ("voting", "obs_columns", "annotations", "overcluster"),
     ("celltypist_export", "celltypist_import", "model_edit", "model_schema", "model_store"),
     ("solvers", "model", "gpu"),
-    ("rounds", "scoring", "selection", "features", "warm_start", "standardised", "adding"),
+    ("adapt", "rounds", "scoring", "selection", "features", "warm_start", "standardised", "adding"),
     ("estimator", "trials"),
     ("train",),
     (
