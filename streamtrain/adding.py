@@ -64,6 +64,11 @@ class Addition:
                 "of logistic regression: train on the old and the new cells together as X, or "
                 "pass the model as warm_start, which only starts from its weights"
             )
+        if settings.get("correct_prior"):
+            raise InputError(
+                "init goes on from weights as SGD left them, and the intercepts of this model were "
+                "shifted afterwards (correct_prior=True): train the first model without it"
+            )
         if seen is None:
             raise InputError(
                 "init adds the new cells to those that a model is scaled by, and this one does not "

@@ -27,6 +27,13 @@ class Batch:
     at: NDArray[np.int64]
     cells: Scaled
 
+    @property
+    def codes(self) -> NDArray[np.int32]:
+        """Class of each cell."""
+        if self.cells.rows.codes is None:
+            raise ValueError("a batch needs label codes")
+        return self.cells.rows.codes
+
 
 def planned(
     plan: Plan, report: Callable[[int, NDArray[Any]], None] | None = None

@@ -53,7 +53,7 @@ _REFUSED = {
     "validation_fraction": "early_stopping=True",
     "validation_groups": "early_stopping=True, or folds",
     "l1_ratio": "penalty='elasticnet'", "step": _SGD, "folds": _MINI, "calibrate": _FOLDS,
-    "gene_dropout": _MINI,
+    "gene_dropout": _MINI, "correct_prior": f"{_MINI}, and average",
 }  # fmt: skip
 _RECIPES = ("atlas",)
 
@@ -119,6 +119,10 @@ class Settings:
         those not named sharing what is left evenly; what cannot be shared goes to the types in
         turn. The cells of a type come in random order, and in another one once all have come;
         with replace each is drawn anew. An epoch may draw more cells than there are.
+    correct_prior
+        Shift the intercepts of a model whose types were drawn more or less often than they occur
+        to their shares among the cells, which fits probabilities to such cells at the cost of rare
+        types (macro-F1). Calibration does without.
     batch_key
         Column of obs (donor, study) to balance over within each cell type: draw a type evenly, or
         by its quota, then one of the values that occur in it evenly. A missing value is one more.
@@ -134,9 +138,11 @@ class Settings:
         no cell expresses are left out, as ever; names that the cells lack are told of.
     folds
         Cross-validate with so many folds over the mini-batches that training takes, the folds of
-        all trials side by side: choose among several `alpha` and `step`, and the number of epochs
-        up to `epochs`, by the macro-F1 on held-out cells, then train on all cells. It ends early
-        where no trial's macro-F1 has risen for `n_iter_no_change` epochs.
+        all trials side by side, then train on all cells by the best: of several `alpha` and
+        `step`, and of the number of epochs. A trial ends when its macro-F1 on held-out cells, the
+        mean over `n_iter_no_change` epochs, has not risen for as many, or after `epochs`. The
+        first `alpha` and `step` are kept unless others are better by more than the standard error
+        of the difference over the folds.
     calibrate
         Calibrate the probabilities on the held-out cells of the folds: they then add up to 1 over
         the types, and no predicted type changes.
@@ -257,6 +263,7 @@ class Settings:
     balance_cell_type: bool = False
     replace: bool = False
     quotas: dict[str, int] | Literal["equal"] | None = None
+    correct_prior: bool = False
     batch_key: str | None = None
     sampling_weight: str | None = None
     gene_dropout: float = 0.0
@@ -411,6 +418,7 @@ class Settings:
             "early_stopping=True": self.early_stopping,
             "early_stopping=True, or folds": self.early_stopping or self.folds is not None,
             _FOLDS: self.folds is not None,
+            f"{_MINI}, and average": mini and bool(self.average),
             "penalty='elasticnet'": self.penalty == "elasticnet",
         }
         fields = _fields()

@@ -7,8 +7,8 @@ SGD over whole epochs until the loss no longer falls.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -279,7 +279,8 @@ def _fit_sgd(
     first = next(served)
     schedule = schedule_of(config, mean_square(first.cells))
     solver = make_sgd(config, [schedule], stored, scaler, start, threads)
-    every = chain([first], served)
+    drawn_of = np.zeros(len(stored.cells.classes), np.int64)
+    every = tallied(chain([first], served), drawn_of)
     judged = not config.mini_batch or config.early_stopping
     certificate, unconverged = None, ""
     with stage("Training", plan.epochs * plan.epoch_size, show=progress) as bar:
@@ -300,7 +301,32 @@ def _fit_sgd(
     logger.info("SGD waited %.1f s for cells, %.0f%% of its time", served.waited,
                 100 * served.share)  # fmt: skip
     eta0 = None if config.step is None else schedule.eta0
-    return Fitted(solver.state(), certificate, unconverged, eta0)
+    state = solver.state()
+    if config.correct_prior:
+        state = with_prior(state, np.bincount(codes, minlength=len(drawn_of)), drawn_of)
+    return Fitted(state, certificate, unconverged, eta0)
+
+
+def tallied(served: Iterable[Batch], counts: NDArray[np.int64]) -> Iterator[Batch]:
+    """Batches as they come, the cells of each class being added to `counts`."""
+    for batch in served:
+        counts += np.bincount(batch.codes, minlength=len(counts))
+        yield batch
+
+
+def with_prior(state: State, cells: NDArray[np.int64], drawn: NDArray[np.int64]) -> State:
+    """Shift the averaged intercepts from the classes' shares in the draws to those of the cells.
+
+    A type's odds change by those of the shares (Elkan 2001, for one type against the rest); the
+    last intercepts, which training goes on from, stay.
+    """
+    if state.average_intercept is None:
+        return state
+    of_cells, of_draws = ((n + 0.5) / (n.sum() + 1.0) for n in (cells, drawn))
+    shift = np.log(of_cells / (1 - of_cells)) - np.log(of_draws / (1 - of_draws))
+    shift[(cells == 0) | (drawn == 0)] = 0
+    own = shift if len(state.intercept) > 1 else shift[1:]
+    return replace(state, average_intercept=state.average_intercept + own)
 
 
 def scaled_batches(

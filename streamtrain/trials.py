@@ -32,6 +32,7 @@ from streamtrain.rounds import (
     scaled_batches,
     schedule_of,
     sweep_bytes,
+    with_prior,
 )
 from streamtrain.rows import Rows
 from streamtrain.sampling import JUDGE, uniforms
@@ -104,13 +105,19 @@ class Trial:
     lately: int
 
     @property
+    def folds(self) -> NDArray[np.float64]:
+        """Macro-F1 on each fold, the mean over the last epochs, shape (folds,)."""
+        folds: NDArray[np.float64] = self.macro_f1[-self.lately :].mean(axis=0)
+        return folds
+
+    @property
     def value(self) -> float:
-        """What trials are ranked by: the mean over the folds and the last epochs."""
-        return float(self.macro_f1[-self.lately :].mean())
+        """What trials are ranked by: the mean over the folds."""
+        return float(self.folds.mean())
 
     def row(self) -> dict[str, Any]:
         """What the report says of it."""
-        folds = self.macro_f1[-self.lately :].mean(axis=0)
+        folds = self.folds
         return {
             "alpha": self.alpha,
             "step": self.step,
@@ -128,20 +135,23 @@ class Search:
     Attributes
     ----------
     config
-        The settings with those of the best trial, to train on all cells with.
+        The settings with those of the chosen trial, to train on all cells with.
     trials
         All of them, the best first.
+    chosen
+        The one whose settings they are: see `_chosen`.
     calibration
-        Of the best trial's scores of held-out cells; None unless asked for.
+        Of its scores of held-out cells; None unless asked for.
     """
 
     config: Settings
     trials: list[Trial]
+    chosen: Trial
     calibration: Calibration | None
 
     def report(self) -> list[dict[str, Any]]:
         """A row for each trial, the best first."""
-        return [trial.row() for trial in self.trials]
+        return [trial.row() | {"chosen": trial is self.chosen} for trial in self.trials]
 
 
 def trials_of(config: Settings) -> list[Settings]:
@@ -190,31 +200,30 @@ def search(
     together = max(1, int(0.6 * room / each))
     if together < len(waiting):
         logger.info("%d settings at a time, of %s", together, format_bytes(each))
-    run = _Run(config, stored, scaler, whole, folds, judged, known, room, threads)
+    drawn = np.zeros(known.shape, np.int64)
+    run = _Run(config, stored, scaler, whole, folds, judged, known, room, threads, drawn)
     done: list[tuple[Settings, Trial]] = []
-    best: NDArray[np.float32] | None = None
+    scores: NDArray[np.float32] | None = None  # of the trial chosen so far
     for start in range(0, len(waiting), together):
         part = waiting[start : start + together]
-        found, scores = run.trials(part, progress)
-        leader = max((trial.value for _, trial in done), default=-np.inf)
-        at = int(np.argmax([trial.value for trial in found]))
-        if found[at].value > leader:
-            best = scores[at]
+        found, of_part = run.trials(part, progress)
         done += zip(part, found, strict=True)
-    order = np.argsort([-trial.value for _, trial in done], kind="stable")
-    ranked = [done[i] for i in order]
-    chosen, first = ranked[0]
-    chosen = replace(chosen, epochs=len(first.macro_f1))
+        at = _chosen([trial for _, trial in done])
+        if at >= start:
+            scores = of_part[at - start].copy()
+    ranked = sorted(done, key=lambda pair: -pair[1].value)
+    settings, best = done[_chosen([trial for _, trial in done])]
+    chosen = replace(settings, epochs=len(best.macro_f1))
     for row in (trial.row() for _, trial in ranked):
         logger.info(
             "alpha %g, step %s: macro-F1 %.3f, sd %.3f over the folds, in %d epochs",
             row["alpha"], row["step"], row["macro_f1"], row["sd"], row["epochs"],
         )  # fmt: skip
     calibration = None
-    if config.calibrate and best is not None:
-        calibration = Calibration.fit(best, judged.codes, judged.weight)
+    if config.calibrate and scores is not None:
+        calibration = Calibration.fit(scores, judged.codes, judged.weight)
         logger.info("%s", calibration)
-    return Search(chosen, [t for _, t in ranked], calibration)
+    return Search(chosen, [trial for _, trial in ranked], best, calibration)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +239,7 @@ class _Run:
     known: NDArray[np.bool_]
     room: float
     threads: Threads
+    drawn: NDArray[np.int64]  # cells of each class that the models of each fold have taken
 
     def trials(
         self, configs: list[Settings], progress: bool
@@ -245,6 +255,7 @@ class _Run:
         served = scaled_batches(self.config, cells, stored.cells.codes, self.scaler)
         shape = len(configs), len(self.judged.at), len(stored.cells.classes)
         scores = np.empty(shape, np.float32)
+        self.drawn[:] = 0
         found: list[list[list[float]]] = [[] for _ in configs]
         going = list(range(len(configs)))
         solver: SGD | None = None
@@ -254,6 +265,8 @@ class _Run:
                 solver = solver or self._solver(configs, batch)
                 taken = folds.of[batch.at] != np.arange(folds.n)[:, None]
                 solver.partial_fit(batch.cells, taken=np.tile(taken, (len(configs), 1)))
+                for fold, mine in enumerate(taken):
+                    self.drawn[fold] += np.bincount(batch.codes[mine], minlength=shape[2])
                 seen += batch.cells.rows.n_obs
                 bar.update(batch.cells.rows.n_obs)
                 if seen % plan.epoch_size:
@@ -289,14 +302,21 @@ class _Run:
             mine = np.flatnonzero(self.judged.fold == fold)
             for some in _parts(trials, self.room / self._model_bytes):
                 models = [
-                    _weights(solver.state(trial * self.folds.n + fold), self.whole.shift)
-                    for trial in some
+                    _weights(self._state(solver, trial, fold), self.whole.shift) for trial in some
                 ]
                 for at, rows in self._cells(mine):
                     for trial, model in zip(some, models, strict=True):
                         scores = np.empty((rows.n_obs, out.shape[2]))
                         self.threads.share(rows.n_obs, partial(_scores, rows, *model, scores))
                         out[trial, at] = np.where(self.known[fold], scores, -np.inf)
+
+    def _state(self, solver: SGD, trial: int, fold: int) -> State:
+        state = solver.state(trial * self.folds.n + fold)
+        if not self.config.correct_prior:
+            return state
+        outside = self.folds.of != fold
+        counts = np.bincount(self.stored.cells.codes[outside], minlength=self.drawn.shape[1])
+        return with_prior(state, counts, self.drawn[fold])
 
     @property
     def _model_bytes(self) -> int:
@@ -348,6 +368,20 @@ def _scores(
     stop: int,
 ) -> None:
     kernel.scores(rows.data, rows.indices, rows.indptr, weights, constant, start, stop, out)
+
+
+def _chosen(trials: list[Trial]) -> int:
+    """The best of the trials that beat the first by more than the standard error, or the first.
+
+    The error is of the difference over the folds: where they disagree, as studies do, the largest
+    mean is often that of one fold.
+    """
+    folds = np.array([trial.folds for trial in trials])
+    gain = folds - folds[0]
+    error = gain.std(axis=1, ddof=1) / np.sqrt(gain.shape[1])
+    better = gain.mean(axis=1) > error
+    better[0] = True
+    return int(np.where(better, folds.mean(axis=1), -np.inf).argmax())
 
 
 def _parts(items: list[int], most: float) -> Iterator[list[int]]:

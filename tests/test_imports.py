@@ -235,6 +235,7 @@ def test_import__of_the_train_module():
 
 
 PUBLIC = {
+    "CrossValidation": "cross_validate",
     "Evaluation": "evaluate",
     "InputError": "errors",
     "Loader": "loader",
@@ -242,6 +243,7 @@ PUBLIC = {
     "Settings": "config",
     "SparseSGDClassifier": "estimator",
     "convert": "convert",
+    "cross_validate": "cross_validate",
     "evaluate": "evaluate",
     "open_source": "sources",
     "predict": "predict",
