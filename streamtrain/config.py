@@ -141,7 +141,7 @@ class Settings:
         all trials side by side, then train on all cells by the best: of several `alpha` and
         `step`, and of the number of epochs. A trial ends when its macro-F1 on held-out cells, the
         mean over `n_iter_no_change` epochs, has not risen for as many, or after `epochs`. The
-        first `alpha` and `step` are kept unless others are better by more than the standard error
+        first `alpha` and `step` are kept unless others are better by more than two standard errors
         of the difference over the folds.
     calibrate
         Calibrate the probabilities on the held-out cells of the folds: they then add up to 1 over

@@ -43,6 +43,7 @@ from streamtrain.threads import Threads
 
 logger = logging.getLogger(__name__)
 
+ERRORS = 2  # standard errors by which settings must beat the first ones
 MOST = 20_000  # held-out cells that trials are judged by, at most
 
 
@@ -371,15 +372,15 @@ def _scores(
 
 
 def _chosen(trials: list[Trial]) -> int:
-    """The best of the trials that beat the first by more than the standard error, or the first.
+    """The best of the trials that beat the first by more than `ERRORS`, or the first.
 
-    The error is of the difference over the folds: where they disagree, as studies do, the largest
-    mean is often that of one fold.
+    The standard error is of the difference over the folds: where they disagree, as studies do, the
+    largest mean is often that of one fold.
     """
     folds = np.array([trial.folds for trial in trials])
     gain = folds - folds[0]
     error = gain.std(axis=1, ddof=1) / np.sqrt(gain.shape[1])
-    better = gain.mean(axis=1) > error
+    better = gain.mean(axis=1) > ERRORS * error
     better[0] = True
     return int(np.where(better, folds.mean(axis=1), -np.inf).argmax())
 

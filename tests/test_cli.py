@@ -277,6 +277,7 @@ def test_readme__its_examples_run(folder, tmp_path, monkeypatch):
     adata = atlas.make()
     adata.obs = adata.obs.rename(columns={"donor": "donor_id"})
     adata.obs["cell_type"] = adata.obs["cell_type"].cat.rename_categories({"B": "B cell"})
+    adata.obs["compartment"] = np.where(adata.obs["cell_type"] == "B cell", "immune", "other")
     adata.write_h5ad(tmp_path / "atlas.h5ad")
     adata.obs["leiden"] = pd.Categorical(np.arange(600) % 40)
     adata.write_h5ad(tmp_path / "new.h5ad")
