@@ -23,7 +23,7 @@ from streamtrain.warm_start import weights_from
 logger = logging.getLogger(__name__)
 
 # What makes two runs one stream; the others hold for the cells at hand.
-_STREAM = ("loss", "penalty", "alpha", "learning_rate", "fit_intercept", "average")
+_STREAM = ("loss", "penalty", "alpha", "fit_intercept", "average")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,9 @@ class Addition:
                 f"({'--with-mean' if centred else '--no-with-mean'}), too"
             )
         ours = config.to_dict()
-        names = _STREAM + ("eta0",) * (config.learning_rate != "optimal")
+        # A `step` is in its place in the settings, and what it came to in that of the others.
+        rate = ("learning_rate",) + ("eta0",) * (config.learning_rate != "optimal")
+        names = _STREAM + (rate if config.step is None else ("step",))
         differ = [k for k in names if k in settings and settings[k] != ours[k]]
         if differ:
             logger.warning(

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 _STEPS = 100
-_PIECE = 1 << 22  # scores that are worked on at a time
-_LEAST, _MOST = 1e-3, 1e3  # of temperature and slope
+_PIECE = 1 << 18  # scores that are worked on at a time: six copies of them, in float64
+_LEAST, _MOST = 1e-3, 1e3  # of the temperature; the slope has the same least
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,18 +123,23 @@ def _sigmoid(
     # Platt's targets, which keep both finite where the score tells right from wrong.
     n_right, n_wrong = weight[right].sum(), weight[~right].sum()
     target = np.where(right, (n_right + 1) / (n_right + 2), 1 / (n_wrong + 2))
-    middle, width = float(np.average(s, weights=weight)), max(float(s.std()), 1e-9)
+    middle, width = float(np.average(s, weights=weight)), float(s.std())
+    if width <= 1e-6 * abs(middle):  # by rounding alone, which tells nothing
+        width = 1.0
     z = (s - middle) / width
     least = _LEAST * width
     a, b = 1.0, 0.0
     loss = _loss(a, b, z, target, weight)
     for _ in range(_STEPS):
-        p = 1 / (1 + np.exp(-(a * z + b)))
+        p = probabilities(a * z + b, None)
         gap, curve = weight * (p - target), weight * p * (1 - p) + 1e-12
         g = np.array([(gap * z).sum(), gap.sum()])
+        mixed = (curve * z).sum()
+        if a == least and g[0] >= 0:  # held there, the slope does not move, nor move the offset
+            g[0] = mixed = 0.0
         if np.abs(g).max() <= 1e-9 * weight.sum():
             break
-        H = np.array([[(curve * z * z).sum(), (curve * z).sum()], [(curve * z).sum(), curve.sum()]])
+        H = np.array([[(curve * z * z).sum(), mixed], [mixed, curve.sum()]])
         step = np.linalg.solve(H + 1e-12 * np.eye(2), g)
         size = 1.0
         while size > 1e-10:

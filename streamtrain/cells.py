@@ -172,7 +172,13 @@ def labelled_cells(
 
 
 def common_rows(each: Sequence[Cells]) -> list[Cells]:
-    """Cells by several labels, those alone that all label; classes without such cells go."""
+    """Cells by several labels, those alone that all label; classes without such cells go.
+
+    Raises
+    ------
+    InputError
+        If fewer than two classes of any of the labels are left.
+    """
     if len(each) == 1 or all(cells.rows is None for cells in each):
         return list(each)
     n = max(cells.n_obs if cells.rows is None else int(cells.rows[-1]) + 1 for cells in each)
@@ -181,8 +187,16 @@ def common_rows(each: Sequence[Cells]) -> list[Cells]:
     found = []
     for cells, own in zip(each, rows_of, strict=True):
         kept = cells.codes[np.searchsorted(own, rows)]
-        there, codes = np.unique(kept, return_inverse=True)
-        found.append(Cells(rows, codes.astype(np.int32), cells.classes[there]))
+        there = np.flatnonzero(np.bincount(kept, minlength=len(cells.classes)))
+        if len(there) < 2:
+            raise InputError(
+                f"{len(rows):,} cells have a label in each of the {len(each)} columns of labels, "
+                f"and one of these holds {some(cells.classes[there])} alone there, where training "
+                "needs two cell types at least: train on such columns one by one"
+            )
+        place = np.zeros(len(cells.classes), np.int32)
+        place[there] = np.arange(len(there))
+        found.append(Cells(rows, place[kept], cells.classes[there]))
     return found
 
 

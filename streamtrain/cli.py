@@ -16,7 +16,7 @@ from cyclopts import App, Parameter
 from cyclopts import convert as convert_tokens
 
 from streamtrain.config import Settings
-from streamtrain.errors import InputError
+from streamtrain.errors import InputError, some
 
 # Heavy modules (numba, xarray, anndata) load inside the commands: --help takes 0.2 s, not 3 s.
 
@@ -199,7 +199,9 @@ def cross_validate(
     if out.suffix != ".csv":
         raise InputError(f"--out must end in .csv; got {str(out)!r}")
     atomic.check_output(out, overwrite, folder=False)
-    paths = {name: out.with_suffix(f".{Path(name).stem}.zarr") for name in labels}
+    paths = {name: out.with_name(f"{out.stem}.{Path(name).name}.zarr") for name in labels}
+    if len(set(paths.values())) < len(labels):
+        raise InputError(f"--labels must differ, in the names of files too; got {some(labels, 9)}")
     for path in paths.values() if refit else ():
         models.check_output(path, overwrite)
     found = run(

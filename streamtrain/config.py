@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import logging
 import math
 import os
@@ -33,8 +34,8 @@ _SGD, _LOGISTIC = "use_SGD=True", "use_SGD=False"
 _MINI = "use_SGD=True with mini_batch=True"
 _STRATA = f"{_MINI}, and balance_cell_type=True or quotas"
 _PASSES = "logistic regression and whole epochs, not mini-batches"
-_JUDGED = "SGD over whole epochs, or early_stopping=True"
-_STOPS = f"logistic regression, {_JUDGED}"
+_JUDGED = "SGD over whole epochs, early_stopping=True, or folds"
+_STOPS = "logistic regression, SGD over whole epochs, or early_stopping=True"
 _LIBLINEAR = "solver='liblinear'"
 _FOLDS = "folds, cross-validation"
 # Settings that one way of training alone has. CellTypist documents the first as ignored elsewhere,
@@ -365,6 +366,11 @@ class Settings:
             column = getattr(self, name)
             if not isinstance(column, (str, type(None))):
                 raise InputError(f"{name} must name a column of obs; got {column!r}")
+        if not isinstance(self.gene_list, (str, list, type(None))):
+            raise InputError(
+                "gene_list must be a list of names, or the path of a text file with one a line; "
+                f"got {self.gene_list!r}"
+            )
         if self.quotas is not None:
             check_quotas(
                 self.quotas, self.batch_size, balance=self.balance_cell_type,
@@ -374,8 +380,8 @@ class Settings:
     def _check_steps(self) -> None:
         for alpha in self.alphas:
             require_number("alpha", alpha, 0)
-        for step in self.steps:
-            if step is not None and step != "auto":
+        for step in () if self.step is None else self.steps:
+            if step != "auto":
                 require_number("step", step, 0, above=True)
         others = ("learning_rate", "eta0", "power_t")
         for name in others if self.step is not None else ():
@@ -403,7 +409,6 @@ class Settings:
     def _elsewhere(self, table: dict[str, str]) -> dict[str, str]:
         """Those settings of `table` that are given although they belong to another way."""
         judged = self.trains_sgd and (not self.mini_batch or self.early_stopping)
-        judged = judged or self.folds is not None
         mini = self.trains_sgd and self.mini_batch
         ways = {
             _LOGISTIC: not self.use_SGD,
@@ -411,7 +416,7 @@ class Settings:
             _MINI: mini,
             _STRATA: mini and (self.balance_cell_type or self.quotas is not None),
             _PASSES: not (self.use_SGD and self.mini_batch),
-            _JUDGED: judged,
+            _JUDGED: judged or self.folds is not None,
             _STOPS: judged or not self.use_SGD,
             _LIBLINEAR: not self.use_SGD and self.solver == "liblinear",
             "feature_selection=True": self.feature_selection,
@@ -451,6 +456,7 @@ class Settings:
         for name, why in (
             ("warm_start", "starts on these cells alone"),
             ("feature_selection", "chooses other genes than the model's"),
+            ("gene_list", "names other genes than the model's"),
         ):
             if getattr(self, name):
                 raise InputError(f"init adds cells to a model, and {name} {why}: leave one out")
@@ -476,12 +482,12 @@ class Settings:
     @property
     def alphas(self) -> tuple[float, ...]:
         """Values of `alpha` to choose from."""
-        return _several(self.alpha)
+        return _several("alpha", self.alpha)
 
     @property
     def steps(self) -> tuple[float | str | None, ...]:
         """Values of `step` to choose from."""
-        return _several(self.step)
+        return _several("step", self.step)
 
     @property
     def trains_sgd(self) -> bool:
@@ -529,11 +535,10 @@ class Settings:
         for name in keywords:
             if name not in names:
                 raise TypeError(f"train() has no argument {name!r}: {near(name, names)}")
-        if keywords.get("recipe") is not None:
-            keywords = read_recipe(keywords["recipe"]) | keywords
+        keywords = with_recipe(keywords)
         if keywords.get("random_state", 0) is None:  # scikit-learn's word for any seed
             keywords = keywords | {"random_state": secrets.randbits(31)}
-        for argument in ("join", "gene_list"):
+        for argument in ("join", "gene_list", "recipe"):
             value = keywords.get(argument)
             if isinstance(value, os.PathLike):
                 keywords = keywords | {argument: str(value)}
@@ -551,22 +556,29 @@ class Settings:
         return asdict(self)
 
 
-def read_recipe(recipe: str | os.PathLike[str]) -> dict[str, Any]:
-    """Settings of a recipe of ours, by its name, or of a TOML file.
+def with_recipe(keywords: dict[str, Any]) -> dict[str, Any]:
+    """Keywords, and those that they leave to their recipe.
 
     Raises
     ------
     InputError
         If there is no such recipe, or the file is no TOML or holds something else.
     """
+    recipe = keywords.get("recipe")
+    return keywords if recipe is None else _read_recipe(recipe) | keywords
+
+
+def _read_recipe(recipe: str | os.PathLike[str]) -> dict[str, Any]:
+    """Settings of a recipe of ours, by its name, or of a TOML file."""
+    ours = ", ".join(map(repr, _RECIPES))
+    known = f"recipe must be {ours}, or the path of a TOML file of settings"
+    if not isinstance(recipe, (str, os.PathLike)):
+        raise InputError(f"{known}; got {recipe!r}")
     path: Any = Path(recipe).expanduser()
-    if str(recipe) in _RECIPES:
+    if recipe in _RECIPES:
         path = resources.files("streamtrain") / "recipes" / f"{recipe}.toml"
     elif not path.is_file():
-        raise InputError(
-            f"recipe must be {', '.join(map(repr, _RECIPES))}, or the path of a TOML file of "
-            f"settings; there is no file {str(recipe)!r}"
-        )
+        raise InputError(f"{known}; there is no file {str(recipe)!r}")
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -597,12 +609,12 @@ def takes_settings(function: Callable[P, R]) -> Callable[P, R]:
     return function
 
 
-def _several(value: Any) -> tuple[Any, ...]:
+def _several(name: str, value: Any) -> tuple[Any, ...]:
     """The values of a setting that takes one or several."""
     if not isinstance(value, list | tuple):
         return (value,)
-    if len(set(value)) < len(value) or not value:
-        raise InputError(f"several values to choose from must differ; got {value!r}")
+    if not value or any(a == b for a, b in itertools.combinations(value, 2)):
+        raise InputError(f"{name}: values to choose from must differ; got {value!r}")
     return tuple(value)
 
 

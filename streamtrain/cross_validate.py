@@ -12,7 +12,7 @@ import pandas as pd
 import xarray as xr
 
 from streamtrain.cells import Labels
-from streamtrain.config import takes_settings
+from streamtrain.config import takes_settings, with_recipe
 from streamtrain.model import Model
 from streamtrain.sources.genes import Genes
 from streamtrain.train import Outcome, run
@@ -83,10 +83,14 @@ def cross_validate(
         As in `train`.
     """
     columns: list[Any] = [labels]
-    # One label a cell is a list of texts as well, but one in which some come twice.
-    if isinstance(labels, list | tuple) and 0 < len(set(labels)) == len(labels):
-        columns = list(labels)
-    settings = {"use_SGD": True, "mini_batch": True, "folds": _FOLDS} | settings
+    if isinstance(labels, list | tuple):
+        named = all(isinstance(column, (str, os.PathLike)) for column in labels)
+        # One label a cell is a list of texts as well, but one in which some come twice.
+        if named and 0 < len(set(labels)) == len(labels):
+            columns = list(labels)
+    settings = {"use_SGD": True, "mini_batch": True, "folds": _FOLDS} | with_recipe(settings)
+    if settings["folds"] is None:
+        settings["folds"] = _FOLDS
     outcomes = run(X, columns, genes, settings, progress, storage_options, refit=refit)
     names = [_name(outcome.labels) for outcome in outcomes]
     models = {

@@ -39,8 +39,10 @@ class Folds:
 
     def known(self, codes: NDArray[np.int32], n_classes: int) -> NDArray[np.bool_]:
         """Which classes have cells outside of each fold, shape (folds, n_classes)."""
-        inside = np.zeros((self.n, n_classes), np.int64)
-        np.add.at(inside, (self.of, codes), 1)
+        # Fold by fold, which takes no number of eight bytes for each cell.
+        inside = np.stack(
+            [np.bincount(codes[self.of == fold], minlength=n_classes) for fold in range(self.n)]
+        )
         outside: NDArray[np.bool_] = inside < inside.sum(axis=0)
         return outside
 
@@ -61,14 +63,33 @@ def folds_of(source: Source, cells: Cells, *, n: int, groups: str | None, seed: 
     Raises
     ------
     InputError
-        If there is one group alone, or a group for every other cell.
+        If there is one group alone, or a group for every other cell; or a fold has no cell of a
+        type that others have too.
     """
     if groups is None:
-        fold = np.empty(cells.n_obs, np.uint8)
-        order = np.lexsort((uniforms(seed, FOLD, 0, cells.n_obs), cells.codes))
-        # On through the classes, so that small ones do not all come to the first folds.
-        fold[order] = np.arange(cells.n_obs) % n
-        return Folds(fold, n, None)
+        folds = _even_folds(cells, n, seed)
+    else:
+        folds = _of_groups(source, cells, n, groups, seed)
+    for fold, known in enumerate(folds.known(cells.codes, len(cells.classes))):
+        if not known[cells.codes[folds.of == fold]].any():
+            where = f"validation_groups={groups!r}" if groups else f"{cells.n_obs:,} cells"
+            raise InputError(
+                f"{where}: of {folds.n} folds one holds no cell of a type that others have too, so "
+                "that nothing can be judged there: ask for fewer folds (--folds), or leave such "
+                "cells out with where (--where)"
+            )
+    return folds
+
+
+def _even_folds(cells: Cells, n: int, seed: int) -> Folds:
+    fold = np.empty(cells.n_obs, np.uint8)
+    order = np.lexsort((uniforms(seed, FOLD, 0, cells.n_obs), cells.codes))
+    # On through the classes, so that small ones do not all come to the first folds.
+    fold[order] = np.arange(cells.n_obs) % n
+    return Folds(fold, n, None)
+
+
+def _of_groups(source: Source, cells: Cells, n: int, groups: str, seed: int) -> Folds:
     codes, names = _groups(source, cells, groups)
     if len(names) < 2:
         raise InputError(

@@ -203,11 +203,23 @@ def fixed_bytes(config: Settings, n_genes: int, n_classes: int) -> int:
     if config.trains_sgd:
         more = config.penalty, not config.mini_batch
         one = SGD.nbytes(n_genes, n_classes, config.dtype, config.average, *more)
-        needs.append(one * (config.folds or 1))  # one trial at least, a model for each fold
+        needs.append(one)
+        if config.folds is not None:  # one trial at least, and a model of it as it scores
+            needs.append(models_bytes(config, n_genes, n_classes) + 24 * n_genes * n_classes)
     if not config.use_SGD:  # weights and scores of all classes, and one class being solved
         needs.append((16 * n_genes + 24 * MOST) * n_classes + Logistic.nbytes(n_genes))
     start = n_genes * n_classes * np.dtype(config.dtype).itemsize * 2
     return max(needs) + start * (config.warm_start is not None or config.init is not None)
+
+
+def models_bytes(config: Settings, n_genes: int, n_classes: int) -> int:
+    """Bytes of the models that one trial trains, of all folds.
+
+    Twice, as they are copied when some of the trials end.
+    """
+    columns = (1 if n_classes == 2 else n_classes) * (config.folds or 0)
+    arrays = 1 + bool(config.average) + (config.penalty in ("l1", "elasticnet"))
+    return 2 * columns * n_genes * arrays * np.dtype(config.dtype).itemsize
 
 
 def batch_size(config: Settings) -> int:

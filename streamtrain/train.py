@@ -36,7 +36,7 @@ from streamtrain.cells import (
     labelled_cells,
     require_file,
 )
-from streamtrain.config import Settings, takes_settings
+from streamtrain.config import Settings, takes_settings, with_recipe
 from streamtrain.decode.address import located
 from streamtrain.errors import InputError, some
 from streamtrain.features import Features
@@ -69,7 +69,7 @@ from streamtrain.spill import Spill
 from streamtrain.strategies import window_in_cache
 from streamtrain.streaming import sweep
 from streamtrain.threads import Threads
-from streamtrain.trials import MOST, Search, judged_cells, search
+from streamtrain.trials import Judged, Search, judged_cells, search
 from streamtrain.warm_start import as_model, check_shared, weights_from
 
 logger = logging.getLogger(__name__)
@@ -160,6 +160,7 @@ def run(
     refit: bool = True,
 ) -> list[Outcome]:
     """Do what `train` and `cross_validate` do, from one reading for all columns of `labels`."""
+    settings = with_recipe(settings)
     before, base = (_named_model(settings, argument) for argument in ("warm_start", "init"))
     weight = settings.get("sampling_weight")
     if weight is not None and not isinstance(weight, str):
@@ -217,6 +218,11 @@ def run(
                     logger.info("%d non-expressed genes are left out", silent)
                 if listed is not None:
                     features = features.take(np.flatnonzero(listed[features.at]))
+                    if not len(features.names):
+                        raise InputError(
+                            f"{source.name}: no cell expresses any of the genes of gene_list that "
+                            "it has: name others"
+                        )
                     logger.info("%d genes of gene_list are trained on", len(features.names))
             else:
                 features = added.features(source.genes, moments)
@@ -246,11 +252,11 @@ def run(
                     source.is_sparse, ordered,
                 )  # fmt: skip
                 chosen, chosen_features, found = config, features, None
-                if target.folds is not None:
+                if target.folds is not None and target.judged is not None:
                     found = search(
                         config, stored, scaler_of(stored, features, apart=True),
-                        scaler_of(stored, features, apart=False), target.folds, room, threads,
-                        progress=progress,
+                        scaler_of(stored, features, apart=False), target.folds, target.judged,
+                        room, threads, progress=progress,
                     )  # fmt: skip
                     chosen = found.config
                     if not refit:
@@ -307,6 +313,8 @@ class Target:
         Which cells epochs are judged by, shape (n,); None for none.
     folds
         Of cross-validation; None without it.
+    judged
+        Cells that it judges by; None without it.
     """
 
     labels: Labels
@@ -314,6 +322,7 @@ class Target:
     columns: Cells
     held_out: NDArray[np.bool_] | None
     folds: Folds | None
+    judged: Judged | None
 
 
 def _targets(
@@ -330,23 +339,28 @@ def _targets(
         )
         for column in labels if column is not None
     ]  # fmt: skip
+    each = common_rows(each)
+    key = weights = None
+    if config.batch_key is not None:
+        key = batch_keys(source, each[0], config.batch_key)
+    if weight is not None:
+        weights = sampling_weights(source, each[0], weight)
     targets = []
-    for column, cells in zip(labels, common_rows(each), strict=True):
+    for column, cells in zip(labels, each, strict=True):
         columns = cells if added is None else added.join(cells, source.genes)
         counts = np.bincount(columns.codes, minlength=len(columns.classes))
         class_weights(config.class_weight, columns.classes, counts)
-        if config.batch_key is not None:
-            cells = replace(cells, batch_key=batch_keys(source, cells, config.batch_key))
-        if weight is not None:
-            cells = replace(cells, weight=sampling_weights(source, cells, weight))
-        folds = None
+        cells = replace(cells, batch_key=key, weight=weights)
+        folds = judged = None
         if config.folds is not None:
             folds = folds_of(
                 source, cells, n=config.folds, groups=config.validation_groups,
                 seed=config.random_state,
             )  # fmt: skip
+            judged = judged_cells(cells, folds, config.random_state)
         held_out = _held_out(source, cells, config)
-        targets.append(Target(column, cells, columns, held_out, folds))  # type: ignore[arg-type]
+        target = Target(column, cells, columns, held_out, folds, judged)  # type: ignore[arg-type]
+        targets.append(target)
     return targets
 
 
@@ -442,9 +456,8 @@ def _cells_taken(name: str, targets: list[Target], config: Settings) -> NDArray[
             taken[~target.held_out] |= drawn
         else:
             taken |= drawn
-        if target.folds is not None:
-            judged = judged_cells(target.columns, target.folds, config)
-            taken[judged.at] = True
+        if target.judged is not None:
+            taken[target.judged.at] = True
     return None if taken.all() else taken
 
 
@@ -556,10 +569,14 @@ def _room(budget: int, known: int, source: Source, targets: list[Target], config
     cells = targets[0].cells
     n_columns = max(len(target.columns.classes) for target in targets)
     fixed = known + fixed_bytes(config, source.n_vars, n_columns)
-    # Codes of the other targets, folds, and what cells are judged by.
-    fixed += 5 * cells.n_obs * (len(targets) - 1)
-    if config.folds is not None:
-        fixed += 9 * cells.n_obs + MOST * (16 * n_columns + 32)
+    # Of the other targets codes, and models that are done.
+    fixed += 4 * cells.n_obs * (len(targets) - 1)
+    of_class = (1 + bool(config.average)) * source.n_vars * np.dtype(config.dtype).itemsize
+    fixed += of_class * sum(len(target.columns.classes) for target in targets[:-1])
+    # Folds, and what cells are judged by, with the scores of one trial and of the best so far.
+    folds = [target.judged for target in targets if target.judged is not None]
+    fixed += sum(cells.n_obs + judged.nbytes for judged in folds)
+    fixed += 2 * max((judged.score_bytes for judged in folds), default=0)
     fixed += 12 * 8 * source.n_vars + 32 * cells.n_obs + READING_RESERVE
     fixed += 4 * cells.n_obs * (config.init is not None)  # labels as the model has them
     if cells.batch_key is not None:

@@ -28,6 +28,8 @@ from streamtrain.progress import stage
 from streamtrain.rounds import (
     Stored,
     make_sgd,
+    models_bytes,
+    needed_room,
     plan_epochs,
     scaled_batches,
     schedule_of,
@@ -45,6 +47,7 @@ logger = logging.getLogger(__name__)
 
 ERRORS = 2  # standard errors by which settings must beat the first ones
 MOST = 20_000  # held-out cells that trials are judged by, at most
+_SCORING = 0.1  # share of the room for models that score them
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +62,28 @@ class Judged:
         Class and fold of each, shape (m,).
     weight
         Cells that each stands for, shape (m,), float64: common types are sampled.
+    n_classes
+        Number of classes.
     """
 
     at: NDArray[np.int64]
     codes: NDArray[np.int32]
     fold: NDArray[Any]
     weight: NDArray[np.float64]
+    n_classes: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of these arrays."""
+        return sum(a.nbytes for a in (self.at, self.codes, self.fold, self.weight))
+
+    @property
+    def score_bytes(self) -> int:
+        """Bytes of the scores of these cells under the models of one trial."""
+        return 4 * len(self.at) * self.n_classes
 
 
-def judged_cells(cells: Cells, folds: Folds, config: Settings) -> Judged:
+def judged_cells(cells: Cells, folds: Folds, seed: int) -> Judged:
     """Take all cells of rare types, and of each common one as many as `MOST` has room for."""
     codes, n_classes = cells.codes, len(cells.classes)
     counts = np.bincount(codes, minlength=n_classes)
@@ -77,13 +93,13 @@ def judged_cells(cells: Cells, folds: Folds, config: Settings) -> Judged:
         if n > cap:
             break
         left, cap = left - n, n
-    keys = uniforms(config.random_state, JUDGE, 0, len(codes))
+    keys = uniforms(seed, JUDGE, 0, len(codes))
     order = np.lexsort((keys, codes))
     place = np.arange(len(codes)) - (np.cumsum(counts) - counts)[codes[order]]
     at = np.sort(order[place < cap]).astype(np.int64)
     taken = np.bincount(codes[at], minlength=n_classes)
     weight = (counts / np.maximum(taken, 1))[codes[at]]
-    return Judged(at, codes[at], folds.of[at], weight)
+    return Judged(at, codes[at], folds.of[at], weight, n_classes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,17 +177,13 @@ def trials_of(config: Settings) -> list[Settings]:
     return [replace(config, alpha=a, step=s) for a, s in pairs]
 
 
-def trial_bytes(config: Settings, n_genes: int, n_classes: int, n_folds: int) -> int:
-    """Bytes that one trial takes, its models of all folds side by side."""
-    return n_folds * SGD.nbytes(n_genes, n_classes, config.dtype, config.average, config.penalty)
-
-
 def search(
     config: Settings,
     stored: Stored,
     scaler: Scaler,
     whole: Scaler,
     folds: Folds,
+    judged: Judged,
     room: float,
     threads: Threads,
     *,
@@ -186,19 +198,18 @@ def search(
     whole
         The same, with no genes apart.
     room
-        Bytes for cells and models.
+        Bytes for cells, and for the models of all trials but one.
     """
-    classes = stored.cells.classes
-    codes = stored.cells.codes
-    judged = judged_cells(stored.cells, folds, config)
-    known = folds.known(codes, len(classes))
+    known = folds.known(stored.cells.codes, judged.n_classes)
     waiting = trials_of(config)
     logger.info(
         "cross-validating %d settings in %d folds (%s), judged by %d cells",
         len(waiting), folds.n, folds.by or "cells of each type", len(judged.at),
     )  # fmt: skip
-    each = trial_bytes(config, len(scaler.shift), len(classes), folds.n)
-    together = max(1, int(0.6 * room / each))
+    each = models_bytes(config, len(scaler.shift), judged.n_classes) + judged.score_bytes
+    spill = stored.spill
+    batches = needed_room(config, room, spill.nbytes / max(1, spill.n_obs), spill.entry_bytes)
+    together = 1 + int(max(0, room - spill.held - batches - _SCORING * room) / each)
     if together < len(waiting):
         logger.info("%d settings at a time, of %s", together, format_bytes(each))
     drawn = np.zeros(known.shape, np.int64)
@@ -211,7 +222,8 @@ def search(
         done += zip(part, found, strict=True)
         at = _chosen([trial for _, trial in done])
         if at >= start:
-            scores = of_part[at - start].copy()
+            scores = of_part[at - start].copy()  # no view, which would keep those of all
+        del of_part
     ranked = sorted(done, key=lambda pair: -pair[1].value)
     settings, best = done[_chosen([trial for _, trial in done])]
     chosen = replace(settings, epochs=len(best.macro_f1))
@@ -301,7 +313,7 @@ class _Run:
         """
         for fold in range(self.folds.n):
             mine = np.flatnonzero(self.judged.fold == fold)
-            for some in _parts(trials, self.room / self._model_bytes):
+            for some in _parts(trials, _SCORING * self.room / self._model_bytes):
                 models = [
                     _weights(self._state(solver, trial, fold), self.whole.shift) for trial in some
                 ]
@@ -321,13 +333,14 @@ class _Run:
 
     @property
     def _model_bytes(self) -> int:
-        """Bytes of one model as it scores, and as it is taken from the solver, ten times."""
-        return 240 * len(self.whole.shift) * len(self.stored.cells.classes)
+        """Bytes of one model as it scores, and as it is taken from the solver."""
+        return 24 * len(self.whole.shift) * len(self.stored.cells.classes)
 
     def _cells(self, mine: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], Any]]:
         """Judged cells from scratch, scaled, some at a time."""
         spill = self.stored.spill
-        each = spill.nbytes / max(1, spill.n_obs) + 8
+        # As stored, or, should that be more, their scores as they come and as they are kept.
+        each = max(spill.nbytes / max(1, spill.n_obs) + 8, 24 * self.judged.n_classes)
         step = max(1, int(sweep_bytes(self.room) / each))
         for start in range(0, len(mine), step):
             at = mine[start : start + step]
@@ -393,9 +406,9 @@ def _parts(items: list[int], most: float) -> Iterator[list[int]]:
 
 
 def _rises_no_more(f1: list[list[float]], lately: int) -> bool:
-    """Whether the mean of the last epochs has been at its largest as many epochs ago."""
+    """Whether the mean over some epochs has been at its largest as many epochs ago, or more."""
     means = np.mean(f1, axis=1)
-    if len(means) <= lately:
+    if len(means) < 2 * lately:
         return False
-    smooth = [means[max(0, i + 1 - lately) : i + 1].mean() for i in range(len(means))]
-    return bool(max(smooth[-lately:]) <= max(smooth[:-lately]))
+    smooth = np.convolve(means, np.full(lately, 1 / lately), "valid")
+    return bool(smooth[-lately:].max() <= smooth[:-lately].max())

@@ -337,3 +337,20 @@ def test_init__command_line(tmp_path, capsys):
                         "--init", first)  # fmt: skip
     assert code == 2
     assert "init adds cells to a model by SGD: pass use_SGD=True" in err
+
+
+def test_add__warns_of_another_step(caplog):
+    """A `step` is compared as one, whatever number it came to; without it, that number."""
+    adata = atlas.make()
+    model = streamtrain.train(adata, "cell_type", step="auto", **SMALL)
+    eta0 = model.settings["eta0"]
+    for more, words in (
+        ({"step": "auto"}, None),
+        ({"learning_rate": "constant", "eta0": eta0}, None),
+        ({"step": 3.0}, "the model was trained with step='auto', and goes on with step=3.0"),
+        ({}, "trained with learning_rate='constant', and goes on with learning_rate='optimal'"),
+    ):
+        caplog.clear()
+        streamtrain.train(adata, "cell_type", init=model, **SMALL | more)
+        assert ("goes on with" in caplog.text) == bool(words)
+        assert (words or "") in caplog.text

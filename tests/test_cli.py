@@ -93,6 +93,144 @@ def test_cli__settings_by_cell_type(folder, capsys, tmp_path):
     assert "quotas names 'T.B', which is no cell type" in err
 
 
+RECIPE = """
+use_SGD = true
+mini_batch = true
+batch_size = 100
+batch_number = 2
+epochs = 3
+average = true
+alpha = [1e-4, 1e-2]
+step = [1.0, 3.0]
+folds = 2
+calibrate = true
+"""
+
+
+def test_cli__recipe_and_what_beats_it(folder, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("own.toml").write_text(RECIPE)
+    train = ("train", folder / "atlas.h5ad", "--labels", "cell_type", "--recipe", "own.toml")
+    train += ("--quiet", "--overwrite", "--out", "m.zarr")
+    assert call(capsys, *train) == (0, "", "")
+    model = Model.load("m.zarr")
+    kept = model.settings
+    assert (kept["recipe"], kept["folds"], kept["average"]) == ("own.toml", 2, True)
+    assert model.calibration is not None
+    assert len(model.provenance["cross_validation"]) == 4
+    given = ("--alpha", "1e-3", "--step", "auto", "--folds", 3, "--no-calibrate")
+    assert call(capsys, *train, *given) == (0, "", "")
+    model = Model.load("m.zarr")
+    [row] = model.provenance["cross_validation"]
+    assert (row["alpha"], row["step"], len(row["folds"])) == (1e-3, "auto", 3)
+    assert model.calibration is None
+    assert call(capsys, *train, "--alpha", 1e-3, "--alpha", 1, "--step", 2)[0] == 0
+    report = Model.load("m.zarr").provenance["cross_validation"]
+    assert sorted(row["alpha"] for row in report) == [1e-3, 1]
+    assert {row["step"] for row in report} == {2}
+    wrong = ["atals" if word == "own.toml" else word for word in train]
+    code, _, err = call(capsys, *wrong)
+    assert code == 2
+    assert "there is no file 'atals'" in err
+
+
+def test_cli__atlas(folder, capsys, caplog, tmp_path):
+    """Our own recipe, but for fewer cells."""
+    code, out, _ = call(
+        capsys, "train", folder / "atlas.h5ad", "--labels", "cell_type", "--recipe", "atlas",
+        "--validation-groups", "donor", "--folds", 3, "--batch-size", 50, "--batch-number", 2,
+        "--epochs", 2, "--out", tmp_path / "m.zarr",
+    )  # fmt: skip
+    assert code == 0
+    assert "in 3 folds (donor)" in caplog.text
+    assert "calibrated streamtrain model with 5 cell types" in out
+    assert Model.load(tmp_path / "m.zarr").settings["balance_cell_type"] is True
+
+
+CHOICE = ("--alpha", 1e-4, "--alpha", 0.1, "--folds", 2, *TRAIN, "--average", 1)
+
+
+def test_cli__cross_validate(folder, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    labels = ("--labels", "cell_type", "--labels", "donor")
+    command = ("cross-validate", folder / "atlas.h5ad", *labels, "--out", "rank.csv", *CHOICE)
+    code, out, err = call(capsys, *command)
+    assert code == 0
+    assert "saved as rank.csv, rank.cell_type.zarr, rank.donor.zarr" in out
+    assert "macro_f1" in out
+    table = pd.read_csv("rank.csv")
+    same = streamtrain.cross_validate(
+        folder / "atlas.h5ad", ["cell_type", "donor"], alpha=[1e-4, 0.1], folds=2, batch_size=100,
+        batch_number=4, epochs=2, average=True, progress=False,
+    )  # fmt: skip
+    pd.testing.assert_frame_equal(
+        table.drop(columns="step"), same.table.drop(columns="step"), check_dtype=False
+    )
+    for name, model in same.models.items():
+        np.testing.assert_array_equal(Model.load(f"rank.{name}.zarr").coef_, model.coef_)
+    made = sorted(p.name for p in tmp_path.iterdir())
+    assert made == ["rank.cell_type.zarr", "rank.csv", "rank.donor.zarr"]
+    code, _, err = call(capsys, *command)
+    assert code == 2
+    assert "rank.csv" in err
+    assert "exists" in err
+    Path("rank.csv").unlink()
+    code, _, err = call(capsys, *command)
+    assert code == 2
+    assert "rank.cell_type.zarr" in err
+    assert not Path("rank.csv").exists()
+    assert call(capsys, *command, "--overwrite", "--quiet") == (0, "", "")
+    pd.testing.assert_frame_equal(pd.read_csv("rank.csv"), table)
+
+
+def test_cli__cross_validate_ranks_alone(folder, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = call(
+        capsys, "cross-validate", folder / "atlas.h5ad", "--labels", "cell_type", "--no-refit",
+        "--out", "rank.v1.csv", *CHOICE,
+    )  # fmt: skip
+    assert code == 0
+    assert out.endswith("saved as rank.v1.csv\n")
+    assert [p.name for p in tmp_path.iterdir()] == ["rank.v1.csv"]
+
+
+def test_cli__cross_validate_names_models_by_their_columns(folder, capsys, tmp_path, monkeypatch):
+    """Also of columns that differ after a dot alone."""
+    monkeypatch.chdir(tmp_path)
+    adata = atlas.make()
+    adata.obs = adata.obs.rename(columns={"cell_type": "celltype.l1", "donor": "celltype.l2"})
+    adata.write_h5ad("a.h5ad")
+    labels = ("--labels", "celltype.l1", "--labels", "celltype.l2")
+    code, _, _ = call(capsys, "cross-validate", "a.h5ad", *labels, "--out", "r.csv", *CHOICE)
+    assert code == 0
+    types = {n: len(Model.load(f"r.celltype.l{n}.zarr").cell_types) for n in (1, 2)}
+    assert types == {1: 5, 2: 4}
+
+
+WRONG = {
+    "suffix": (["--labels", "a", "--out", "r.txt"], "--out must end in .csv; got 'r.txt'"),
+    "labels": (
+        ["--labels", "x/a.txt", "--labels", "y/a.txt", "--out", "r.csv"],
+        "--labels must differ, in the names of files too; got 'x/a.txt', 'y/a.txt'",
+    ),
+    "model": (["--labels", "a", "--out", "there.csv", "--overwrite"], "there.a.zarr"),
+    "setting": (["--labels", "a", "--out", "r.csv", "--early-stopping"], "folds cross-validates"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG.values(), ids=WRONG.keys())
+def test_cli__cross_validate_refuses_before_reading(
+    capsys, tmp_path, monkeypatch, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    Path("there.a.zarr").mkdir()
+    Path("there.a.zarr", "mine").write_text("no model")
+    code, _, err = call(capsys, "cross-validate", "none.h5ad", *arguments)
+    assert code == 2
+    assert message in err
+    assert [p.name for p in tmp_path.iterdir()] == ["there.a.zarr"]
+
+
 def test_cli__predict_in_place(folder, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     streamtrain.train(folder / "atlas.h5ad", "cell_type", tol=0.1, progress=False).save("m.zarr")

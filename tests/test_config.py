@@ -5,7 +5,9 @@ import inspect
 import re
 import subprocess
 import sys
+import tomllib
 from dataclasses import FrozenInstanceError, fields
+from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from streamtrain.config import Settings, takes_settings
 from streamtrain.errors import InputError
 
 NAMES = [f.name for f in fields(Settings)]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def celltypists_arguments():
@@ -105,6 +108,8 @@ IGNORED = [
         "tol is ignored: it is for logistic regress",
     ),
     ({"use_SGD": True, "mini_batch": True, "n_iter_no_change": 3}, "n_iter_no_change is ignored"),
+    ({"use_SGD": True, "mini_batch": True, "folds": 3, "tol": 0.1}, "tol is ignored"),
+    ({"use_SGD": True, "mini_batch": True, "folds": 3, "n_iter_no_change": 2}, None),
     ({"intercept_scaling": 3.0}, "intercept_scaling is ignored: it is for solver='liblinear'"),
     ({"use_SGD": True, "max_iter": 9}, None),
     ({"feature_selection": True, "alpha": 0.1, "mini_batch": True, "batch_size": 9}, None),
@@ -145,6 +150,7 @@ def test_settings__switches_are_booleans(name, value):
 
 
 WHOLE = "must be a whole number of at least"
+CV = {"use_SGD": True, "mini_batch": True, "folds": 3}
 REFUSED = [
     *[
         ({name: value}, f"{name} must be a number above 0; got {value!r}")
@@ -263,6 +269,56 @@ REFUSED = [
         "quotas with sampling_weight draw with replacement: pass replace=True (--replace) too",
     ),
     ({"batch_key": 3}, "batch_key must name a column of obs; got 3"),
+    *[
+        ({name: value} | CV, f"{name}: values to choose from must differ; got {value!r}")
+        for name in ("alpha", "step")
+        for value in ([1.0, 2.0, 1], [])
+    ],
+    *[
+        (
+            {name: [1.0, 2.0]} | way,
+            f"{name}=[1.0, 2.0] is chosen from by cross-validation: pass folds (--folds 5) too",
+        )
+        for name in ("alpha", "step")
+        for way in ({}, {"use_SGD": True, "mini_batch": True})
+    ],
+    ({"alpha": [1e-4, -1.0]} | CV, "alpha must be a number of at least 0; got -1.0"),
+    ({"alpha": [0.0, 1.0]} | CV, "alpha must be above 0, as learning_rate='optimal' divides by it"),
+    *[
+        ({"step": value} | CV, f"step must be a number above 0; got {wrong!r}")
+        for value, wrong in ((0, 0), ("large", "large"), ([1.0, None], None), ([-1, 2], -1))
+    ],
+    *[
+        (
+            {"use_SGD": True, "step": "auto", name: value},
+            f"step takes the place of {name}: leave one of them out",
+        )
+        for name, value in {"learning_rate": "constant", "eta0": 0.1, "power_t": 0.2}.items()
+    ],
+    ({"step": 1.0}, "step is for use_SGD=True: leave it out, or pass that"),
+    *[
+        ({"folds": value}, f"folds {WHOLE} 2 and at most 20; got {value!r}")
+        for value in (0, 1, 21, 2.5, True)
+    ],
+    *[
+        ({"folds": 3} | way, "folds is for use_SGD=True with mini_batch=True: leave it out")
+        for way in ({}, {"use_SGD": True})
+    ],
+    *[
+        (CV | {name: True}, f"folds cross-validates, and {name} {why}")
+        for name, why in {
+            "early_stopping": "stops by other held-out cells: leave one out",
+            "feature_selection": "would choose genes by the held-out cells too: leave one out",
+        }.items()
+    ],
+    ({"calibrate": True}, "calibrate is for folds, cross-validation: leave it out, or pass that"),
+    (
+        CV | {"validation_fraction": 0.2},
+        "validation_fraction is for early_stopping=True: leave it out",
+    ),
+    ({"gene_dropout": 0.95}, "gene_dropout must be a number of at least 0 and at most 0.9; got"),
+    ({"use_SGD": True, "gene_dropout": 0.1}, "gene_dropout is for use_SGD=True with mini_batch"),
+    ({"gene_list": 3}, "gene_list must be a list of names, or the path of a text file with one a"),
     ({"dtype": "float16"}, "dtype must be one of 'float32', 'float64'; got 'float16'"),
 ]
 
@@ -292,12 +348,115 @@ def test_settings__refuse(keywords, words):
         {"mini_batch": True, "quotas": {"B": 5}, "batch_key": "donor"},
         {"mini_batch": True, "quotas": "equal", "sampling_weight": "w", "replace": True},
         {"mini_batch": True, "balance_cell_type": True, "batch_key": "donor", "replace": True},
+        CV | {"alpha": [1e-4, 1e-2], "step": ["auto", 3], "calibrate": True},
+        CV | {"alpha": [0, 1], "step": 2.0, "validation_groups": "donor"},
+        {"step": "auto", "early_stopping": True},
+        {"alpha": [1.0]},
+        {"mini_batch": True, "gene_dropout": 0.9, "gene_list": ["A"]},
     ],
     ids=str,
 )
 def test_settings__accept(keywords):
-    kept = Settings(use_SGD=True, **keywords)
+    kept = Settings(**{"use_SGD": True} | keywords)
     assert {name: getattr(kept, name) for name in keywords} == keywords
+
+
+@pytest.mark.parametrize(
+    ("keywords", "words"),
+    [
+        (CV | {"init": "m"}, "init goes on from cells that no fold can leave out: leave one out"),
+        (CV | {"warm_start": "m"}, "warm_start starts from weights that the held-out cells may"),
+        (
+            {"use_SGD": True, "init": "m", "gene_list": ["A"]},
+            "init adds cells to a model, and gene_list names other genes than the model's: leave",
+        ),
+    ],
+)
+def test_settings__refuse_with_another_model(keywords, words):
+    with pytest.raises(InputError, match=re.escape(words)):
+        Settings(**keywords)
+
+
+def test_settings__several_values_in_any_form():
+    for alpha in ([0.1, 1.0], (0.1, 1.0), np.array([0.1, 1.0])):
+        kept = Settings.from_keywords(CV | {"alpha": alpha, "step": (3.0,)})
+        assert kept.alpha == [0.1, 1.0]
+        assert kept.alphas == (0.1, 1.0)
+        assert kept.step == 3.0
+        assert kept.steps == (3.0,)
+    assert Settings().steps == (None,)
+
+
+# Recipes
+
+ATLAS = tomllib.loads((ROOT / "conf" / "atlas.toml").read_text(encoding="utf-8"))
+
+
+def test_recipe__atlas_is_the_one_in_conf():
+    packaged = resources.files("streamtrain") / "recipes" / "atlas.toml"
+    assert packaged.read_text(encoding="utf-8") == (ROOT / "conf" / "atlas.toml").read_text(
+        encoding="utf-8"
+    )
+    kept = Settings.from_keywords({"recipe": "atlas"})
+    assert kept.recipe == "atlas"
+    assert len(ATLAS) > 8
+    assert {name: getattr(kept, name) for name in ATLAS} == ATLAS
+    others = {name: getattr(kept, name) for name in NAMES if name not in (*ATLAS, "recipe")}
+    assert others == {name: getattr(Settings(), name) for name in others}
+
+
+def test_recipe__keywords_beat_it():
+    given = {"alpha": 1e-3, "folds": 3, "calibrate": False, "step": None, "memory": "1GB"}
+    kept = Settings.from_keywords({"recipe": "atlas"} | given)
+    assert {name: getattr(kept, name) for name in given} == given
+    assert kept.average == ATLAS["average"]
+    assert kept.epochs == ATLAS["epochs"]
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_recipe__of_a_file(tmp_path, kind):
+    path = tmp_path / "own recipe.toml"
+    path.write_text('use_SGD = true\nalpha = 0.5\nclass_weight = {"B αβ" = 2}\n', encoding="utf-8")
+    kept = Settings.from_keywords({"recipe": kind(path)})
+    assert (kept.use_SGD, kept.alpha, kept.class_weight) == (True, 0.5, {"B αβ": 2})
+    assert kept.recipe == str(path)
+    assert Settings(**kept.to_dict()) == kept
+
+
+RECIPES = {
+    "unknown": (b"alfa = 1", "no setting 'alfa': did you mean 'alpha'"),
+    "a table": (b"[train]\nalpha = 1", "no setting 'train': there are"),
+    "of another": (b"recipe = 'atlas'", "no setting 'recipe'"),
+    "broken": (b"alpha = ", "is no TOML file: Invalid value"),
+    "binary": (b"\xff\xfe\x00", "is no TOML file: 'utf-8' codec can't decode"),
+    "a value out of range": (b"alpha = -1", "alpha must be a number of at least 0; got -1"),
+    "a value of another type": (b"epochs = 2.5", "epochs must be a whole number of at least 1"),
+}
+
+
+@pytest.mark.parametrize(("text", "words"), RECIPES.values(), ids=RECIPES.keys())
+def test_recipe__bad_files(tmp_path, text, words):
+    path = tmp_path / "r.toml"
+    path.write_bytes(text)
+    with pytest.raises(InputError, match=re.escape(words)) as raised:
+        Settings.from_keywords({"recipe": path})
+    assert "must be" in words or f"recipe {str(path)!r}" in str(raised.value)
+    with pytest.raises(InputError, match=re.escape(words)):  # before the input is looked at
+        streamtrain.train("/no/such/file.h5ad", "cell_type", recipe=str(path))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ("atlsa", "or the path of a TOML file of settings; there is no file 'atlsa'"),
+        (str(ROOT), f"there is no file {str(ROOT)!r}"),
+        (7, "recipe must be 'atlas', or the path of a TOML file of settings; got 7"),
+        ({"alpha": 1}, "or the path of a TOML file of settings; got {'alpha': 1}"),
+    ],
+)
+def test_recipe__none_there(recipe, words):
+    with pytest.raises(InputError, match=re.escape(words)):
+        Settings.from_keywords({"recipe": recipe})
 
 
 def documented(text, names):

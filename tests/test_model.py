@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import pandas as pd
 import pytest
 import xarray as xr
 from scipy import sparse
-from scipy.special import expit
+from scipy.special import expit, softmax
 
 from streamtrain import atomic, celltypist_export, model
+from streamtrain.calibration import Calibration
 from streamtrain.errors import InputError
 from streamtrain.model import Model
 
@@ -441,6 +443,48 @@ def test_check_output__refuses(tmp_path, monkeypatch):
         atomic.check_output(tmp_path / "new")
 
 
+# Calibration
+
+CALIBRATED = {"temperature": 0.5, "slope": 1.5, "offset": -0.25}
+
+
+@pytest.mark.parametrize("n_types", [2, 5])
+def test_calibration__is_kept(tmp_path, n_types):
+    plain = make(n_types)
+    assert plain.calibration is None
+    assert "calibration" not in plain.dataset.attrs
+    m = make(n_types, calibration={k: np.float32(v) for k, v in CALIBRATED.items()})
+    assert m.calibration == Calibration(**CALIBRATED)
+    assert repr(m).startswith(f"calibrated streamtrain model with {n_types} cell types")
+    assert repr(plain).startswith("streamtrain model with")
+    m.save(tmp_path / "m.zarr")
+    assert Model.load(tmp_path / "m.zarr").calibration == m.calibration
+    with xr.open_zarr(tmp_path / "m.zarr") as dataset:
+        assert dataset.attrs["calibration"] == CALIBRATED
+    for other in (m.subset(keep_cell_types=m.cell_types[:2]), m.convert({"GÈNE-3": "new"})):
+        assert other.calibration == m.calibration
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"temperature": 1.0}, "calibration must be a dict of temperature, slope, offset; got {"),
+        (3, "calibration must be a dict of temperature, slope, offset; got 3"),
+        (CALIBRATED | {"slopes": 1.0}, "calibration must be a dict of temperature, slope, offset"),
+        *[
+            (CALIBRATED | {name: value}, f"calibration: {name} must be a number, and above 0 but")
+            for name, value in [
+                ("temperature", 0), ("slope", -1.0), ("offset", "1"), ("slope", np.nan),
+                ("offset", np.inf), ("offset", None),
+            ]
+        ],
+    ],
+)  # fmt: skip
+def test_calibration__refused(given, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        make(calibration=given)
+
+
 # CellTypist
 
 
@@ -494,6 +538,38 @@ def test_export__annotates(tmp_path, celltypist, n_types, with_mean):
     labels = result.predicted_labels["predicted_labels"].tolist()
     assert labels == m.cell_types[scores.argmax(axis=1)].tolist()
     assert len(set(labels)) > 1
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+@pytest.mark.parametrize("n_types", [2, 5])
+def test_export__of_a_calibrated_model(tmp_path, celltypist, n_types, averaged):
+    """CellTypist's sigmoids are the calibrated ones; of two types they are the softmax."""
+    coef = arrays(n_types)["coef"]
+    more = {"coef": coef - coef.mean(axis=1, keepdims=True), "intercept": 0 * coef[:, 0] + 0.1}
+    if averaged:
+        more |= {"coef_last": coef, "intercept_last": 0 * coef[:, 0], "n_averaged": 50}
+    m = make(n_types, t=101.0, calibration=CALIBRATED, scale=np.full(GENES, 5.0), **more)
+    m.to_celltypist(tmp_path / "m.pkl")
+    loaded = celltypist.models.Model.load(str(tmp_path / "m.pkl"))
+    adata = log1p_10k(40, m.features)
+    result = celltypist.annotate(adata, model=loaded)
+    data = m.dataset
+    z = (adata.X.toarray() - data["mean"].values) / data["scale"].values
+    scores = z @ data["coef"].values.T + data["intercept"].values
+    expected = expit(1.5 * scores - 0.25) if n_types > 2 else softmax(scores / 0.5, axis=1)
+    np.testing.assert_allclose(result.probability_matrix, expected, rtol=0, atol=1e-6)
+    labels = result.predicted_labels["predicted_labels"].tolist()
+    assert labels == m.cell_types[scores.argmax(axis=1)].tolist()
+    assert len(set(labels)) > 1
+    # No state to go on from: the weights are none of SGD's.
+    sgd = loaded.classifier
+    assert sgd.t_ == 1
+    assert not sgd.average
+    assert not hasattr(sgd, "_standard_coef") or sgd._standard_coef is None
+    again = Model.load(tmp_path / "m.pkl")
+    assert again.calibration is None
+    assert "coef_last" not in again.dataset
+    np.testing.assert_array_equal(m.coef_, make(n_types, **more).coef_)  # the model's stay
 
 
 @pytest.mark.parametrize("only_positive", [True, False])

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-from scipy.special import expit
+from scipy.special import expit, softmax
 
 import streamtrain
 from streamtrain import InputError, Model
@@ -80,6 +80,31 @@ def test_predict__prob_match(model):
     assert table["predicted_labels"].tolist() == expected
     assert {"Unassigned", *model.cell_types} <= set(expected)
     assert any("|" in label for label in expected)
+
+
+@pytest.mark.parametrize("n_types", [2, 5])
+def test_predict__calibrated(n_types):
+    """Probabilities are the softmax over the temperature; labels and scores stay."""
+    adata = query(n_types=n_types)
+    options = SMALL | {"dtype": "float64", "folds": 3, "step": 2.0, "average": True}
+    plain = streamtrain.train(atlas.make(n_types=n_types), "cell_type", **options)
+    options["calibrate"] = True
+    model = streamtrain.train(atlas.make(n_types=n_types), "cell_type", **options)
+    scores, types = by_hand(model, adata), list(model.cell_types)
+    assert model.calibration.temperature != 1
+    expected = softmax(scores / model.calibration.temperature, axis=1)
+    found = streamtrain.predict(model, adata, probabilities=True, **QUIET)
+    np.testing.assert_allclose(found[types], expected, atol=1e-9)
+    np.testing.assert_allclose(found[types].sum(axis=1), 1, rtol=1e-12)
+    np.testing.assert_allclose(found["conf_score"], expected.max(axis=1), atol=1e-9)
+    before = streamtrain.predict(plain, adata, scores=True, **QUIET)
+    after = streamtrain.predict(model, adata, scores=True, **QUIET)
+    assert before["predicted_labels"].tolist() == after["predicted_labels"].tolist()
+    assert found["predicted_labels"].tolist() == after["predicted_labels"].tolist()
+    pd.testing.assert_frame_equal(before[types], after[types])
+    several = streamtrain.predict(model, adata, mode="prob match", p_thres=0.3, **QUIET)
+    joined = ["|".join(model.cell_types[p > 0.3]) or "Unassigned" for p in expected]
+    assert several["predicted_labels"].tolist() == joined
 
 
 def test_predict__counts(model):

@@ -18,7 +18,7 @@ import streamtrain
 from streamtrain import InputError
 from streamtrain.cells import labelled_cells
 from streamtrain.quotas import Quotas
-from streamtrain.sampling import Plan
+from streamtrain.sampling import Plan, dropped_genes
 from streamtrain.scaling import RunningMoments, standard_deviation
 from streamtrain.sources import open_source
 from tests import atlas, stores
@@ -631,3 +631,117 @@ def test_train__scratch_in_plan_order(monkeypatch, caplog):
         assert "of drawn cells go to scratch in plan order" in caplog.text
         caplog.clear()
         equal(model, reference)
+
+
+MINI_ALONE = ("batch_size", "batch_number", "epochs")
+
+
+@pytest.mark.parametrize("with_mean", [True, False])
+@pytest.mark.parametrize(
+    ("more", "first"),
+    [
+        ({}, 100),
+        ({"mini_batch": False, "max_iter": 2, "tol": None}, 256),
+        ({"gene_dropout": 0.5}, 100),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("step", ["auto", 2.5])
+def test_train__step_is_over_the_mean_squared_length(step, more, first, with_mean):
+    """Of the first mini-batch, or the first cells where there are none."""
+    adata = atlas.make(dtype=np.float64)
+    options = SMALL | more | {"with_mean": with_mean, "dtype": "float64"}
+    if not options["mini_batch"]:
+        options = {k: v for k, v in options.items() if k not in MINI_ALONE}
+    model = streamtrain.train(adata, "cell_type", step=step, **options)
+    X = adata.X.toarray()
+    X = X[:, X.sum(axis=0) > 0]
+    Z = np.minimum(StandardScaler(with_mean=with_mean).fit_transform(X), 10)
+    codes = pd.Categorical(adata.obs["cell_type"].astype(str)).codes.astype(np.int32)
+    plan = Plan(
+        codes, 5, batch_size=first, batch_number=3, epochs=1, balance=False,
+        shuffle=options["mini_batch"], seed=0,
+    )  # fmt: skip
+    if "gene_dropout" in more:
+        Z[:, dropped_genes(Z.shape[1], 0.5, 0, 0)] = 0
+    expected = (1 if step == "auto" else step) / (Z[plan.epoch(0)[:first]] ** 2).sum(axis=1).mean()
+    kept = model.settings
+    assert kept["eta0"] == pytest.approx(expected, rel=1e-9)
+    assert (kept["step"], kept["learning_rate"]) == (step, "constant")
+    constant = {"learning_rate": "constant", "eta0": kept["eta0"]}
+    equal(model, streamtrain.train(adata, "cell_type", **options, **constant))
+
+
+def test_train__gene_list(tmp_path, caplog):
+    """As on cells of these genes alone, in the order of the cells' genes.
+
+    Within 1e-6: sums over the genes of a cell run past those that are left out.
+    """
+    adata = atlas.make()
+    names = [f"GENE{i}" for i in (50, 3, 7, 80, 0, 12, 99)]  # 7 is not expressed
+    kept = [name for name in adata.var_names if name in names]
+    these = adata[:, kept].copy()
+    expected = streamtrain.train(these, "cell_type", check_expression=False, **SMALL)
+    assert len(expected.features) == 6
+    path = tmp_path / "genes.txt"
+    path.write_text("\n".join([*names, "", "OTHER"]))
+    for given in (names, tuple(names), np.array(names), path, str(path)):
+        model = streamtrain.train(adata, "cell_type", gene_list=given, **SMALL)
+        assert model.features.tolist() == expected.features.tolist()
+        np.testing.assert_allclose(model.coef_, expected.coef_, rtol=1e-6)
+        np.testing.assert_allclose(model.intercept_, expected.intercept_, rtol=1e-6)
+        np.testing.assert_array_equal(model.dataset["scale"], expected.dataset["scale"])
+    assert "1 of 8 genes of gene_list are not there: 'OTHER'" in caplog.text
+    caplog.clear()
+    streamtrain.train(adata, "cell_type", gene_list=names, **SMALL)
+    assert "gene_list" not in caplog.text
+
+
+GENES = {
+    "no file": ("none.txt", "gene_list must be a list or a text file with one a line; there is no"),
+    "no gene": (["A", "B"], r"none of its genes is in gene_list; it has names such as 'GENE0', .* "
+                "the list 'A', 'B'"),
+    "none": ([], "none of its genes is in gene_list"),
+    "not expressed": (["GENE7"], "no cell expresses any of the genes of gene_list that it has"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "message"), GENES.values(), ids=GENES.keys())
+def test_train__gene_list_of_no_use(given, message):
+    with pytest.raises(InputError, match=message):
+        streamtrain.train(atlas.make(), "cell_type", gene_list=given, **SMALL)
+
+
+def test_train__recipe_names_columns_and_models(tmp_path):
+    """What a recipe says is done, not only kept in the settings."""
+    adata = atlas.make()
+    adata.obs["w"] = np.arange(600) % 3 + 0.5
+    streamtrain.train(adata, "cell_type", **SMALL).save(tmp_path / "before.zarr")
+    given = {"sampling_weight": "w", "warm_start": str(tmp_path / "before.zarr")}
+    recipe = tmp_path / "r.toml"
+    recipe.write_text("".join(f"{name} = {value!r}\n" for name, value in given.items()))
+    model = streamtrain.train(adata, "cell_type", recipe=recipe, **SMALL)
+    equal(model, streamtrain.train(adata, "cell_type", **given, **SMALL))
+    other = streamtrain.train(adata, "cell_type", **SMALL)
+    assert (model.coef_ != other.coef_).any()
+    assert model.settings["recipe"] == str(recipe)
+
+
+@pytest.mark.parametrize("way", ["warm_start", "init"])
+def test_train__goes_on_from_a_calibrated_model(way, caplog):
+    adata = atlas.make()
+    caplog.set_level(logging.INFO, "streamtrain")
+    options = SMALL | {"folds": 2, "calibrate": True, "average": True, "step": "auto"}
+    calibrated = streamtrain.train(adata, "cell_type", **options)
+    plain = streamtrain.train(adata, "cell_type", **options | {"calibrate": False})
+    equal(calibrated, plain)
+    assert calibrated.calibration is not None
+    assert plain.calibration is None
+    more = SMALL | {"average": True, "step": "auto"}
+    caplog.clear()
+    model = streamtrain.train(adata, "cell_type", **more, **{way: calibrated})
+    assert f"{way}: its calibration is left out: new weights need a new one" in caplog.text
+    assert model.calibration is None
+    caplog.clear()
+    equal(model, streamtrain.train(adata, "cell_type", **more, **{way: plain}))
+    assert "calibration" not in caplog.text

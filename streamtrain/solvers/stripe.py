@@ -151,14 +151,19 @@ class Stripe:
 
 def restripe(stripes: list[Stripe], keep: NDArray[np.bool_], width: int) -> list[Stripe]:
     """Stripes of the columns to `keep` (n_columns,), `width` each; idle ones fill up the last."""
-    parts = [(s.columns, s.w, keep[s.columns]) for s in stripes]
-    columns = np.concatenate([c[k] for c, _, k in parts])
+    places = [np.flatnonzero(keep[s.columns]) for s in stripes]
+    columns = np.concatenate([s.columns[at] for s, at in zip(stripes, places, strict=True)])
+    stripe = np.repeat(np.arange(len(stripes)), [len(at) for at in places])
+    place = np.concatenate(places)
     found = []
     for start in range(0, len(columns), width):
         at = columns[start : start + width]
+        of, there = stripe[start : start + width], place[start : start + width]
+        # Of the stripes that hold these alone: of 12,000 columns, all stripes took 200 s.
+        parts = [(stripes[i].w, there[of == i]) for i in np.unique(of).tolist()]
         arrays = []
         for field in range(len(Columns._fields)):
-            held = [w[field][..., : len(c)][..., np.isin(c, at)] for c, w, _ in parts]
+            held = [w[field][..., own] for w, own in parts]
             joined = zeros((*held[0].shape[:-1], width), held[0].dtype)
             joined[..., len(at) :] = _IDLE.get(Columns._fields[field], 0)
             np.concatenate(held, axis=-1, out=joined[..., : len(at)])
