@@ -6,24 +6,21 @@ import logging
 import os
 import platform
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from streamtrain.adding import Addition
 from streamtrain.budget import (
     BLOCK,
-    READING_RESERVE,
     format_bytes,
-    free_memory,
     parse_bytes,
     release_freed,
 )
@@ -31,45 +28,32 @@ from streamtrain.calibration import Calibration
 from streamtrain.cells import (
     Cells,
     Labels,
-    common_rows,
-    expression_of,
-    labelled_cells,
     require_file,
 )
 from streamtrain.config import Settings, takes_settings, with_recipe
 from streamtrain.decode.address import located
-from streamtrain.errors import InputError, some
+from streamtrain.errors import InputError
 from streamtrain.features import Features
-from streamtrain.holdout import Folds, folds_of, hold_out
+from streamtrain.first_pass import first_pass, room_for_cells
 from streamtrain.model import Model
-from streamtrain.ordered import PlanOrder
-from streamtrain.progress import counted
 from streamtrain.rounds import (
     Fitted,
     Stored,
     check,
-    check_room,
     fit,
-    fixed_bytes,
     keeps_apart,
-    needed_room,
-    plan_epochs,
 )
-from streamtrain.sampling_columns import batch_keys, sampling_weights
-from streamtrain.scaling import MomentsPass, RunningMoments, Scaler
-from streamtrain.scratch import free_disk, require_free
+from streamtrain.scaling import Scaler
+from streamtrain.scratch import free_disk
 from streamtrain.selection import check_enough, top_genes
-from streamtrain.solvers.class_weight import class_weights
 from streamtrain.sources import open_expression, open_source
 from streamtrain.sources.base import Source
 from streamtrain.sources.collection import CollectionSource, report_files
 from streamtrain.sources.genes import Genes
-from streamtrain.sources.lines import read_lines
 from streamtrain.spill import Spill
-from streamtrain.strategies import window_in_cache
-from streamtrain.streaming import sweep
+from streamtrain.targets import Target, cells_taken, listed_genes, recorder, targets_of
 from streamtrain.threads import Threads
-from streamtrain.trials import Judged, Search, judged_cells, search
+from streamtrain.trials import Search, search
 from streamtrain.warm_start import as_model, check_shared, weights_from
 
 logger = logging.getLogger(__name__)
@@ -183,16 +167,16 @@ def run(
         closing(_open(X, genes, config, budget, threads, progress)) as source,
     ):
         report_files(source, config.normalize, "sum" if config.check_expression else None)
-        targets = _targets(source, labels, weight, config, added)
+        targets = targets_of(source, labels, weight, config, added)
         cells = targets[0].cells  # of which other targets have the rows
-        listed = _listed(source, config.gene_list)
+        listed = listed_genes(source, config.gene_list)
         if before is not None:
             check_shared(before, cells.classes, source.genes)
         if config.feature_selection:
             check_enough(source.name, source.n_vars, config.top_genes)
         known = sum(0 if model is None else model.dataset.nbytes for model in (before, base))
-        room = _room(budget, known, source, targets, config)
-        taken = _cells_taken(source.name, targets, config)
+        room = room_for_cells(budget, known, source, targets, config)
+        taken = cells_taken(source.name, targets, config)
         logger.info(
             "%s: %d cells x %d genes, %s cell types; memory budget %s",
             source.name, cells.n_obs, source.n_vars,
@@ -204,7 +188,7 @@ def run(
             spill = scratch.enter_context(
                 Spill(source.n_vars, config.dtype, config.scratch, memory=kept, threads=threads)
             )
-            moments, ordered = _first_pass(
+            moments, ordered = first_pass(
                 source, targets, taken, spill, config, room, kept, threads, progress
             )
             if ordered is not None:
@@ -248,7 +232,7 @@ def run(
 
             def outcome_of(target: Target) -> Outcome:
                 stored = Stored(
-                    spill, _recorder(taken), target.columns, target.cells, target.held_out,
+                    spill, recorder(taken), target.columns, target.cells, target.held_out,
                     source.is_sparse, ordered,
                 )  # fmt: skip
                 chosen, chosen_features, found = config, features, None
@@ -297,98 +281,6 @@ def run(
         return outcomes
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """One column of labels.
-
-    Attributes
-    ----------
-    labels
-        As given.
-    cells
-        The labelled cells, the same rows for every target.
-    columns
-        The same, by the classes that the solver has columns of.
-    held_out
-        Which cells epochs are judged by, shape (n,); None for none.
-    folds
-        Of cross-validation; None without it.
-    judged
-        Cells that it judges by; None without it.
-    """
-
-    labels: Labels
-    cells: Cells
-    columns: Cells
-    held_out: NDArray[np.bool_] | None
-    folds: Folds | None
-    judged: Judged | None
-
-
-def _targets(
-    source: Source,
-    labels: Sequence[Labels | None],
-    weight: Any,
-    config: Settings,
-    added: Addition | None,
-) -> list[Target]:
-    each = [
-        labelled_cells(
-            source, column, where=config.where, drop_unlabeled=config.drop_unlabeled,
-            least=2 if added is None else 1,
-        )
-        for column in labels if column is not None
-    ]  # fmt: skip
-    each = common_rows(each)
-    key = weights = None
-    if config.batch_key is not None:
-        key = batch_keys(source, each[0], config.batch_key)
-    if weight is not None:
-        weights = sampling_weights(source, each[0], weight)
-    targets = []
-    for column, cells in zip(labels, each, strict=True):
-        columns = cells if added is None else added.join(cells, source.genes)
-        counts = np.bincount(columns.codes, minlength=len(columns.classes))
-        class_weights(config.class_weight, columns.classes, counts)
-        cells = replace(cells, batch_key=key, weight=weights)
-        folds = judged = None
-        if config.folds is not None:
-            folds = folds_of(
-                source, cells, n=config.folds, groups=config.validation_groups,
-                seed=config.random_state,
-            )  # fmt: skip
-            judged = judged_cells(cells, folds, config.random_state)
-        held_out = _held_out(source, cells, config)
-        target = Target(column, cells, columns, held_out, folds, judged)  # type: ignore[arg-type]
-        targets.append(target)
-    return targets
-
-
-def _listed(source: Source, gene_list: str | list[str] | None) -> NDArray[np.bool_] | None:
-    """Mark the source's genes that `gene_list` names, shape (n_vars,); None for all."""
-    if gene_list is None:
-        return None
-    names = gene_list
-    if isinstance(names, str):
-        require_file(names, "gene_list")
-        names = [name for name in read_lines(names, "gene_list") if name]
-    at = pd.Index(source.genes).get_indexer(pd.Index(names, dtype=object))
-    found = np.zeros(source.n_vars, bool)
-    found[at[at >= 0]] = True
-    if not found.any():
-        raise InputError(
-            f"{source.name}: none of its genes is in gene_list; it has names such as "
-            f"{some(source.genes)}, the list {some(names)}"
-        )
-    lacking = np.asarray(names, object)[at < 0]
-    if len(lacking):
-        logger.warning(
-            "%s: %d of %d genes of gene_list are not there: %s", source.name, len(lacking),
-            len(names), some(lacking),
-        )  # fmt: skip
-    return found
-
-
 def _named_model(settings: dict[str, Any], argument: str) -> Model | None:
     """Take a model out of the settings, and leave there what it is called."""
     given = settings.pop(argument, None)
@@ -414,190 +306,6 @@ def _open(
         transpose=config.transpose_input, join=config.join, memory=budget // 4,
         scratch=config.scratch, progress=progress, threads=threads,
     )  # fmt: skip
-
-
-def _held_out(source: Source, cells: Cells, config: Settings) -> NDArray[np.bool_] | None:
-    if not config.early_stopping:
-        return None
-    held = hold_out(
-        source, cells, fraction=config.validation_fraction, groups=config.validation_groups,
-        seed=config.random_state,
-    )  # fmt: skip
-    logger.info("%d of %d cells are held out to judge epochs by", held.sum(), len(held))
-    return held
-
-
-def _cells_taken(name: str, targets: list[Target], config: Settings) -> NDArray[np.bool_] | None:
-    """Mark the cells that any round takes, shape (n,); None for all of them."""
-    cells, held_out = targets[0].cells, targets[0].held_out
-    n = cells.n_obs if held_out is None else int((~held_out).sum())
-    if not (config.trains_sgd and config.mini_batch):
-        return None
-    repeats = config.replace or config.quotas is not None
-    if n <= config.batch_size and not repeats:
-        raise InputError(
-            f"{name}: mini-batches need more cells than batch_size; got {n:,} cells and "
-            f"batch_size={config.batch_size:,}: lower batch_size (--batch-size), or leave out "
-            "mini_batch"
-        )
-    if n < 10_000 and config.folds is None:
-        logger.warning(
-            "%s: %d cells are few for mini-batches; SGD over whole epochs (mini_batch=False) may "
-            "do better", name, n,
-        )  # fmt: skip
-    taken = np.zeros(cells.n_obs, bool)
-    for target in targets:
-        plan = plan_epochs(config, target.cells, target.held_out)  # refuses what cannot be drawn
-        if not config.use_SGD:  # the second round takes every cell
-            return None
-        drawn = plan.ever_drawn()
-        if target.held_out is not None:
-            taken |= target.held_out
-            taken[~target.held_out] |= drawn
-        else:
-            taken |= drawn
-        if target.judged is not None:
-            taken[target.judged.at] = True
-    return None if taken.all() else taken
-
-
-def _recorder(
-    taken: NDArray[np.bool_] | None,
-) -> Callable[[NDArray[np.int64]], NDArray[np.int64]]:
-    """Make the function from positions among the labelled cells to numbers on scratch."""
-    if taken is None:
-        return lambda positions: positions
-    rank = np.cumsum(taken, dtype=np.uint32) - np.uint32(1)
-    return lambda positions: rank[positions].astype(np.int64)
-
-
-def _first_pass(
-    source: Source,
-    targets: list[Target],
-    taken: NDArray[np.bool_] | None,
-    spill: Spill,
-    config: Settings,
-    room: int,
-    kept: float,
-    threads: Threads,
-    progress: bool,
-) -> tuple[RunningMoments, PlanOrder | None]:
-    """Read every cell once: checks, moments, and the cells that any round takes are kept.
-
-    They are kept by `spill`, or, where the page cache would not hold them, in plan order.
-    """
-    cells = targets[0].cells
-    check: Literal["sum"] | None = "sum" if config.check_expression else None
-    expression = expression_of(
-        source, cells.rows, normalize=config.normalize, check=check, dtype=config.dtype,
-        threads=threads,
-    )  # fmt: skip
-    moments = MomentsPass(source.n_vars, threads)
-    ordered: PlanOrder | None = None
-    n_taken = cells.n_obs if taken is None else int(np.count_nonzero(taken))
-    # Alive at a time: the block at hand and the next, each as stored and as read, the normalised
-    # values and the spilled copy.
-    block = int(min((room - kept) / 6, BLOCK))
-    blocks = sweep(source, cells.rows, block)
-    for position, stored in counted(blocks, "Reading", cells.n_obs, show=progress):
-        if position == 0:  # what the first cells tell of the rest, before hours are spent
-            cell_bytes = len(stored.data) / stored.n_obs * spill.entry_bytes
-            held = cell_bytes * n_taken
-            sizes = cell_bytes, spill.entry_bytes
-            batches = needed_room(config, room, *sizes) if config.trains_sgd else 0
-            if held > min(kept, room - batches):
-                spill.to_scratch()
-                held = 0
-            if config.trains_sgd:
-                check_room(config, room, *sizes)
-            # By cell, by gene for the solver, and of the selected genes.
-            copies = 1 + (not config.use_SGD) + config.feature_selection
-            if not held or copies > 1:
-                require_free(config.scratch, cell_bytes * n_taken * copies, "training")
-            if not held:
-                ordered = _in_plan_order(config, cells, source.n_vars, cell_bytes, n_taken, threads)
-        rows = expression(stored, position)
-        moments.update(rows)
-        wanted = np.arange(rows.n_obs)
-        if taken is not None:
-            wanted = np.flatnonzero(taken[position : position + rows.n_obs])
-            rows = rows if len(wanted) == rows.n_obs else rows.take(wanted)
-        if ordered is None:
-            spill.append(rows)
-        else:
-            ordered.append(rows, position + wanted)
-    expression.finish()
-    kept_by = spill if ordered is None else ordered
-    kept_by.finish()
-    where = "memory" if kept_by is spill and spill.in_memory else "scratch"
-    logger.info("%s holds %s of cells", where, format_bytes(kept_by.nbytes))
-    return moments.result(), ordered
-
-
-def _in_plan_order(
-    config: Settings, cells: Cells, n_vars: int, cell_bytes: float, n_taken: int, threads: Threads
-) -> PlanOrder | None:
-    """Scratch in plan order for mini-batches alone, where it is quicker than in storage order.
-
-    So it is where the drawn cells outgrow the page cache, which would be read cell by cell.
-    """
-    way = config.use_SGD and config.mini_batch
-    if not way or config.early_stopping or config.feature_selection or config.folds is not None:
-        return None
-    cache = free_memory()
-    if n_taken * cell_bytes <= cache:  # before the cells are grouped for a plan once more
-        return None
-    plan = plan_epochs(config, cells, None)
-    size = window_in_cache(plan, cell_bytes, cache)
-    total = plan.epochs * plan.epoch_size * cell_bytes
-    if size == 0 or total > free_disk(config.scratch):
-        return None
-    logger.info("%s of drawn cells go to scratch in plan order", format_bytes(total))
-    return PlanOrder(plan, size, n_vars, config.dtype, config.scratch, threads=threads)
-
-
-def _room(budget: int, known: int, source: Source, targets: list[Target], config: Settings) -> int:
-    """Bytes of the budget that are left for cells.
-
-    Taken already: the `known` bytes of models to go on from, weights of the columns, moments
-    (twelve float64 arrays over the genes, names and temporaries included), and per cell label,
-    order, rank, mark, offset and row number, and its experimental batch and weight where they are
-    drawn by; per draw of an epoch its place in this and the next, what drawing takes beside (two
-    keys and cells to sort by weight) and what serving does. A reserve stays for what reading leaves
-    behind.
-    """
-    cells = targets[0].cells
-    n_columns = max(len(target.columns.classes) for target in targets)
-    fixed = known + fixed_bytes(config, source.n_vars, n_columns)
-    # Of the other targets codes, and models that are done.
-    fixed += 4 * cells.n_obs * (len(targets) - 1)
-    of_class = (1 + bool(config.average)) * source.n_vars * np.dtype(config.dtype).itemsize
-    fixed += of_class * sum(len(target.columns.classes) for target in targets[:-1])
-    # Folds, and what cells are judged by, with the scores of one trial and of the best so far.
-    folds = [target.judged for target in targets if target.judged is not None]
-    fixed += sum(cells.n_obs + judged.nbytes for judged in folds)
-    fixed += 2 * max((judged.score_bytes for judged in folds), default=0)
-    fixed += 12 * 8 * source.n_vars + 32 * cells.n_obs + READING_RESERVE
-    fixed += 4 * cells.n_obs * (config.init is not None)  # labels as the model has them
-    if cells.batch_key is not None:
-        n_strata = (int(cells.batch_key.max()) + 1) * len(cells.classes)
-        fixed += cells.batch_key.nbytes + 64 * n_strata
-    if cells.weight is not None:
-        fixed += (9 + 8 * config.early_stopping) * cells.n_obs  # and of those not held out
-    repeats = config.replace or config.quotas is not None
-    if config.trains_sgd:
-        drawn = config.batch_number * config.batch_size if config.mini_batch else cells.n_obs
-        drawn = drawn if repeats else min(drawn, cells.n_obs)
-        fixed += (40 if cells.weight is None or config.replace else 96) * drawn
-    least = 16 * 10**6
-    if budget < fixed + least:
-        remedy = f", as an epoch draws {drawn:,}: raise it, or lower batch_number" * repeats
-        raise InputError(
-            f"memory={format_bytes(budget)} is too small for {n_columns} cell types x "
-            f"{source.n_vars:,} genes and {cells.n_obs:,} cells: at least "
-            f"{format_bytes(fixed + least)} is needed{remedy}"
-        )
-    return budget - fixed
 
 
 def _model(

@@ -58,8 +58,8 @@ def equal(a, b):
 )
 def test_cross_validate__several_columns_are_each_alone(adata, more, monkeypatch):
     """From one reading; to the bit, as each draws its own cells."""
-    reads, real = [], TRAIN._first_pass
-    monkeypatch.setattr(TRAIN, "_first_pass", lambda *a: reads.append(len(a)) or real(*a))
+    reads, real = [], TRAIN.first_pass
+    monkeypatch.setattr(TRAIN, "first_pass", lambda *a: reads.append(len(a)) or real(*a))
     columns = ["cell_type", "compartment"]
     both = streamtrain.cross_validate(adata, columns, **TRY | more)
     assert len(reads) == 1
@@ -213,7 +213,7 @@ def test_cross_validate__bad_input(adata, options, words, monkeypatch):
     adata = adata.copy()
     adata.obs["one"] = "x"
     adata.obs["own"] = np.where(adata.obs["compartment"] == "T", "T", "rest")
-    monkeypatch.setattr(TRAIN, "_first_pass", None)
+    monkeypatch.setattr(TRAIN, "first_pass", None)
     with pytest.raises(InputError, match=words):
         streamtrain.cross_validate(adata, **{"labels": "cell_type"} | TRY | options)
 

@@ -38,6 +38,8 @@ LAYERS = [
     ("solvers", "model", "gpu"),
     ("adapt", "rounds", "scoring", "selection", "features", "warm_start", "standardised", "adding"),
     ("estimator", "trials"),
+    ("targets",),
+    ("first_pass",),
     ("train",),
     (
         "cross_validate", "predict", "evaluate", "plot", "simulate", "cluster", "convert",

@@ -244,7 +244,7 @@ UNDRAWABLE = {
 
 @pytest.mark.parametrize(("make", "options", "message"), UNDRAWABLE.values(), ids=UNDRAWABLE.keys())
 def test_train__what_cannot_be_drawn_is_refused_before_reading(make, options, message, monkeypatch):
-    monkeypatch.setattr(sys.modules["streamtrain.train"], "_first_pass", None)
+    monkeypatch.setattr(sys.modules["streamtrain.train"], "first_pass", None)
     with pytest.raises(InputError, match=message):
         streamtrain.train(make(), "cell_type", **SMALL | options)
 
@@ -295,7 +295,7 @@ def test_train__same_model_for_any_block(tmp_path, monkeypatch):
     path = stores.write(atlas.make(), tmp_path, "h5ad")
     reference = streamtrain.train(path, "cell_type", **SMALL)
     module = sys.modules["streamtrain.train"]
-    monkeypatch.setattr(module, "BLOCK", 2000)
+    monkeypatch.setattr(sys.modules["streamtrain.first_pass"], "BLOCK", 2000)
     monkeypatch.setattr(module, "_KEPT", 1e-6)  # cells go to scratch
     equal(streamtrain.train(path, "cell_type", **SMALL), reference)
 
@@ -475,7 +475,7 @@ def soft_counts(n_obs=600):
 
 @pytest.mark.parametrize("block", [10**3, 10**7])
 def test_train__fractional_counts_are_no_logarithms(monkeypatch, caplog, block):
-    monkeypatch.setattr(sys.modules["streamtrain.train"], "BLOCK", block)
+    monkeypatch.setattr(sys.modules["streamtrain.first_pass"], "BLOCK", block)
     model = streamtrain.train(soft_counts(), "cell_type", normalize="log1p", **SMALL)
     assert np.isfinite(model.coef_).all()
     assert "600 of 600 cells hold values that are no integers" in caplog.text
@@ -485,7 +485,9 @@ def test_train__budgets_are_checked_at_the_first_block(monkeypatch):
     """Before the pass, which may take hours: the scratch that the drawn cells will take."""
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10))
     module = sys.modules["streamtrain.train"]
-    monkeypatch.setattr(module, "MomentsPass", lambda *_: SimpleNamespace())  # would fail if used
+    monkeypatch.setattr(
+        sys.modules["streamtrain.first_pass"], "MomentsPass", lambda *_: SimpleNamespace()
+    )  # would fail if used
     monkeypatch.setattr(module, "_KEPT", 1e-6)  # so that cells do not stay in memory
     with pytest.raises(InputError, match=r"training needs .* of scratch, and .* has 10 bytes free"):
         streamtrain.train(atlas.make(), "cell_type", **SMALL)
@@ -612,9 +614,9 @@ def test_train__plan_order_where_blocks_hold_no_drawn_cell(monkeypatch):
     adata.obs["w"] = (np.arange(600) >= 200).astype(float)
     options = SMALL | {"epochs": 2, "batch_number": 4, "batch_size": 50, "sampling_weight": "w"}
     reference = streamtrain.train(adata, "cell_type", **options)
-    module = sys.modules["streamtrain.train"]
-    for name, value in (("_KEPT", 1e-6), ("BLOCK", 5_000), ("free_memory", lambda: 50_000)):
-        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(sys.modules["streamtrain.train"], "_KEPT", 1e-6)
+    for name, value in (("BLOCK", 5_000), ("free_memory", lambda: 50_000)):
+        monkeypatch.setattr(sys.modules["streamtrain.first_pass"], name, value)
     equal(streamtrain.train(adata, "cell_type", **options), reference)
 
 
@@ -626,7 +628,7 @@ def test_train__scratch_in_plan_order(monkeypatch, caplog):
         reference = streamtrain.train(adata, "cell_type", **options, **way)
         with monkeypatch.context() as patch, caplog.at_level(logging.INFO, "streamtrain"):
             patch.setattr(module, "_KEPT", 1e-6)
-            patch.setattr(module, "free_memory", lambda: 50_000)
+            patch.setattr(sys.modules["streamtrain.first_pass"], "free_memory", lambda: 50_000)
             model = streamtrain.train(adata, "cell_type", **options, **way)
         assert "of drawn cells go to scratch in plan order" in caplog.text
         caplog.clear()
@@ -745,3 +747,43 @@ def test_train__goes_on_from_a_calibrated_model(way, caplog):
     caplog.clear()
     equal(model, streamtrain.train(adata, "cell_type", **more, **{way: plain}))
     assert "calibration" not in caplog.text
+
+
+@pytest.mark.parametrize("n_types", [2, 4])
+def test_train__correct_prior(n_types):
+    """Averaged intercepts move by the log odds of a type among the cells and in the draws."""
+    adata = atlas.make()
+    kept = adata.obs["cell_type"].cat.categories[:n_types]
+    adata = adata[adata.obs["cell_type"].isin(kept)].copy()
+    options = SMALL | {"balance_cell_type": True, "replace": True, "average": True}
+    model, shifted = (
+        streamtrain.train(adata, "cell_type", correct_prior=c, **options) for c in (False, True)
+    )
+    for name in ("coef", "coef_last", "intercept_last"):
+        np.testing.assert_array_equal(shifted.dataset[name], model.dataset[name], err_msg=name)
+    source = open_source(adata)
+    cells = labelled_cells(source, "cell_type", where=None, drop_unlabeled=False)
+    sizes = {k: SMALL[k] for k in ("batch_size", "batch_number", "epochs")}
+    plan = Plan(
+        cells.codes, n_types, balance=True, shuffle=True, seed=0, replace=True, **sizes
+    )  # fmt: skip
+    drawn = cells.codes[np.concatenate([plan.epoch(e) for e in range(plan.epochs)])]
+
+    def log_odds(codes):
+        share = (np.bincount(codes, minlength=n_types) + 0.5) / (len(codes) + 1)
+        return np.log(share / (1 - share))
+
+    gain = shifted.dataset["intercept"] - model.dataset["intercept"]
+    np.testing.assert_allclose(gain, log_odds(cells.codes) - log_odds(drawn), atol=1e-9)
+    assert np.abs(gain).max() > 0.1  # not in vain
+
+
+def test_train__correct_prior_of_no_use():
+    adata, options = atlas.make(), SMALL | {"correct_prior": True}
+    with pytest.raises(InputError, match=r"correct_prior is for .*mini_batch=True, and average"):
+        streamtrain.train(adata, "cell_type", **options)
+    shifted = streamtrain.train(adata, "cell_type", average=True, **options)
+    with pytest.raises(
+        InputError, match=r"shifted afterwards \(correct_prior=True\): train the fir"
+    ):
+        streamtrain.train(adata, "cell_type", init=shifted, average=True, **SMALL)

@@ -342,7 +342,7 @@ def test_warm_start__other_genes_types_and_scaling(monkeypatch):
     assert len(shared) == 4
     objective = [m.certificate["objective"][shared].mean() for m in (model, cold)]
     assert objective[0] < 0.5 * objective[1]
-    monkeypatch.setattr(sys.modules["streamtrain.train"], "_first_pass", None)  # nothing is read
+    monkeypatch.setattr(sys.modules["streamtrain.train"], "first_pass", None)  # nothing is read
     with pytest.raises(InputError, match="the model shares no gene with these cells"):
         streamtrain.train(new[:, 90:], "cell_type", warm_start=old, **options)
 
