@@ -1,5 +1,6 @@
 """Whole trainings: against CellTypist's steps done densely, and against each other."""
 
+import importlib
 import logging
 import os
 import pickle
@@ -23,6 +24,7 @@ from streamtrain.scaling import RunningMoments, standard_deviation
 from streamtrain.sources import open_source
 from tests import atlas, stores
 
+importlib.import_module("streamtrain.train")  # into sys.modules: the attribute is the function
 SMALL = atlas.MINI | {"batch_size": 100, "batch_number": 4, "epochs": 3, "progress": False}
 
 
