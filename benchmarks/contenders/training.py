@@ -104,6 +104,9 @@ def quality(job: dict[str, Any]) -> Iterator[Any]:
     model = train(halves.train, TYPE, random_state=job["repeat"], progress=False, **options)
     if options.get("use_SGD"):
         counts["steps"] = int(model.dataset.attrs["t"]) - 1
+    for trial in model.provenance.get("cross_validation", []):
+        if trial["chosen"]:
+            counts["chosen"] = {key: trial[key] for key in ("alpha", "step", "epochs")}
     yield counts
     evidence = _annotated(model, halves)
     for mode in job.get("adapt", ()):
@@ -117,8 +120,8 @@ def _annotated(model: Model, halves: Split, **options: Any) -> dict[str, Any]:
     table: Any = predict(model, halves.query, probabilities=True, progress=False, **options)
     probabilities = table.drop(columns=["predicted_labels", "conf_score"])
     found = halves.evidence(probabilities.columns, table["predicted_labels"], probabilities)
-    told = table.attrs.get("adapt", {})
-    return found | ({"adapted": np.array(told["adapted"])} if "adapted" in told else {})
+    told = [decision["adapted"] for decision in table.attrs.get("adapt", {}).values()]
+    return found | ({"adapted": np.array(any(told))} if told else {})
 
 
 def solve(job: dict[str, Any]) -> Iterator[Any]:
