@@ -160,7 +160,7 @@ def cross_validate(
     storage_options: dict[str, str] | None = None,
     settings: _SettingsGiven = _Given(),  # noqa: B008 - never changed
 ) -> None:
-    """Rank settings by cross-validation on the cells of SOURCE, and train the best on all of them.
+    """Rank settings by cross-validation on the cells of SOURCE, and train by the chosen on all.
 
     Examples: streamtrain cross-validate atlas.h5ad --labels cell_type --validation-groups donor_id
     --alpha 1e-4 --alpha 1e-2 --step 1 --step 3 --out ranking.csv
@@ -178,10 +178,10 @@ def cross_validate(
     labels
         Columns of obs with cell types, each trained on by itself.
     out
-        The ranking, .csv. The best model of each column of labels stands beside it, under its name
+        The ranking, .csv. The model of each column of labels stands beside it, under its name
         and that of the column: ranking.cell_type.zarr.
     refit
-        Train the best setting of each column on all cells.
+        Train the chosen setting of each column on all cells.
     genes
         Text file with one gene name a line, where SOURCE has none (.mtx).
     overwrite

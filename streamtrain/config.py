@@ -441,6 +441,11 @@ class Settings:
         self._check_folds()
         for name, way in self._elsewhere(_REFUSED).items():
             raise InputError(f"{name} is for {way}: leave it out, or pass that")
+        if self.correct_prior and not self.fit_intercept:
+            raise InputError(
+                "correct_prior shifts the intercepts, and fit_intercept=False has none: leave one "
+                "out"
+            )
         if self.penalty == "elasticnet" and self.l1_ratio is None and not self.use_SGD:
             raise InputError("penalty='elasticnet' needs l1_ratio, from 0 (l2) to 1 (l1)")
         if self.tol is None and not self.use_SGD:
@@ -457,6 +462,7 @@ class Settings:
             ("warm_start", "starts on these cells alone"),
             ("feature_selection", "chooses other genes than the model's"),
             ("gene_list", "names other genes than the model's"),
+            ("correct_prior", "goes by the shares of these cells alone"),
         ):
             if getattr(self, name):
                 raise InputError(f"init adds cells to a model, and {name} {why}: leave one out")

@@ -28,13 +28,14 @@ class CrossValidation:
     ----------
     table
         A row for each column of labels and setting, the best first: `labels`, `alpha`, `step`,
-        `epochs` (those with the largest mean), `macro_f1` (the mean over the folds) and `sd` (its
-        standard deviation over them), and `fold_1`, `fold_2`, ...
+        `epochs` (until it ended), `macro_f1` (the mean over the folds and the last epochs), `sd`
+        (its standard deviation over the folds), whether it is `chosen` (see `folds`), and
+        `fold_1`, `fold_2`, ...
     macro_f1
         Macro-F1 by (labels, trial, epoch, fold), with `alpha` and `step` of each trial; NaN after
         a trial has ended.
     models
-        By labels, the model of the best setting, trained on all cells; none without `refit`.
+        By labels, the model of the chosen setting, trained on all cells; none without `refit`.
     """
 
     table: pd.DataFrame
@@ -67,7 +68,7 @@ def cross_validate(
         As in `train`; or a list of obs columns, each of which is trained on by itself. Cells need
         a label in each of them (`drop_unlabeled`).
     refit
-        Train the best setting of each column on all cells.
+        Train the chosen setting of each column on all cells.
     **settings
         Any field of `Settings`; `folds` is 5 if not given:
         {settings}

@@ -37,13 +37,13 @@ class Folds:
     n: int
     by: str | None
 
-    def known(self, codes: NDArray[np.int32], n_classes: int) -> NDArray[np.bool_]:
-        """Which classes have cells outside of each fold, shape (folds, n_classes)."""
+    def outside(self, codes: NDArray[np.int32], n_classes: int) -> NDArray[np.int64]:
+        """Cells of each class outside of each fold, shape (folds, n_classes)."""
         # Fold by fold, which takes no number of eight bytes for each cell.
         inside = np.stack(
             [np.bincount(codes[self.of == fold], minlength=n_classes) for fold in range(self.n)]
         )
-        outside: NDArray[np.bool_] = inside < inside.sum(axis=0)
+        outside: NDArray[np.int64] = inside.sum(axis=0) - inside
         return outside
 
 
@@ -70,8 +70,8 @@ def folds_of(source: Source, cells: Cells, *, n: int, groups: str | None, seed: 
         folds = _even_folds(cells, n, seed)
     else:
         folds = _of_groups(source, cells, n, groups, seed)
-    for fold, known in enumerate(folds.known(cells.codes, len(cells.classes))):
-        if not known[cells.codes[folds.of == fold]].any():
+    for fold, outside in enumerate(folds.outside(cells.codes, len(cells.classes))):
+        if not outside[cells.codes[folds.of == fold]].any():
             where = f"validation_groups={groups!r}" if groups else f"{cells.n_obs:,} cells"
             raise InputError(
                 f"{where}: of {folds.n} folds one holds no cell of a type that others have too, so "

@@ -337,8 +337,10 @@ class Model:
         CellTypist gives every type a sigmoid. Of a calibrated model the weights are scaled and
         the intercepts shifted, by the calibration's `slope` and `offset`, so that the probability
         of the predicted type, CellTypist's `conf_score`, is calibrated (of two types both are, and
-        as `predict` gives them). SGD cannot go on from such weights: the file holds neither its
-        steps nor the last weights of an average. Go on from the model as `save` writes it.
+        as `predict` gives them). Those of other types keep their order alone: CellTypist's "prob
+        match" names too many types of a cell then, where that of `predict` does not. SGD cannot
+        go on from such weights: the file holds neither its steps nor the last weights of an
+        average. Go on from the model as `save` writes it.
 
         Parameters
         ----------

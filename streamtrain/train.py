@@ -120,17 +120,34 @@ def train(
         If cell types did not converge within `max_iter`; the message names them.
     """
     [outcome] = run(X, [labels], genes, settings, progress, storage_options)
+    if outcome.unconverged:
+        from sklearn.exceptions import ConvergenceWarning
+
+        warnings.warn(outcome.unconverged, ConvergenceWarning, stacklevel=2)
     assert outcome.model is not None  # noqa: S101 - one was asked for
     return outcome.model
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one column of labels: how the trials did, where there are, and the model."""
+    """What became of one column of labels.
+
+    Attributes
+    ----------
+    labels
+        As given.
+    search
+        How the trials did; None without folds.
+    model
+        Trained on all cells, unless not asked for.
+    unconverged
+        Words which cell types did not converge; empty for none.
+    """
 
     labels: Labels
     search: Search | None
     model: Model | None
+    unconverged: str = ""
 
 
 def run(
@@ -261,8 +278,6 @@ def run(
                     stored = replace(stored, spill=fewer)
                     spill.close()
                 fitted = round_of(chosen, stored, chosen_features)
-                if fitted.unconverged:
-                    _warn(fitted.unconverged)
                 provenance = _provenance(target.labels, source, target.cells, config)
                 n_cells: NDArray[np.int64] | None = stored.counts
                 if added is not None:
@@ -274,7 +289,7 @@ def run(
                     fitted, chosen, target.columns.classes, n_cells, chosen_features, provenance,
                     None if found is None else found.calibration,
                 )  # fmt: skip
-                return Outcome(target.labels, found, model)
+                return Outcome(target.labels, found, model, fitted.unconverged)
 
             outcomes = [outcome_of(target) for target in targets]
         logger.info("Model training done")
@@ -288,12 +303,6 @@ def _named_model(settings: dict[str, Any], argument: str) -> Model | None:
     if model is not None:
         settings[argument] = "a Model" if given is model else str(given)
     return model
-
-
-def _warn(words: str) -> None:
-    from sklearn.exceptions import ConvergenceWarning
-
-    warnings.warn(words, ConvergenceWarning, stacklevel=3)  # at the caller of train()
 
 
 def _open(

@@ -200,7 +200,7 @@ def search(
     room
         Bytes for cells, and for the models of all trials but one.
     """
-    known = folds.known(stored.cells.codes, judged.n_classes)
+    outside = folds.outside(stored.cells.codes, judged.n_classes)
     waiting = trials_of(config)
     logger.info(
         "cross-validating %d settings in %d folds (%s), judged by %d cells",
@@ -212,8 +212,8 @@ def search(
     together = 1 + int(max(0, room - spill.held - batches - _SCORING * room) / each)
     if together < len(waiting):
         logger.info("%d settings at a time, of %s", together, format_bytes(each))
-    drawn = np.zeros(known.shape, np.int64)
-    run = _Run(config, stored, scaler, whole, folds, judged, known, room, threads, drawn)
+    drawn = np.zeros_like(outside)
+    run = _Run(config, stored, scaler, whole, folds, judged, outside, room, threads, drawn)
     done: list[tuple[Settings, Trial]] = []
     scores: NDArray[np.float32] | None = None  # of the trial chosen so far
     for start in range(0, len(waiting), together):
@@ -249,7 +249,7 @@ class _Run:
     whole: Scaler
     folds: Folds
     judged: Judged
-    known: NDArray[np.bool_]
+    outside: NDArray[np.int64]  # cells of each class outside of each fold
     room: float
     threads: Threads
     drawn: NDArray[np.int64]  # cells of each class that the models of each fold have taken
@@ -321,15 +321,13 @@ class _Run:
                     for trial, model in zip(some, models, strict=True):
                         scores = np.empty((rows.n_obs, out.shape[2]))
                         self.threads.share(rows.n_obs, partial(_scores, rows, *model, scores))
-                        out[trial, at] = np.where(self.known[fold], scores, -np.inf)
+                        out[trial, at] = np.where(self.outside[fold] > 0, scores, -np.inf)
 
     def _state(self, solver: SGD, trial: int, fold: int) -> State:
         state = solver.state(trial * self.folds.n + fold)
         if not self.config.correct_prior:
             return state
-        outside = self.folds.of != fold
-        counts = np.bincount(self.stored.cells.codes[outside], minlength=self.drawn.shape[1])
-        return with_prior(state, counts, self.drawn[fold])
+        return with_prior(state, self.outside[fold], self.drawn[fold])
 
     @property
     def _model_bytes(self) -> int:
@@ -349,7 +347,7 @@ class _Run:
     def _macro_f1(self, scores: NDArray[np.float32], fold: int) -> float:
         """Macro-F1 on the judged cells of a fold whose class the other folds have."""
         judged = self.judged
-        mine = (judged.fold == fold) & self.known[fold][judged.codes]
+        mine = (judged.fold == fold) & (self.outside[fold, judged.codes] > 0)
         return macro_f1(judged.codes[mine], scores[mine].argmax(axis=1), judged.weight[mine])
 
 

@@ -318,6 +318,17 @@ REFUSED = [
     ),
     ({"gene_dropout": 0.95}, "gene_dropout must be a number of at least 0 and at most 0.9; got"),
     ({"use_SGD": True, "gene_dropout": 0.1}, "gene_dropout is for use_SGD=True with mini_batch"),
+    *[
+        (
+            {"correct_prior": True} | way,
+            "correct_prior is for use_SGD=True with mini_batch=True, and",
+        )
+        for way in ({}, {"use_SGD": True, "average": True}, {"use_SGD": True, "mini_batch": True})
+    ],
+    (
+        CV | {"correct_prior": True, "average": True, "fit_intercept": False},
+        "correct_prior shifts the intercepts, and fit_intercept=False has none: leave one out",
+    ),
     ({"gene_list": 3}, "gene_list must be a list of names, or the path of a text file with one a"),
     ({"dtype": "float16"}, "dtype must be one of 'float32', 'float64'; got 'float16'"),
 ]
@@ -369,6 +380,16 @@ def test_settings__accept(keywords):
         (
             {"use_SGD": True, "init": "m", "gene_list": ["A"]},
             "init adds cells to a model, and gene_list names other genes than the model's: leave",
+        ),
+        (
+            {
+                "use_SGD": True,
+                "mini_batch": True,
+                "average": True,
+                "init": "m",
+                "correct_prior": True,
+            },
+            "and correct_prior goes by the shares of these cells alone: leave one out",
         ),
     ],
 )

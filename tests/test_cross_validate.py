@@ -128,7 +128,8 @@ def test_cross_validate__table(adata):
     found = streamtrain.cross_validate(adata, ["cell_type", "compartment"], refit=False, **TRY)
     assert found.models == {}
     assert found.table.columns.tolist() == [
-        "labels", "alpha", "step", "epochs", "macro_f1", "sd", "fold_1", "fold_2", "fold_3",
+        "labels", "alpha", "step", "epochs", "macro_f1", "sd", "chosen",
+        "fold_1", "fold_2", "fold_3",
     ]  # fmt: skip
     assert found.table["labels"].tolist() == ["cell_type"] * 4 + ["compartment"] * 4
     assert found.macro_f1.dims == ("labels", "trial", "epoch", "fold")
@@ -276,16 +277,12 @@ def test_folds_of__no_more_folds_than_groups():
     assert folds_of(source, own, n=9, groups="donor", seed=0).n == 4
 
 
-def test_folds__known():
+def test_folds__outside():
     of = np.array([0, 0, 1, 1, 2, 2, 2], np.uint8)
     codes = np.array([0, 1, 0, 1, 2, 2, 1], np.int32)
-    known = holdout.Folds(of, 3, None).known(codes, 4)
+    found = holdout.Folds(of, 3, None).outside(codes, 4)
     # The third class is in the last fold alone; the fourth in none.
-    assert known.tolist() == [
-        [True, True, True, False],
-        [True, True, True, False],
-        [True, True, False, False],
-    ]
+    assert found.tolist() == [[1, 2, 2, 0], [1, 2, 2, 0], [2, 2, 0, 0]]
 
 
 def test_cross_validate__says_what_it_does(adata, caplog):

@@ -17,6 +17,13 @@ if what == "train":
         source, "cell_type", normalize="log1p", memory=memory, use_SGD=True, mini_batch=True,
         batch_size=500, epochs=3, early_stopping=True, validation_fraction=0.3, progress=False,
     ).save(model, overwrite=True)
+elif what == "search":
+    streamtrain.train(
+        source, "cell_type", normalize="log1p", memory=memory, use_SGD=True, mini_batch=True,
+        batch_size=500, batch_number=10, epochs=2, average=True, balance_cell_type=True,
+        replace=True, alpha=[1e-4, 1e-2, 1.0], step=[1.0, 3.0], folds=4, n_iter_no_change=1,
+        validation_groups="donor_id", calibrate=True, progress=False,
+    )
 elif what == "solve":
     warnings.simplefilter("ignore")  # that three steps do not reach the optimum
     streamtrain.train(
@@ -59,6 +66,7 @@ def test_memory__stays_in_the_budget(tmp_path):
     peak("train", tiny, model, "150MB")  # kernels compile, should they have to
     base = peak("train", tiny, model, "150MB")
     assert peak("train", large, model, "150MB") - base < 150e6
+    assert peak("search", large, model, "170MB") - base < 170e6
     assert peak("solve", large, model, "150MB") - base < 150e6
     assert peak("predict", large, model, "150MB", tmp_path / "p.parquet") - base < 150e6
     out = tmp_path / "out.zarr"

@@ -59,15 +59,16 @@ def scaled(adata):
     return np.minimum((X - X.mean(axis=0)) / np.where(X.std(axis=0) > 0, X.std(axis=0), 1), 10)
 
 
-def alone(Z, codes, n_classes, left_out, batches, alpha, step):
+def alone(Z, codes, n_classes, left_out, batches, alpha, step, corrects):
     """Averaged SGD, cell by cell, without those left out: weights after each epoch.
 
-    `batches` holds for each epoch the cells and the dropped genes of each batch.
+    `batches` holds for each epoch the cells and the dropped genes of each batch. The prior is
+    `corrects`-ed to the shares of the cells.
     """
     first, without = batches[0][0]
     eta = step / np.mean(np.sum(np.where(without, 0, Z[first]) ** 2, axis=1))
     W, b, sum_W, sum_b, n = np.zeros((n_classes, Z.shape[1])), np.zeros(n_classes), 0, 0, 0
-    found = []
+    found, drawn, cells_of = [], np.zeros(n_classes), np.bincount(codes[~left_out], None, n_classes)
     for epoch in batches:
         for cells, without in epoch:
             for i in cells:
@@ -78,11 +79,16 @@ def alone(Z, codes, n_classes, left_out, batches, alpha, step):
                 W = (1 - eta * alpha) * W + eta * np.outer(slope, z)
                 b = b + eta * slope
                 sum_W, sum_b, n = sum_W + W, sum_b + b, n + 1
-        found.append((sum_W / n, sum_b / n))
+                drawn[codes[i]] += 1
+        shift = np.zeros(n_classes)
+        if corrects:
+            odds = [(k + 0.5) / (k.sum() - k + 0.5) for k in (cells_of, drawn)]
+            shift = np.where((cells_of > 0) & (drawn > 0), np.log(odds[0] / odds[1]), 0)
+        found.append((sum_W / n, sum_b / n + shift))
     return found
 
 
-def by_hand(adata, plan, folds, weight, dropout=0.0):
+def by_hand(adata, plan, folds, weight, *, gene_dropout=0.0, correct_prior=False):
     """Of each setting macro-F1 (epochs, folds), and scores of all cells after each epoch.
 
     Judged are the cells that have a `weight`.
@@ -93,7 +99,7 @@ def by_hand(adata, plan, folds, weight, dropout=0.0):
     for epoch in range(EPOCHS):
         order = plan.epoch(epoch)
         parts = np.split(order, range(PLAN["batch_size"], len(order), PLAN["batch_size"]))
-        drop = [dropped_genes(Z.shape[1], dropout, 0, next(number)) for _ in parts]
+        drop = [dropped_genes(Z.shape[1], gene_dropout, 0, next(number)) for _ in parts]
         batches.append(list(zip(parts, drop, strict=True)))
     found = {}
     for alpha, step in itertools.product(ALPHAS, STEPS):
@@ -102,7 +108,8 @@ def by_hand(adata, plan, folds, weight, dropout=0.0):
             own = folds.of == fold
             known = np.unique(codes[~own])
             judged = own & np.isin(codes, known) & (weight > 0)
-            for epoch, (W, b) in enumerate(alone(Z, codes, n_classes, own, batches, alpha, step)):
+            weights = alone(Z, codes, n_classes, own, batches, alpha, step, correct_prior)
+            for epoch, (W, b) in enumerate(weights):
                 scores[epoch][np.ix_(own, known)] = Z[own] @ W[known].T + b[known]
                 predicted = scores[epoch][judged].argmax(axis=1)
                 occurring = np.unique(codes[judged])
@@ -125,6 +132,10 @@ WAYS = {
     "weighted": ({"sampling_weight": "w", "validation_groups": "donor"}, {"weight": "w"}),
     "quotas": ({"quotas": "equal"}, {"quotas": Quotas.of("equal", list("abcdef"), 40)}),
     "genes dropped": ({"gene_dropout": 0.3}, {}),
+    "for the shares of the cells": (
+        {"quotas": "equal", "correct_prior": True, "validation_groups": "donor"},
+        {"quotas": Quotas.of("equal", list("abcdef"), 40)},
+    ),
     "judged by some": ({"validation_groups": "donor", "random_state": 3}, {"seed": 3}),
 }
 
@@ -145,7 +156,8 @@ def test_trials__are_models_trained_alone(adata, way, monkeypatch):
     judged = trials.judged_cells(cells, folds, seed)
     weight = np.bincount(judged.at, judged.weight, 240)
     assert (weight == 1).all() == (way != "judged by some")
-    expected = by_hand(adata, plan, folds, weight, more.get("gene_dropout", 0))
+    way_of = {name: more[name] for name in ("gene_dropout", "correct_prior") if name in more}
+    expected = by_hand(adata, plan, folds, weight, **way_of)
     curves = found.macro_f1.sel(labels="cell_type")
     assert curves.dims == ("trial", "epoch", "fold")
     assert curves["alpha"].values.tolist() == [1e-4, 1e-4, 0.3, 0.3]
@@ -154,9 +166,14 @@ def test_trials__are_models_trained_alone(adata, way, monkeypatch):
         np.testing.assert_allclose(one, f1, rtol=1e-12)
     assert len(np.unique(curves)) > 30, "the case must tell trials apart"
     values = {setting: f1.mean() for setting, (f1, _) in expected.items()}  # over all epochs
-    best = max(values, key=values.get)
+    # The best of those that are clearly better than the first.
+    first = expected[ALPHAS[0], STEPS[0]][0].mean(axis=0)
+    gains = {setting: f1.mean(axis=0) - first for setting, (f1, _) in expected.items()}
+    clear = [s for s, gain in gains.items() if gain.mean() > 2 * gain.std(ddof=1) / FOLDS**0.5]
+    best = max(clear or [(ALPHAS[0], STEPS[0])], key=values.get)
     table = found.table
-    assert (table["alpha"][0], table["step"][0]) == best
+    chosen = table[table["chosen"]]
+    assert [*zip(chosen["alpha"], chosen["step"], strict=True)] == [best]
     ranked = [values[setting] for setting in zip(table["alpha"], table["step"], strict=True)]
     np.testing.assert_allclose(table["macro_f1"], ranked, rtol=1e-12)
     assert ranked == sorted(ranked, reverse=True)
@@ -194,7 +211,7 @@ def test_trials__without_averages_and_in_float32(n_types):
 def ending(adata):
     """How to run trials that end at several epochs, and what comes of it."""
     options = RUN | {"n_iter_no_change": 2, "epochs": 12, "calibrate": True}
-    options |= {"alpha": [1e-4, 0.3, 30.0], "validation_groups": "donor"}
+    options |= {"alpha": [30.0, 1e-4, 0.3], "validation_groups": "donor"}
     return options, streamtrain.cross_validate(adata, "cell_type", **options)
 
 
@@ -210,6 +227,7 @@ def same(a, b):
 def test_trials__same_for_any_memory_and_threads(adata, ending, monkeypatch, caplog):
     options, found = ending
     assert found.table["epochs"].nunique() > 1, "the case must end trials at several epochs"
+    assert found.table["alpha"][found.table["chosen"]].tolist() == [1e-4], "and choose a later one"
     caplog.set_level(logging.INFO, "streamtrain")
     same(streamtrain.cross_validate(adata, "cell_type", n_jobs=1, **options), found)
     assert "settings at a time" not in caplog.text
@@ -234,9 +252,9 @@ def test_trials__each_ends_where_it_rises_no_more(adata, ending):
         np.testing.assert_array_equal(ours[:n], full[:n])
         assert np.isnan(ours[n:]).all()
         means = full.mean(axis=1)
-        # Each epoch with the one before it; no pair of the last two beats all before them.
-        pairs = [means[0], *((means[:-1] + means[1:]) / 2)]
-        ends = (e for e in range(3, 13) if max(pairs[e - 2 : e]) <= max(pairs[: e - 2]))
+        # Each epoch with the next; neither of the last two pairs beats all before them.
+        pairs = (means[:-1] + means[1:]) / 2
+        ends = (e for e in range(4, 13) if max(pairs[e - 3 : e - 1]) <= max(pairs[: e - 3]))
         assert n == next(ends, 12)
 
 
@@ -249,18 +267,41 @@ def test_trials__equal_ones_keep_their_order(monkeypatch):
     assert found.table[["alpha", "step"]].to_numpy().tolist() == [
         [1e-6, 1.0], [1e-6, 2.0], [1e-5, 1.0], [1e-5, 2.0],
     ]  # fmt: skip
+    assert found.table["chosen"].tolist() == [True, False, False, False]
     monkeypatch.setattr(trials, "models_bytes", lambda *_: 10**18)
     same(streamtrain.cross_validate(adata, "cell_type", **options), found)
+
+
+CHOICES = {
+    "the first, by default": ([[5, 5, 5]], 0),
+    "not clearly better": ([[5, 5, 5], [9, 5, 5]], 0),
+    "clearly better": ([[5, 5, 5], [6, 7, 6]], 1),
+    "better wherever the first is worse": ([[1, 5, 9], [2, 6, 10]], 1),
+    "the best of those that are": ([[5, 5, 5], [6, 6, 7], [7, 7, 6], [3, 3, 99]], 2),
+    "the first of equals": ([[5, 5, 5], [7, 6, 6], [6, 7, 6]], 1),
+    "none is": ([[5, 5, 5], [5, 5, 5], [4, 4, 4]], 0),
+}
+
+
+@pytest.mark.parametrize(("folds", "expected"), CHOICES.values(), ids=CHOICES.keys())
+def test_chosen(folds, expected):
+    """By the mean over the last two epochs."""
+    runs = [[[99, 99, 99], np.array(f) - 1, np.array(f) + 1] for f in folds]
+    found = [trials.Trial(0.1, 1.0, np.array(run, float), 2) for run in runs]
+    assert [trial.folds.tolist() for trial in found] == folds
+    assert trials._chosen(found) == expected
 
 
 @pytest.mark.parametrize("n_types", [2, 5])
 def test_trials__refit_is_training_with_the_best(n_types):
     adata = atlas.make(n_obs=240, n_vars=40, n_types=n_types)
     options = RUN | {"n_iter_no_change": 2, "epochs": 8, "calibrate": True, "dtype": "float32"}
+    options["alpha"] = [30.0, 1e-4]  # the first is bad
     found = streamtrain.cross_validate(adata, "cell_type", **options)
     model = found.models["cell_type"]
-    best = found.table.iloc[0]
-    chosen = {name: best[name].item() for name in ("alpha", "step", "epochs")}
+    [best] = [row for _, row in found.table.iterrows() if row["chosen"]]
+    chosen = {name: best[name] for name in ("alpha", "step", "epochs")}
+    assert chosen["alpha"] == 1e-4
     assert {name: model.settings[name] for name in chosen} == chosen
     plain = RUN | chosen | {"folds": None, "n_iter_no_change": 5, "dtype": "float32"}
     again = streamtrain.train(adata, "cell_type", **plain)
@@ -274,7 +315,8 @@ def test_trials__refit_is_training_with_the_best(n_types):
     assert trained.calibration == model.calibration
     report = model.provenance["cross_validation"]
     assert len(report) == 4
-    assert report[0]["folds"] == best[["fold_1", "fold_2", "fold_3"]].tolist()
+    [folds] = [row["folds"] for row in report if row["chosen"]]
+    assert folds == best[["fold_1", "fold_2", "fold_3"]].tolist()
     pd.testing.assert_frame_equal(
         pd.DataFrame(report).drop(columns="folds"),
         found.table.drop(columns=["labels", "fold_1", "fold_2", "fold_3"]),

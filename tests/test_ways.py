@@ -81,7 +81,7 @@ def test_logistic__same_model_for_any_budget_threads_and_store(tmp_path, more, m
     reference = streamtrain.train(adata, "cell_type", n_jobs=1, **more, **QUIET)
     path = stores.write(adata, tmp_path, "zarr")
     fixed = fixed_bytes(Settings(**more), 120, 5)
-    monkeypatch.setattr(sys.modules["streamtrain.train"], "READING_RESERVE", 0)
+    monkeypatch.setattr(sys.modules["streamtrain.first_pass"], "READING_RESERVE", 0)
     for memory, n_jobs in ((fixed + 20 * 10**6, 2), ("1GB", 3)):
         options = more | QUIET | {"memory": memory, "n_jobs": n_jobs}
         equal(streamtrain.train(path, "cell_type", **options), reference)
