@@ -1,6 +1,6 @@
 """Scores of held-out cells and their types in; how to turn scores into probabilities out.
 
-Neither changes which type scores highest: one temperature, or one slope and offset, for all types.
+Neither a temperature nor an offset for all types changes which type scores highest.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 _STEPS = 100
 _PIECE = 1 << 18  # scores that are worked on at a time: six copies of them, in float64
-_LEAST, _MOST = 1e-3, 1e3  # of the temperature; the slope has the same least
+_LEAST, _MOST = 1e-3, 1e3  # of the temperature
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +25,12 @@ class Calibration:
     ----------
     temperature
         T of p = softmax(s / T), over the types: probabilities that add up to 1 (Guo et al. 2017).
-    slope, offset
-        a and b of p = 1 / (1 + exp(-(a s + b))), a sigmoid of each type as CellTypist reports it,
-        by which the predicted type's probability is calibrated (Platt 2000, on predicted types).
+    offset
+        b of p = 1 / (1 + exp(-(s / T + b))), a sigmoid of each type as CellTypist reports it, by
+        which the predicted types' probabilities are right on average.
     """
 
     temperature: float
-    slope: float
     offset: float
 
     @classmethod
@@ -52,12 +51,13 @@ class Calibration:
         usable = np.isfinite(own)
         scores, codes = scores[usable], codes[usable]
         weight = weight[usable] / weight[usable].mean()
-        return cls(1 / _softness(scores, codes, weight), *_sigmoid(scores, codes, weight))
+        softness = _softness(scores, codes, weight)
+        return cls(1 / softness, _offset(scores, codes, weight, softness))
 
     def __str__(self) -> str:
         return (
-            f"calibrated by held-out cells: temperature {self.temperature:.3g}; as sigmoids, slope "
-            f"{self.slope:.3g} and offset {self.offset:.3g}"
+            f"calibrated by held-out cells: temperature {self.temperature:.3g}; as sigmoids, "
+            f"offset {self.offset:.3g}"
         )
 
 
@@ -95,71 +95,42 @@ def _softness(scores: NDArray[Any], codes: NDArray[np.int32], weight: NDArray[np
             second += float((w * var).sum() + var.sum() / n)
         return first, second
 
-    return _minimum(slopes)
+    return _minimum(slopes, 1 / _MOST, 1 / _LEAST, 1.0)
 
 
-def _minimum(slopes: Callable[[float], tuple[float, float]]) -> float:
-    """Where a convex function of a positive number is least, by Newton's steps within bounds."""
-    low, high, beta = 1 / _MOST, 1 / _LEAST, 1.0
-    for _ in range(_STEPS):
-        first, second = slopes(beta)
-        low, high = (beta, high) if first < 0 else (low, beta)
-        new = beta - first / second if second > 0 else np.inf
-        if not low < new < high:
-            new = np.sqrt(low * high)
-        if abs(new - beta) <= 1e-10 * beta:
-            return float(new)
-        beta = float(new)
-    return beta
+def _offset(
+    scores: NDArray[Any], codes: NDArray[np.int32], weight: NDArray[np.float64], softness: float
+) -> float:
+    """Offset of the largest likelihood that the types of the highest scores are right.
 
-
-def _sigmoid(
-    scores: NDArray[Any], codes: NDArray[np.int32], weight: NDArray[np.float64]
-) -> tuple[float, float]:
-    """Slope and offset by which the highest score tells how likely its type is right."""
+    Platt's (2000) targets keep it finite where all are.
+    """
     top = scores.argmax(axis=1)
-    s = scores[np.arange(len(scores)), top].astype(np.float64)
+    s = scores[np.arange(len(scores)), top].astype(np.float64)[:, None] * softness
     right = top == codes
-    # Platt's targets, which keep both finite where the score tells right from wrong.
     n_right, n_wrong = weight[right].sum(), weight[~right].sum()
     target = np.where(right, (n_right + 1) / (n_right + 2), 1 / (n_wrong + 2))
-    middle, width = float(np.average(s, weights=weight)), float(s.std())
-    if width <= 1e-6 * abs(middle):  # by rounding alone, which tells nothing
-        width = 1.0
-    z = (s - middle) / width
-    least = _LEAST * width
-    a, b = 1.0, 0.0
-    loss = _loss(a, b, z, target, weight)
-    for _ in range(_STEPS):
-        p = probabilities(a * z + b, None)
-        gap, curve = weight * (p - target), weight * p * (1 - p) + 1e-12
-        g = np.array([(gap * z).sum(), gap.sum()])
-        mixed = (curve * z).sum()
-        if a == least and g[0] >= 0:  # held there, the slope does not move, nor move the offset
-            g[0] = mixed = 0.0
-        if np.abs(g).max() <= 1e-9 * weight.sum():
-            break
-        H = np.array([[(curve * z * z).sum(), mixed], [mixed, curve.sum()]])
-        step = np.linalg.solve(H + 1e-12 * np.eye(2), g)
-        size = 1.0
-        while size > 1e-10:
-            new_a, new_b = max(least, a - size * step[0]), b - size * step[1]
-            new = _loss(new_a, new_b, z, target, weight)
-            if new <= loss:
-                break
-            size /= 2
-        if loss - new <= 1e-13 * abs(loss):
-            break
-        a, b, loss = float(new_a), float(new_b), new
-    return a / width, b - a * middle / width
+
+    def slopes(offset: float) -> tuple[float, float]:
+        p = probabilities(s + offset, None)[:, 0]
+        return float((weight * (p - target)).sum()), float((weight * p * (1 - p)).sum())
+
+    reach = float(np.abs(s).max()) + np.log(len(s) + 2.0) + 1
+    return _minimum(slopes, -reach, reach, 0.0)
 
 
-def _loss(
-    a: float,
-    b: float,
-    z: NDArray[np.float64],
-    target: NDArray[np.float64],
-    weight: NDArray[np.float64],
+def _minimum(
+    slopes: Callable[[float], tuple[float, float]], low: float, high: float, start: float
 ) -> float:
-    u = a * z + b
-    return float((weight * (np.logaddexp(0, u) - target * u)).sum())
+    """Where a convex function is least, by Newton's steps within bounds, else by halves."""
+    at = start
+    for _ in range(_STEPS):
+        first, second = slopes(at)
+        low, high = (at, high) if first < 0 else (low, at)
+        new = at - first / second if second > 0 else np.inf
+        if not low < new < high:
+            new = (low + high) / 2
+        if abs(new - at) <= 1e-10 * max(abs(at), 1e-3):
+            return float(new)
+        at = float(new)
+    return at

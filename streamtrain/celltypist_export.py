@@ -46,7 +46,7 @@ def _calibrated(model: Model) -> xr.Dataset:
     data, calibration = model.dataset, model.calibration
     if calibration is None:
         return data
-    slope, offset = calibration.slope, calibration.offset
+    slope, offset = 1 / calibration.temperature, calibration.offset
     if data.sizes["cell_type"] == 2:  # a sigmoid of s says what the softmax of -s and s does
         slope, offset = 2 / calibration.temperature, 0.0
     intercept = slope * data["intercept"] + offset

@@ -334,13 +334,11 @@ class Model:
         SGDClassifier, which continues with `partial_fit` on scaled data of the coefficients' dtype.
         Settings that scikit-learn has a name and a valid value for are set on it.
 
-        CellTypist gives every type a sigmoid. Of a calibrated model the weights are scaled and
-        the intercepts shifted, by the calibration's `slope` and `offset`, so that the probability
-        of the predicted type, CellTypist's `conf_score`, is calibrated (of two types both are, and
-        as `predict` gives them). Those of other types keep their order alone: CellTypist's "prob
-        match" names too many types of a cell then, where that of `predict` does not. SGD cannot
-        go on from such weights: the file holds neither its steps nor the last weights of an
-        average. Go on from the model as `save` writes it.
+        CellTypist gives every type a sigmoid. Of a calibrated model the weights are divided by the
+        calibration's `temperature` and its `offset` is added to the intercepts, so that its
+        `conf_score` is right on average (of two types both probabilities are as `predict` gives
+        them). SGD cannot go on from such weights: the file holds neither its steps nor the last
+        weights of an average. Go on from the model as `save` writes it.
 
         Parameters
         ----------

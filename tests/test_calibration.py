@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import minimize, minimize_scalar
+from scipy.optimize import brentq, minimize_scalar
 from scipy.special import expit, log_softmax, softmax
 
 from streamtrain import calibration as module
@@ -44,18 +44,17 @@ def temperature_by_scipy(scores, codes, weight):
     return np.exp(found.x)
 
 
-def sigmoid_loss(scores, codes, weight):
-    """Platt's, of whether the highest score is right."""
+def offset_by_scipy(scores, codes, weight, temperature):
+    """By Platt's targets, of whether the highest score is right."""
     s, k, w = usable(scores, codes, weight)
-    top, best = s.argmax(axis=1), s.max(axis=1)
+    top, best = s.argmax(axis=1), s.max(axis=1) / temperature
     right, wrong = w[top == k].sum(), w[top != k].sum()
     target = np.where(top == k, (right + 1) / (right + 2), 1 / (wrong + 2))
 
-    def loss(slope, offset):
-        u = slope * best + offset
-        return (w * (np.logaddexp(0, u) - target * u)).sum()
+    def gap(offset):
+        return (w * (expit(best + offset) - target)).sum()
 
-    return loss, best.std()
+    return brentq(gap, -3000, 3000, xtol=1e-12)
 
 
 CASES = {
@@ -78,26 +77,9 @@ def test_fit__temperature_is_scipys(case, monkeypatch):
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_fit__sigmoid_is_scipys(case):
-    found, (loss, spread) = Calibration.fit(*case), sigmoid_loss(*case)
-    theirs = minimize(
-        lambda x: loss(x[0] / spread, x[1]), [1.0, 0.0], method="L-BFGS-B",
-        bounds=[(1e-3 * spread, None), (None, None)], options={"ftol": 1e-15, "maxiter": 1000},
-    )  # fmt: skip
-    assert loss(found.slope, found.offset) <= theirs.fun + 1e-9 * abs(theirs.fun)
-
-
-def test_fit__high_scores_that_are_wrong():
-    """The slope is held above 0, lest the predicted type change; the offset is then the best."""
-    rng = np.random.default_rng(0)
-    top = rng.normal(0, 1, 400)
-    scores = np.stack([top, np.full(400, -9.0), np.full(400, -9.0)], axis=1)
-    codes = np.where(rng.random(400) < expit(-2 * top), 0, 1).astype(np.int32)
-    found = Calibration.fit(scores, codes, np.ones(400))
-    assert found.slope == pytest.approx(1e-3)
-    loss, _ = sigmoid_loss(scores, codes, np.ones(400))
-    best = minimize_scalar(lambda b: loss(1e-3, b), bounds=(-5, 5), options={"xatol": 1e-9})
-    assert found.offset == pytest.approx(best.x, abs=1e-4)
+def test_fit__offset_is_scipys(case):
+    found = Calibration.fit(*case)
+    assert found.offset == pytest.approx(offset_by_scipy(*case, found.temperature), abs=1e-6)
 
 
 def test_fit__all_right_stays_finite():
@@ -105,9 +87,9 @@ def test_fit__all_right_stays_finite():
     scores[np.arange(400), codes] = scores.max(axis=1) + 5
     found = Calibration.fit(scores, codes, weight)
     assert 1e-3 < found.temperature < 1
-    assert 0 < found.slope < 1e3
-    p = expit(found.slope * scores.max(axis=1) + found.offset)
-    assert 0.99 < p.min() < p.max() < 1 - 1e-6
+    p = expit(scores.max(axis=1) / found.temperature + found.offset)
+    assert p.min() > 0.9
+    assert p.mean() == pytest.approx(401 / 402, abs=1e-6)
     p = probabilities(scores.astype(float), found.temperature).max(axis=1)
     assert 0.98 < p.min() < p.max() < 1
 
@@ -119,17 +101,15 @@ def test_fit__equal_scores(value):
     scores = np.full((200, 3), value - 5, np.float32)
     scores[:, 0] = value
     found = Calibration.fit(scores, codes, np.ones(200))
-    assert 0 < found.slope < 100
-    near = np.float64(value) + np.array([-1e-5, 0, 1e-5])
-    np.testing.assert_allclose(expit(found.slope * near + found.offset), 0.75, atol=0.01)
+    share = expit(value / found.temperature + found.offset)
+    assert share == pytest.approx(0.75, abs=0.01)
 
 
 def test_fit__an_outlier_overflows_nothing():
     scores, codes, weight = scored(5000, 3, noise=0.1)
     scores[7] -= 1e5
     found = Calibration.fit(scores, codes, weight)
-    assert np.isfinite([found.temperature, found.slope, found.offset]).all()
-    assert found.slope > 0
+    assert np.isfinite([found.temperature, found.offset]).all()
 
 
 def test_fit__leaves_out_cells_of_classes_that_the_model_has_not_seen():
@@ -148,7 +128,7 @@ def test_fit__a_weight_stands_for_as_many_cells():
     found = Calibration.fit(scores, codes, weight.astype(float))
     # 2%: the cell more of every type, and Platt's, weigh as one of 200 and of 399.
     assert found.temperature == pytest.approx(whole.temperature, rel=0.02)
-    assert found.slope == pytest.approx(whole.slope, rel=0.02)
+    assert found.offset == pytest.approx(whole.offset, abs=0.02)
 
 
 @settings(max_examples=60, deadline=None)
@@ -162,9 +142,8 @@ def test_fit__never_changes_the_predicted_type(seed, n_classes, noise, unseen):
     scores, codes, weight = scored(60, n_classes, seed, noise, unseen and n_classes > 2)
     found = Calibration.fit(scores, codes, weight)
     assert 1e-3 <= found.temperature <= 1e3
-    assert found.slope > 0
     s = scores.astype(np.float64)
-    for p in (probabilities(s, found.temperature), found.slope * s + found.offset):
+    for p in (probabilities(s, found.temperature), s / found.temperature + found.offset):
         # Not the argmax, as probabilities round to 1 and then tie.
         np.testing.assert_array_equal(
             np.take_along_axis(p, s.argmax(axis=1)[:, None], axis=1)[:, 0], p.max(axis=1)
@@ -184,6 +163,6 @@ def test_probabilities(temperature):
 
 
 def test_str():
-    assert str(Calibration(0.51234, 1.2, -0.3)) == (
-        "calibrated by held-out cells: temperature 0.512; as sigmoids, slope 1.2 and offset -0.3"
+    assert str(Calibration(0.51234, -0.3)) == (
+        "calibrated by held-out cells: temperature 0.512; as sigmoids, offset -0.3"
     )

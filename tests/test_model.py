@@ -445,7 +445,7 @@ def test_check_output__refuses(tmp_path, monkeypatch):
 
 # Calibration
 
-CALIBRATED = {"temperature": 0.5, "slope": 1.5, "offset": -0.25}
+CALIBRATED = {"temperature": 0.5, "offset": -0.25}
 
 
 @pytest.mark.parametrize("n_types", [2, 5])
@@ -468,13 +468,13 @@ def test_calibration__is_kept(tmp_path, n_types):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"temperature": 1.0}, "calibration must be a dict of temperature, slope, offset; got {"),
-        (3, "calibration must be a dict of temperature, slope, offset; got 3"),
-        (CALIBRATED | {"slopes": 1.0}, "calibration must be a dict of temperature, slope, offset"),
+        ({"temperature": 1.0}, "calibration must be a dict of temperature, offset; got {"),
+        (3, "calibration must be a dict of temperature, offset; got 3"),
+        (CALIBRATED | {"slopes": 1.0}, "calibration must be a dict of temperature, offset"),
         *[
             (CALIBRATED | {name: value}, f"calibration: {name} must be a number, and above 0 but")
             for name, value in [
-                ("temperature", 0), ("slope", -1.0), ("offset", "1"), ("slope", np.nan),
+                ("temperature", 0), ("temperature", -1.0), ("offset", "1"), ("temperature", np.nan),
                 ("offset", np.inf), ("offset", None),
             ]
         ],
@@ -556,7 +556,7 @@ def test_export__of_a_calibrated_model(tmp_path, celltypist, n_types, averaged):
     data = m.dataset
     z = (adata.X.toarray() - data["mean"].values) / data["scale"].values
     scores = z @ data["coef"].values.T + data["intercept"].values
-    expected = expit(1.5 * scores - 0.25) if n_types > 2 else softmax(scores / 0.5, axis=1)
+    expected = expit(scores / 0.5 - 0.25) if n_types > 2 else softmax(scores / 0.5, axis=1)
     np.testing.assert_allclose(result.probability_matrix, expected, rtol=0, atol=1e-6)
     labels = result.predicted_labels["predicted_labels"].tolist()
     assert labels == m.cell_types[scores.argmax(axis=1)].tolist()
