@@ -57,8 +57,8 @@ def cross_validate(
     """Rank settings by cross-validation, for one or several columns of labels, from one reading.
 
     Every alpha is tried with every step, in each fold, all side by side on the mini-batches that
-    training takes: 20 models take the time of a few. `train` with `folds` does the same for one
-    column of labels, and gives the model alone.
+    training takes. `train` with `folds` does the same for one column of labels, and gives the model
+    alone.
 
     Parameters
     ----------

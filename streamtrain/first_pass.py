@@ -158,6 +158,8 @@ def room_for_cells(
     least = 16 * 10**6
     if budget < fixed + least:
         remedy = f", as an epoch draws {drawn:,}: raise it, or lower batch_number" * repeats
+        if config.folds is not None:
+            remedy = f", with a model for each of {config.folds} folds: raise it, or lower folds"
         raise InputError(
             f"memory={format_bytes(budget)} is too small for {n_columns} cell types x "
             f"{source.n_vars:,} genes and {cells.n_obs:,} cells: at least "

@@ -7,7 +7,7 @@ SGD over whole epochs until the loss no longer falls.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -293,6 +293,7 @@ def _fit_sgd(
     solver = make_sgd(config, [schedule], stored, scaler, start, threads)
     drawn_of = np.zeros(len(stored.cells.classes), np.int64)
     every = tallied(chain([first], served), drawn_of)
+    del first  # it would stay beside the batches that are counted on
     judged = not config.mini_batch or config.early_stopping
     certificate, unconverged = None, ""
     with stage("Training", plan.epochs * plan.epoch_size, show=progress) as bar:
@@ -358,6 +359,12 @@ def schedule_of(config: Settings, square: float) -> Schedule:
     (alpha,), (step,) = config.alphas, config.steps
     rate, eta0 = config.learning_rate, config.eta0
     if step is not None:
+        if square == 0:
+            raise InputError(
+                f"step={step!r} is over the mean squared length of the cells of the first "
+                "mini-batch, which express none of the genes: raise batch_size, or pass "
+                "learning_rate='constant' and eta0 in its place"
+            )
         rate, eta0 = "constant", (1.0 if step == "auto" else float(step)) / square
     return Schedule(rate, alpha, eta0, config.power_t, config.penalty, config.sgd_l1_ratio)
 
@@ -369,8 +376,9 @@ def make_sgd(
     scaler: Scaler,
     start: State | None,
     threads: Threads,
+    blocks_of: Sequence[Schedule] = (),
 ) -> SGD:
-    """The solver of one model for each schedule."""
+    """The solver of one model for each schedule; `blocks_of` is as of `SGD`."""
     classes = stored.cells.classes
     sparse = stored.is_sparse and not config.with_mean
     return SGD(
@@ -387,6 +395,7 @@ def make_sgd(
         dtype=config.dtype,
         threads=threads,
         state=start,
+        blocks_of=blocks_of,
     )
 
 

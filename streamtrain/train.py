@@ -298,10 +298,11 @@ def run(
 
 def _named_model(settings: dict[str, Any], argument: str) -> Model | None:
     """Take a model out of the settings, and leave there what it is called."""
-    given = settings.pop(argument, None)
+    given = settings.get(argument)
     model = as_model(given, argument)
-    if model is not None:
-        settings[argument] = "a Model" if given is model else str(given)
+    if given is not None:  # what is left out the recipe would fill in once more
+        named = "a Model" if given is model else str(given)
+        settings[argument] = None if model is None else named
     return model
 
 

@@ -84,21 +84,26 @@ class Judged:
 
 
 def judged_cells(cells: Cells, folds: Folds, seed: int) -> Judged:
-    """Take all cells of rare types, and of each common one as many as `MOST` has room for."""
+    """Take all cells of rare types, and of each common one as many as `MOST` has room for.
+
+    In each fold by itself, and one at least: a small donor may be a fold, which would have none.
+    """
     codes, n_classes = cells.codes, len(cells.classes)
-    counts = np.bincount(codes, minlength=n_classes)
+    stratum = codes * np.int32(folds.n) + folds.of
+    counts = np.bincount(stratum)
+    sizes = np.sort(counts[counts > 0])
     left, cap = MOST, 0
-    for i, n in enumerate(np.sort(counts).tolist()):
-        cap = left // (n_classes - i)
+    for i, n in enumerate(sizes.tolist()):
+        cap = max(1, left // (len(sizes) - i))
         if n > cap:
             break
         left, cap = left - n, n
     keys = uniforms(seed, JUDGE, 0, len(codes))
-    order = np.lexsort((keys, codes))
-    place = np.arange(len(codes)) - (np.cumsum(counts) - counts)[codes[order]]
+    order = np.lexsort((keys, stratum))
+    place = np.arange(len(codes)) - (np.cumsum(counts) - counts)[stratum[order]]
     at = np.sort(order[place < cap]).astype(np.int64)
-    taken = np.bincount(codes[at], minlength=n_classes)
-    weight = (counts / np.maximum(taken, 1))[codes[at]]
+    of = stratum[at]
+    weight = (counts / np.maximum(np.bincount(of, minlength=len(counts)), 1))[of]
     return Judged(at, codes[at], folds.of[at], weight, n_classes)
 
 
@@ -301,10 +306,14 @@ class _Run:
 
     def _solver(self, configs: list[Settings], first: Batch) -> SGD:
         square = mean_square(first.cells)
-        schedules: list[Schedule] = []
-        for config in configs:
-            schedules += [schedule_of(config, square)] * self.folds.n
-        return make_sgd(self.config, schedules, self.stored, self.scaler, None, self.threads)
+
+        def of_folds(configs: list[Settings]) -> list[Schedule]:
+            return [schedule_of(c, square) for c in configs for _ in range(self.folds.n)]
+
+        return make_sgd(
+            self.config, of_folds(configs), self.stored, self.scaler, None, self.threads,
+            blocks_of=of_folds(trials_of(self.config)),
+        )  # fmt: skip
 
     def _score(self, solver: SGD, trials: list[int], out: NDArray[np.float32]) -> None:
         """Score the judged cells, each by the models that left out its fold.

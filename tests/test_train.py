@@ -789,3 +789,23 @@ def test_train__correct_prior_of_no_use():
         InputError, match=r"shifted afterwards \(correct_prior=True\): train the fir"
     ):
         streamtrain.train(adata, "cell_type", init=shifted, average=True, **SMALL)
+
+
+def test_train__none_beside_a_recipe_that_has_a_model(tmp_path):
+    (tmp_path / "own.toml").write_text('use_SGD = true\nmax_iter = 2\nwarm_start = "/none.zarr"\n')
+    with pytest.warns(match="did not converge"):
+        model = streamtrain.train(
+            atlas.make(), "cell_type", recipe=tmp_path / "own.toml", warm_start=None, progress=False
+        )
+    assert model.settings["warm_start"] is None
+
+
+def test_train__step_over_cells_without_expression():
+    adata = atlas.make()
+    matrix = adata.X.tolil()
+    matrix[:, 5] = 0
+    matrix[0, 5] = 1
+    adata.X = matrix.tocsr()
+    options = {"gene_list": ["GENE5"], "with_mean": False, "step": 1.0, "check_expression": False}
+    with pytest.raises(InputError, match="cells of the first mini-batch, which express none of"):
+        streamtrain.train(adata, "cell_type", **SMALL | options)

@@ -184,8 +184,9 @@ def test_trials__are_models_trained_alone(adata, way, monkeypatch):
     np.testing.assert_allclose(table[columns], of_folds, rtol=1e-12)
     np.testing.assert_allclose(table["sd"], of_folds.std(axis=1, ddof=1), rtol=1e-9)
     assert set(table["epochs"]) == {EPOCHS}
-    # Calibrated by the scores of the best one at its end.
-    scores = expected[best][1][-1]
+    # Calibrated by the scores of the chosen one at its end.
+    [(alpha, step)] = table.loc[table["chosen"], ["alpha", "step"]].to_numpy()
+    scores = expected[alpha, step][1][-1]
     theirs = Calibration.fit(scores[judged.at], cells.codes[judged.at], judged.weight)
     ours = found.models["cell_type"].calibration
     for name in ("temperature", "offset"):
@@ -222,6 +223,16 @@ def same(a, b):
         other = b.models[name]
         assert model.calibration == other.calibration
         np.testing.assert_array_equal(model.coef_, other.coef_)
+
+
+def test_trials__same_for_any_memory_where_decay_ends_blocks(monkeypatch):
+    """A strong penalty ends blocks of cells early, for the trials beside it as well."""
+    adata = atlas.make(n_obs=900)
+    options = RUN | {"alpha": [1e-3, 1e3], "step": [1.0], "calibrate": True, "dtype": "float32"}
+    options |= {"batch_size": 500, "epochs": 6, "n_iter_no_change": 2}
+    found = streamtrain.cross_validate(adata, "cell_type", **options)
+    monkeypatch.setattr(trials, "models_bytes", lambda *_: 10**18)  # one by one
+    same(streamtrain.cross_validate(adata, "cell_type", **options), found)
 
 
 def test_trials__same_for_any_memory_and_threads(adata, ending, monkeypatch, caplog):
@@ -293,7 +304,7 @@ def test_chosen(folds, expected):
 
 
 @pytest.mark.parametrize("n_types", [2, 5])
-def test_trials__refit_is_training_with_the_best(n_types):
+def test_trials__refit_is_training_with_the_chosen(n_types):
     adata = atlas.make(n_obs=240, n_vars=40, n_types=n_types)
     options = RUN | {"n_iter_no_change": 2, "epochs": 8, "calibrate": True, "dtype": "float32"}
     options["alpha"] = [30.0, 1e-4]  # the first is bad
@@ -339,23 +350,37 @@ def cells_with(counts):
     seed=st.integers(0, 99),
 )
 def test_judged_cells(counts, most, seed):
-    """All of rare types, of the others as many each as there is room for, to a cell a type."""
+    """In each fold all of rare types, of the others as many as there is room for, one at least."""
     cells = cells_with(counts)
     folds = Folds((np.arange(cells.n_obs) % 3).astype(np.uint8), 3, None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trials, "MOST", most)
         judged = trials.judged_cells(cells, folds, seed)
-    taken = np.bincount(judged.codes, minlength=len(counts))
     assert (np.diff(judged.at) > 0).all()
     np.testing.assert_array_equal(judged.codes, cells.codes[judged.at])
     np.testing.assert_array_equal(judged.fold, folds.of[judged.at])
-    cap = taken.max()
-    np.testing.assert_array_equal(taken, np.minimum(counts, cap))
-    assert taken.sum() == sum(counts) or most - len(counts) < taken.sum() <= most
+    there, taken = np.zeros((2, 3, len(counts)), int)
+    np.add.at(there, (folds.of, cells.codes), 1)
+    np.add.at(taken, (judged.fold, judged.codes), 1)
+    np.testing.assert_array_equal(taken, np.minimum(there, taken.max()))
+    n = np.count_nonzero(there)
+    assert taken.sum() == sum(counts) or most - n < taken.sum() <= max(most, n)
     # The sampled ones stand for those that are not.
-    np.testing.assert_allclose(np.bincount(judged.codes, judged.weight), counts)
+    stand_for = np.zeros(there.shape)
+    np.add.at(stand_for, (judged.fold, judged.codes), judged.weight)
+    np.testing.assert_allclose(stand_for, there)
     assert judged.nbytes == len(judged.at) * (8 + 4 + 1 + 8)
     assert judged.score_bytes == 4 * len(judged.at) * len(counts)
+
+
+def test_judged_cells__of_a_small_fold():
+    """A donor of two cells among 10,000 has them all judged, and its macro-F1 is a number."""
+    cells, of = cells_with([6000, 4000]), np.zeros(10_000, np.uint8)
+    of[5000:], of[[17, 9000]] = 1, 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trials, "MOST", 100)
+        judged = trials.judged_cells(cells, Folds(of, 3, "donor"), seed=0)
+    assert judged.at[judged.fold == 2].tolist() == [17, 9000]
 
 
 def test_judged_cells__are_drawn():

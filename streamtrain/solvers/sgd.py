@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import cycle, pairwise
 from typing import Any
 
 import numpy as np
@@ -93,6 +93,10 @@ class SGD:
         have multiplied to 1e-3).
     state
         Where to continue from, all models' columns.
+    blocks_of
+        Schedules of all models over the stream, of which these are some, in whole rounds of
+        `taken`: blocks of cells then end as if all were here and none frozen. Sums are rounded by
+        block, and so alike whichever models are trained together.
     """
 
     def __init__(
@@ -111,8 +115,10 @@ class SGD:
         dtype: Any = np.float32,
         threads: Threads,
         state: State | None = None,
+        blocks_of: Sequence[Schedule] = (),
     ) -> None:
         self.schedules = [schedule] if isinstance(schedule, Schedule) else list(schedule)
+        self._blocks_of = blocks_of
         self.average, self.sparse, self.epochs = int(average), sparse, epochs
         kinds = {(s.l1_share, PASSIVE.get(s.learning_rate, 0)) for s in self.schedules}
         if len(kinds) > 1:
@@ -237,7 +243,11 @@ class SGD:
             before: NDArray[np.int64] = np.cumsum(counted) - counted
             averaged[g] = counted & (t + before >= self._average_from[column])
             alpha[g] = 0.0 if schedule.penalty is None else schedule.alpha
-        edges = kernel.block_edges(decay, size)
+        others = np.ones((len(self._blocks_of), taken.shape[1]))
+        t_of = cycle(zip(taken, self._t[:: self._each].tolist(), strict=True))
+        for row, schedule, (own, t) in zip(others, self._blocks_of, t_of, strict=False):
+            row[own] = schedule.decays(schedule.steps(t, int(np.count_nonzero(own))))
+        edges = kernel.block_edges(np.concatenate([decay, others]), size)
         largest = int(np.diff(edges).max())
         return Steps(of_group, eta, decay, levy, averaged, alpha, edges, largest)
 
