@@ -84,21 +84,27 @@ def write(folder: Path, suite: str) -> str:
 def head(suite: str, lines: Sequence[Line]) -> list[str]:
     """What was run, where and with what."""
     now = [line for line in lines if "kept" not in line] or lines
-    first, machine = now[0], now[0]["machine"]
+    machine = now[0]["machine"]
     found: dict[str, set[str]] = {}
     for line in lines:
         for name, version in line.get("versions", {}).items():
             found.setdefault(name, set()).add(version)
     versions = ", ".join(f"{name} {' and '.join(sorted(v))}" for name, v in sorted(found.items()))
-    words = (word for text in lines[0]["set"] for word in ("--set", text))
-    command = shlex.join(["python", "-m", "benchmarks", suite, *words])
+    # The lines may be of several runs, of some questions each.
+    commands = dict.fromkeys(f"`{_command(suite, line['set'])}`" for line in lines)
+    commits = dict.fromkeys(line["commit"] for line in now)
     return [
         f"# {suite}",
         "",
-        f"`{command}` at commit {first['commit']} on {machine['cpu']}, "
+        f"{' and '.join(commands)} at commit {' and '.join(commits)} on {machine['cpu']}, "
         f"{machine['cores']} cores, {machine['memory_gib']} GiB, {machine['system']}; {versions}. "
         "Medians over the runs, the range in brackets." + _kept(lines),
     ]
+
+
+def _command(suite: str, settings: Sequence[str]) -> str:
+    words = (word for text in settings for word in ("--set", text))
+    return shlex.join(["python", "-m", "benchmarks", suite, *words])
 
 
 def _kept(lines: Sequence[Line]) -> str:

@@ -293,7 +293,8 @@ def predict(
         For cells unlike those of training, of another chemistry or with fewer genes: "genes" scales
         each gene by its mean and standard deviation in SOURCE (in each file by itself), which
         harms where SOURCE is made up of other cell types; "auto" does so only where predictions
-        then tell more of the cells, and says what it did. Reads SOURCE once more.
+        then tell more of the cells, and says what it did. Reads SOURCE once more, "auto" also
+        4,096 cells spread over each file.
     normalize
         "log1p" for raw counts. Text, .mtx and 10x are taken as counts.
     check_expression

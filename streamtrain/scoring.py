@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from bisect import bisect_right
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -154,20 +155,31 @@ class Scorer:
         threads: Threads,
         scaling: Scaling | None = None,
     ) -> None:
-        shared = np.flatnonzero(at >= 0)
         data = model.dataset
-        scaling = scaling or Scaling.of(model)
+        self._shared = np.flatnonzero(at >= 0)
+        self._position = places(at[self._shared], n_vars)
+        self._with_mean = bool(data.attrs["with_mean"])
+        coef = data["coef"].to_numpy()[:, self._shared].astype(np.float64)
+        self._weights = np.ascontiguousarray(coef.T)
+        self._intercept = data["intercept"].to_numpy().astype(np.float64)
+        self._threads = threads
+        self._scale_by(scaling or Scaling.of(model))
+
+    def rescaled(self, scaling: Scaling) -> Scorer:
+        """Score by another scaling, sharing the weights: of 400 types and 60,000 genes 192 MB."""
+        other = copy(self)
+        other._scale_by(scaling)
+        return other
+
+    def _scale_by(self, scaling: Scaling) -> None:
         self._scale = Scaler(
-            scaling.mean[shared],
-            scaling.scale[shared],
-            places(at[shared], n_vars),
-            with_mean=bool(data.attrs["with_mean"]),
+            scaling.mean[self._shared],
+            scaling.scale[self._shared],
+            self._position,
+            with_mean=self._with_mean,
             dtype=np.float64,
         )
-        coef = data["coef"].to_numpy()[:, shared].astype(np.float64)
-        self._weights = np.ascontiguousarray(coef.T)
-        self._constant = data["intercept"].to_numpy().astype(np.float64) - coef @ self._scale.shift
-        self._threads = threads
+        self._constant = self._intercept - self._weights.T @ self._scale.shift
 
     def __call__(self, rows: Rows) -> NDArray[np.float64]:
         """Scores, shape (n_obs, n_classes), of normalised cells."""

@@ -11,8 +11,10 @@ import scipy.sparse as sp
 
 import streamtrain
 from streamtrain import InputError, Model, adapt, cli
+from streamtrain.rows import Rows
 from streamtrain.scaling import RunningMoments
-from streamtrain.scoring import Part
+from streamtrain.scoring import Part, Scaling, Scorer, shared_genes
+from streamtrain.threads import Threads
 from tests import atlas, stores
 
 QUIET = {"progress": False}
@@ -226,6 +228,16 @@ def test_auto__stays_off_where_only_the_composition_differs(model, types, caplog
         assert macro_f1(adata, moved) < macro_f1(adata, plain) - 0.05
 
 
+@pytest.mark.parametrize("cell_type", ["B", "NK", "T CD4", "T CD8", "Monocyte, classical"])
+def test_auto__stays_off_for_cells_of_one_type(model, cell_type):
+    adata = query(types=[cell_type], n_obs=8000)
+    table = streamtrain.predict(model, adata, adapt="auto", **QUIET)
+    found = decision(table)
+    assert found["evidence"] > 0.1
+    assert not found["adapted"]
+    assert (table["predicted_labels"] == cell_type).mean() > 0.99
+
+
 @pytest.mark.parametrize("how", ["genes", "auto"])
 def test_adapt__same_however_it_is_read(tmp_path, model, how, monkeypatch):
     adata = query(shift=2)
@@ -248,6 +260,30 @@ def test_adapt__counts_are_normalised_first(model):
     types = list(model.cell_types)
     expected = streamtrain.predict(model, adata, adapt="genes", scores=True, **QUIET)
     np.testing.assert_allclose(found[types], expected[types], atol=1e-4)  # float32 of log1p
+
+
+@pytest.mark.parametrize(
+    ("shift", "how", "told"), [(2, "auto", 1), (0, "auto", 0), (2, "genes", 0)]
+)
+def test_auto__adapts_with_a_warning(model, shift, how, told, caplog):
+    with caplog.at_level(logging.WARNING, "streamtrain"):
+        streamtrain.predict(model, query(shift=shift), adapt=how, **QUIET)
+    assert caplog.text.count("AnnData: adapted: ") == told
+
+
+def test_scorer__rescaled_shares_the_weights(model):
+    adata = query(shift=1)
+    at = shared_genes(model, adata.var_names.to_numpy(object), "X")
+    X = adata.X
+    rows = Rows(X.data, X.indices, X.indptr.astype(np.int64), X.shape[1])
+    other = Scaling(np.full(len(at), 0.3), np.full(len(at), 0.7))
+    with Threads(1) as threads:
+        first = Scorer(model, at, X.shape[1], threads)
+        before, second = first(rows), first.rescaled(other)
+        expected = Scorer(model, at, X.shape[1], threads, other)(rows)
+        np.testing.assert_array_equal(second(rows), expected)
+        np.testing.assert_array_equal(first(rows), before)
+    assert second._weights is first._weights
 
 
 def test_adapt__warns_once_of_cells_that_do_not_sum(model, caplog):

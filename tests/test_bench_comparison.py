@@ -30,7 +30,8 @@ LINES = [
           auto_adapted=True),
     *runs("3k", "studies", SGD, (0.3,)),
     *runs("pair", "pairs", RECIPE, (0.50,), auto_macro_f1=0.48, auto_log_loss=1.2),
-    {"case": "3k", "contender": LOGISTIC, "kind": "studies", "over_s": 60.0},
+    {"case": "3k", "contender": LOGISTIC, "kind": "studies", "over_s": 60.0, "commit": "abc",
+     "set": []},
 ]  # fmt: skip
 
 

@@ -97,3 +97,14 @@ def test_report__says_how_many_are_kept():
     )
     assert report.head("quality", [line, old])[2].endswith("kept ones, done on 2026-11-25.")
     assert "kept" not in report.head("quality", [line])[2]
+
+
+def test_report__names_the_commands_of_all_runs():
+    machine = {"cpu": "CPU", "cores": 2, "memory_gib": 24, "system": "Linux"}
+    line = {"machine": machine, "commit": "one", "set": ["sets=['pairs']"]}
+    other = line | {"commit": "two", "set": ["repeats=2"]}
+    text = report.head("quality", [line, other, line])[2]
+    assert text.startswith(
+        """`python -m benchmarks quality --set 'sets=['"'"'pairs'"'"']'` and """
+        "`python -m benchmarks quality --set repeats=2` at commit one and two on CPU"
+    )

@@ -288,9 +288,11 @@ def test_contender__recipe_may_hold_out_groups_and_adapts_once_more(job, monkeyp
         return streamtrain.train(cells, *args, epochs=2, batch_size=100, **atlas.MINI, **options)
 
     def predict(*args, adapt="none", **options):
-        table = streamtrain.predict(*args, **options)
+        table = streamtrain.predict(*args, adapt=adapt, **options)
         if adapt == "auto":
-            table.attrs["adapt"] = {"adapted": True}
+            (decision,) = table.attrs["adapt"].values()
+            assert decision["adapted"] is False  # too few cells
+            decision["adapted"] = True
             table["predicted_labels"] = "B"
         return table
 
