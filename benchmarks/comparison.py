@@ -59,6 +59,7 @@ def beside_celltypist(lines: Sequence[Line]) -> list[str]:
     }  # fmt: skip
     text = (
         "Means over seeds, ± their standard deviation; the last column is of the worst seed. "
+        "CellTypist's SGD takes five epochs, as the settings say, and all else by its defaults. "
         "CellTypist's best is, for each question anew, the best mean of its SGD, balanced SGD and "
         "logistic regression on the very cells they are judged on."
     )

@@ -67,7 +67,8 @@ class Evidence:
         The margin may not fall: centred, cells of one type spread over all types, which looks like
         information, with half the lead.
         """
-        return self.value > ENOUGH and self.margin[1] >= self.margin[0]
+        told = self.information[1] > 0  # nothing is where no gene varies, and margins are constant
+        return told and self.value > ENOUGH and self.margin[1] >= self.margin[0]
 
 
 @dataclass(frozen=True, slots=True)

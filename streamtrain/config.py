@@ -383,7 +383,9 @@ class Settings:
         for step in () if self.step is None else self.steps:
             if step != "auto":
                 require_number("step", step, 0, above=True)
-        others = ("learning_rate", "eta0", "power_t")
+        # A model that was trained by `step` says what it came to: its settings can be given again.
+        told = self.learning_rate == "constant"
+        others = ("power_t",) if told else ("learning_rate", "eta0", "power_t")
         for name in others if self.step is not None else ():
             if getattr(self, name) != _fields()[name].default:
                 raise InputError(f"step takes the place of {name}: leave one of them out")
@@ -476,6 +478,10 @@ class Settings:
                         "(--folds 5) too, or one value"
                     )
             return
+        if self.penalty is None and len(self.alphas) > 1:
+            raise InputError(
+                f"alpha={list(self.alphas)!r} makes no difference with penalty=None: pass one value"
+            )
         for name, why in (
             ("early_stopping", "stops by other held-out cells"),
             ("feature_selection", "would choose genes by the held-out cells too"),
@@ -555,7 +561,12 @@ class Settings:
             if not isinstance(value, str) and isinstance(value, Iterable):
                 given = list(value)
                 keywords = keywords | {argument: given[0] if len(given) == 1 else given}
-        return cls(**keywords)
+        try:
+            return cls(**keywords)
+        except InputError as error:
+            if keywords.get("recipe") is None:
+                raise
+            raise InputError(f"with what recipe={keywords['recipe']!r} sets: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values."""

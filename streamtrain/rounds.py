@@ -334,6 +334,7 @@ def with_prior(state: State, cells: NDArray[np.int64], drawn: NDArray[np.int64])
     last intercepts, which training goes on from, stay.
     """
     if state.average_intercept is None:
+        logger.warning("correct_prior has no effect: no step was averaged (average)")
         return state
     of_cells, of_draws = ((n + 0.5) / (n.sum() + 1.0) for n in (cells, drawn))
     shift = np.log(of_cells / (1 - of_cells)) - np.log(of_draws / (1 - of_draws))

@@ -293,9 +293,10 @@ REFUSED = [
             {"use_SGD": True, "step": "auto", name: value},
             f"step takes the place of {name}: leave one of them out",
         )
-        for name, value in {"learning_rate": "constant", "eta0": 0.1, "power_t": 0.2}.items()
+        for name, value in {"learning_rate": "adaptive", "eta0": 0.1, "power_t": 0.2}.items()
     ],
     ({"step": 1.0}, "step is for use_SGD=True: leave it out, or pass that"),
+    ({"alpha": [1.0, 2.0], "penalty": None} | CV, "alpha=[1.0, 2.0] makes no difference with pen"),
     *[
         ({"folds": value}, f"folds {WHOLE} 2 and at most 20; got {value!r}")
         for value in (0, 1, 21, 2.5, True)
@@ -541,3 +542,8 @@ def test_command_line__help_shows_every_setting():
         assert flag in text or flag.replace("use-sgd", "use-s-g-d") in text, flag
     first = inspect.getdoc(Settings).split("batch_number\n", 1)[1].strip().split(";")[0]
     assert first.lower() in " ".join(text.replace("│", " ").split())
+
+
+def test_settings__an_error_names_the_recipe_that_has_a_part_in_it():
+    with pytest.raises(InputError, match="with what recipe='atlas' sets: average is for use_SGD"):
+        Settings.from_keywords({"recipe": "atlas", "use_SGD": False})

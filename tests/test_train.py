@@ -809,3 +809,11 @@ def test_train__step_over_cells_without_expression():
     options = {"gene_list": ["GENE5"], "with_mean": False, "step": 1.0, "check_expression": False}
     with pytest.raises(InputError, match="cells of the first mini-batch, which express none of"):
         streamtrain.train(adata, "cell_type", **SMALL | options)
+
+
+def test_train__settings_of_a_model_can_be_given_again():
+    """With a step, they also say what it came to."""
+    adata = atlas.make()
+    model = streamtrain.train(adata, "cell_type", step=0.5, **SMALL)
+    assert model.settings["learning_rate"] == "constant"
+    equal(streamtrain.train(adata, "cell_type", progress=False, **model.settings), model)

@@ -347,12 +347,13 @@ class SGD:
 
         self._threads.each(step, self._stripes)
         if not all(fine):
+            used = [
+                f"learning_rate={s.learning_rate!r}, eta0={s.eta0}, alpha={s.alpha}"
+                for s in self.schedules
+            ]
             raise InputError(
-                "the weights overflowed: lower the step (eta0) or raise alpha; "
-                + "; ".join(
-                    f"learning_rate={s.learning_rate!r}, eta0={s.eta0}, alpha={s.alpha}"
-                    for s in self.schedules
-                )
+                "the weights overflowed: lower the step (step, or eta0), the largest of several, "
+                f"or raise alpha; {'; '.join(dict.fromkeys(used))}"
             )
         for stripe in self._stripes:
             at = stripe.columns
