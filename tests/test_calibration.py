@@ -89,7 +89,7 @@ def test_fit__all_right_stays_finite():
     assert 1e-3 < found.temperature < 1
     p = expit(scores.max(axis=1) / found.temperature + found.offset)
     assert p.min() > 0.85
-    assert p.mean() == pytest.approx(401 / 402, abs=1e-6)
+    assert np.average(p, weights=weight) == pytest.approx(401 / 402, abs=1e-6)
     p = probabilities(scores.astype(float), found.temperature).max(axis=1)
     assert 0.98 < p.min() < p.max() < 1
 
