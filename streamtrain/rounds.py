@@ -111,8 +111,7 @@ class Fitted:
     @property
     def weights(self) -> NDArray[Any]:
         """Coefficients that score cells: the average where there is one, shape (columns, genes)."""
-        average = self.state.average_coef
-        return self.state.coef if average is None else average
+        return self.state.scoring[0]
 
 
 def check(config: Settings) -> None:

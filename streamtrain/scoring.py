@@ -129,6 +129,20 @@ class Scaling:
         return cls(mean.astype(np.float64), scale.astype(np.float64))
 
 
+def linear_scores(
+    cells: Rows, weights: NDArray[np.float64], constant: NDArray[np.float64], threads: Threads
+) -> NDArray[np.float64]:
+    """Scores x' W + constant of scaled cells, shape (n_obs, n_classes); W is genes x classes."""
+    out = np.empty((cells.n_obs, len(constant)))
+    threads.share(
+        cells.n_obs,
+        lambda lo, hi: kernel.scores(
+            cells.data, cells.indices, cells.indptr, weights, constant, lo, hi, out
+        ),
+    )
+    return out
+
+
 class Scorer:
     """Scores of cells under a model, by CellTypist's rules.
 
@@ -183,15 +197,7 @@ class Scorer:
 
     def __call__(self, rows: Rows) -> NDArray[np.float64]:
         """Scores, shape (n_obs, n_classes), of normalised cells."""
-        cells = self._scale(rows).rows
-        out = np.empty((cells.n_obs, len(self._constant)))
-        self._threads.share(
-            cells.n_obs,
-            lambda lo, hi: kernel.scores(
-                cells.data, cells.indices, cells.indptr, self._weights, self._constant, lo, hi, out
-            ),
-        )
-        return out
+        return linear_scores(self._scale(rows).rows, self._weights, self._constant, self._threads)
 
 
 class PartScorer:

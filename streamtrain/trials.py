@@ -10,7 +10,6 @@ import itertools
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,6 @@ from streamtrain.calibration import Calibration
 from streamtrain.cells import Cells
 from streamtrain.config import Settings
 from streamtrain.holdout import Folds
-from streamtrain.kernels import predict as kernel
 from streamtrain.model_schema import two_rows
 from streamtrain.progress import stage
 from streamtrain.rounds import (
@@ -36,9 +34,9 @@ from streamtrain.rounds import (
     sweep_bytes,
     with_prior,
 )
-from streamtrain.rows import Rows
 from streamtrain.sampling import JUDGE, uniforms
 from streamtrain.scaling import Scaler
+from streamtrain.scoring import linear_scores
 from streamtrain.solvers.schedule import Schedule
 from streamtrain.solvers.sgd import SGD, State, mean_square
 from streamtrain.threads import Threads
@@ -221,6 +219,7 @@ def search(
     run = _Run(config, stored, scaler, whole, folds, judged, outside, room, threads, drawn)
     done: list[tuple[Settings, Trial]] = []
     scores: NDArray[np.float32] | None = None  # of the trial chosen so far
+    at = 0
     for start in range(0, len(waiting), together):
         part = waiting[start : start + together]
         found, of_part = run.trials(part, progress)
@@ -230,7 +229,7 @@ def search(
             scores = of_part[at - start].copy()  # no view, which would keep those of all
         del of_part
     ranked = sorted(done, key=lambda pair: -pair[1].value)
-    settings, best = done[_chosen([trial for _, trial in done])]
+    settings, best = done[at]
     chosen = replace(settings, epochs=len(best.macro_f1))
     for row in (trial.row() for _, trial in ranked):
         logger.info(
@@ -328,8 +327,7 @@ class _Run:
                 ]
                 for at, rows in self._cells(mine):
                     for trial, model in zip(some, models, strict=True):
-                        scores = np.empty((rows.n_obs, out.shape[2]))
-                        self.threads.share(rows.n_obs, partial(_scores, rows, *model, scores))
+                        scores = linear_scores(rows, *model, self.threads)
                         out[trial, at] = np.where(self.outside[fold] > 0, scores, -np.inf)
 
     def _state(self, solver: SGD, trial: int, fold: int) -> State:
@@ -371,24 +369,11 @@ def macro_f1(true: NDArray[Any], predicted: NDArray[Any], weight: NDArray[np.flo
 
 
 def _weights(state: State, shift: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Weights, genes x classes, and constants that score scaled cells; the average where kept."""
-    coef, intercept = state.coef, state.intercept
-    if state.average_coef is not None and state.average_intercept is not None:
-        coef, intercept = state.average_coef, state.average_intercept
+    """Weights, genes x classes, and constants that score scaled cells."""
+    coef, intercept = state.scoring
     # By einsum: BLAS threads spin on and take the CPUs from the steps that follow.
     constant = intercept - np.einsum("kg,g->k", coef, shift)
     return np.ascontiguousarray(two_rows(coef).T, np.float64), two_rows(constant)
-
-
-def _scores(
-    rows: Rows,
-    weights: NDArray[Any],
-    constant: NDArray[Any],
-    out: NDArray[np.float64],
-    start: int,
-    stop: int,
-) -> None:
-    kernel.scores(rows.data, rows.indices, rows.indptr, weights, constant, start, stop, out)
 
 
 def _chosen(trials: list[Trial]) -> int:

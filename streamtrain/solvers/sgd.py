@@ -51,6 +51,13 @@ class State:
     t: float | NDArray[np.float64] = 1.0
     n_averaged: NDArray[np.int64] | None = None
 
+    @property
+    def scoring(self) -> tuple[NDArray[Any], NDArray[np.float64]]:
+        """Coefficients and intercepts that score cells: the averages where there are some."""
+        if self.average_coef is None or self.average_intercept is None:
+            return self.coef, self.intercept
+        return self.average_coef, self.average_intercept
+
 
 class SGD:
     """Linear classifiers, one class against the rest, by stochastic gradient descent.
