@@ -125,8 +125,9 @@ def predict(
         in place of the model's: much better where these differ for technical reasons, worse where
         they do because X is made up of other cell types. "auto" leaves the cells as they are
         unless predictions then tell more of them, and says what it did, with a warning where it
-        adapts: by their mean and the geometric mean of both standard deviations. Both read X once
-        more, "auto" also 4,096 cells spread over each file.
+        adapts: half-way to their mean and to the geometric mean of both standard deviations, or
+        wholly where predictions then tell still more. Both read X once more, "auto" also 4,096
+        cells spread over each file.
     out
         Write to this file instead of returning a DataFrame: .parquet, .csv or .csv.gz, one row a
         cell; or, where X is the path of such a file, .h5ad or .zarr: a copy of it whose obs has the

@@ -53,26 +53,25 @@ def decision(table):
     return found
 
 
-def standardised(X, coef, intercept, trained_scale, share=1.0, centre=True):
-    """Scores of cells scaled by their own moments; a gene that does not vary adds nothing."""
+def standardised(X, coef, intercept, trained, share=1.0, of_mean=1.0, centre=True):
+    """Scores of cells scaled by moments between their own and the trained."""
     X = X.astype(np.float64)
     scores = np.tile(intercept, (len(X), 1))
-    for j in range(X.shape[1]):
-        varies = X[:, j].std() > 0
-        sd = X[:, j].std() ** share * trained_scale[j] ** (1 - share) if varies else 0
-        if not varies and centre:
-            continue
-        z = (X[:, j] - centre * X[:, j].mean()) / (sd or trained_scale[j])
+    for j, (mean, scale) in enumerate(zip(*trained, strict=True)):
+        sd = X[:, j].std() ** share * scale ** (1 - share) if X[:, j].std() > 0 else scale
+        middle = (1 - of_mean) * mean + of_mean * X[:, j].mean()
+        z = (X[:, j] - centre * middle) / sd
         scores += np.outer(np.minimum(z, 10), coef[:, j])
     return scores
 
 
-def by_hand(model, adata, share=1.0):
+def by_hand(model, adata, share=1.0, of_mean=1.0):
     shared = [g for g in model.features if g in set(adata.var_names)]
     data = model.dataset.sel(gene=shared)
+    trained = data["mean"].to_numpy(), data["scale"].to_numpy()
     return standardised(
         adata[:, shared].X.toarray(), data["coef"].to_numpy(), data["intercept"].to_numpy(),
-        data["scale"].to_numpy(), share, data.attrs["with_mean"],
+        trained, share, of_mean, data.attrs["with_mean"],
     )  # fmt: skip
 
 
@@ -96,6 +95,7 @@ def test_genes__equals_standardising_by_hand(model, kind):
     assert found["adapted"]
     assert found["n_obs"] == 1500
     assert found["evidence"] is None
+    assert found["way"] == 1
     plain = streamtrain.predict(model, adata, scores=True, **QUIET)
     assert plain.attrs == {}
     assert not np.allclose(plain[list(model.cell_types)], expected, atol=0.1)
@@ -130,7 +130,8 @@ def test_genes__without_centring_divides_alone():
     assert "does not centre genes" in decision(table)["reason"]
 
 
-def test_own_scaling__power_of_each_deviation(model):
+@pytest.mark.parametrize("of_mean", [1, 0.25])
+def test_own_scaling__share_of_each_moment(model, of_mean):
     X = query(shift=1).X.toarray().astype(np.float64)
     at = np.r_[np.full(4, -1), np.arange(4, 119)]
     n_features = len(model.features)
@@ -140,13 +141,14 @@ def test_own_scaling__power_of_each_deviation(model):
     )
     part = Part("X", at, 0, len(X))
     trained = model.dataset["mean"].to_numpy(), model.dataset["scale"].to_numpy()
-    found = adapt.own_scaling(model, part, moments, 0.5)
+    found = adapt.own_scaling(model, part, moments, of_mean, 0.5)
     for j in range(n_features):
         if at[j] < 0:
             assert (found.mean[j], found.scale[j]) == (trained[0][j], trained[1][j])
             continue
         own = X[:, at[j]]
-        assert found.mean[j] == pytest.approx(own.mean(), abs=1e-12)
+        middle = (1 - of_mean) * trained[0][j] + of_mean * own.mean()
+        assert found.mean[j] == pytest.approx(middle, abs=1e-12)
         sd = np.sqrt(own.std() * trained[1][j]) if own.std() else trained[1][j]
         assert found.scale[j] == pytest.approx(sd, rel=1e-9)
 
@@ -206,7 +208,8 @@ def test_auto__gains_under_a_technical_shift(model, seed, caplog):
     assert macro_f1(adata, table) > macro_f1(adata, plain) + 0.05
     assert decision(table)["adapted"]
     assert decision(table)["evidence"] > 0.1
-    assert "AnnData: adapted: scaled by its own expression, predictions have info" in caplog.text
+    assert decision(table)["way"] == 1
+    assert "AnnData: adapted: scaled half-way to its own expression, predictions" in caplog.text
     expected = by_hand(model, adata, share=0.5)
     np.testing.assert_allclose(table[list(model.cell_types)], expected, rtol=1e-9, atol=1e-9)
 
@@ -222,7 +225,7 @@ def test_auto__stays_off_where_only_the_composition_differs(model, types, caplog
     pd.testing.assert_frame_equal(table, plain)
     assert not decision(table)["adapted"]
     assert decision(table)["evidence"] < 0.05
-    assert "AnnData: not adapted: scaled by its own expression, predictions" in caplog.text
+    assert "AnnData: not adapted: scaled half-way to its own expression, predictions" in caplog.text
     if types is not None:
         moved = streamtrain.predict(model, adata, adapt="genes", **QUIET)
         assert macro_f1(adata, moved) < macro_f1(adata, plain) - 0.05
@@ -233,9 +236,27 @@ def test_auto__stays_off_for_cells_of_one_type(model, cell_type):
     adata = query(types=[cell_type], n_obs=8000)
     table = streamtrain.predict(model, adata, adapt="auto", **QUIET)
     found = decision(table)
-    assert found["evidence"] > 0.1
+    assert found["evidence"] < 0.05
     assert not found["adapted"]
     assert (table["predicted_labels"] == cell_type).mean() > 0.99
+
+
+def test_auto__half_way_where_the_rest_tells_no_more(model, monkeypatch, caplog):
+    adata = query(shift=2)
+    of = adapt.Evidence.of
+    first = []
+
+    def less_the_second_time(before, after):
+        first.append(of(before, after))
+        return first[0] if len(first) == 1 else of(after, before)
+
+    monkeypatch.setattr(adapt.Evidence, "of", less_the_second_time)
+    with caplog.at_level(logging.INFO, "streamtrain"):
+        table = streamtrain.predict(model, adata, adapt="auto", scores=True, **QUIET)
+    assert decision(table)["way"] == 0.5
+    assert "it does not go all the way, at" in caplog.text
+    expected = by_hand(model, adata, share=0.25, of_mean=0.5)
+    np.testing.assert_allclose(table[list(model.cell_types)], expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("how", ["genes", "auto"])
@@ -340,7 +361,7 @@ def test_auto__few_cells_are_left_as_they_are(model, monkeypatch):
     found = decision(table)
     assert found == {
         "adapted": False, "reason": "it takes 300 cells, and there are 299", "n_obs": 299,
-        "evidence": None,
+        "evidence": None, "way": 0.0,
     }  # fmt: skip
     pd.testing.assert_frame_equal(table, streamtrain.predict(model, adata, **QUIET))
 
@@ -404,7 +425,7 @@ def test_adapt__command_line(tmp_path, model, caplog):
     with caplog.at_level(logging.INFO, "streamtrain"), pytest.raises(SystemExit) as done:
         cli.main([*words, "--adapt", "auto"])
     assert done.value.code == 0
-    assert "q.h5ad: adapted: scaled by its own expression" in caplog.text
+    assert "q.h5ad: adapted: scaled half-way to its own expression" in caplog.text
     expected = streamtrain.predict(model, adata, adapt="auto", **QUIET)
     assert pd.read_csv(out)["predicted_labels"].tolist() == expected["predicted_labels"].tolist()
     with pytest.raises(SystemExit) as done:
