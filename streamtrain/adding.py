@@ -17,7 +17,7 @@ from streamtrain.features import Features
 from streamtrain.model import Model
 from streamtrain.model_schema import n_obs, steps
 from streamtrain.scaling import RunningMoments
-from streamtrain.solvers.sgd import State
+from streamtrain.solvers.counters import State
 from streamtrain.warm_start import weights_from
 
 logger = logging.getLogger(__name__)

@@ -29,6 +29,7 @@ from streamtrain.sampling import Plan
 from streamtrain.sampling_columns import check_weights
 from streamtrain.scaling import Scaler
 from streamtrain.solvers.class_weight import class_weights
+from streamtrain.solvers.counters import State
 from streamtrain.solvers.logistic import (
     Logistic,
     Penalty,
@@ -38,7 +39,7 @@ from streamtrain.solvers.logistic import (
     problem_weights,
 )
 from streamtrain.solvers.schedule import SPARSE_INTERCEPT_RATE, Schedule
-from streamtrain.solvers.sgd import SGD, State, mean_square
+from streamtrain.solvers.sgd import SGD, mean_square
 from streamtrain.solvers.stopping import Stopping
 from streamtrain.spill import Spill
 from streamtrain.threads import Threads, n_threads

@@ -37,8 +37,9 @@ from streamtrain.rounds import (
 from streamtrain.sampling import JUDGE, uniforms
 from streamtrain.scaling import Scaler
 from streamtrain.scoring import linear_scores
+from streamtrain.solvers.counters import State
 from streamtrain.solvers.schedule import Schedule
-from streamtrain.solvers.sgd import SGD, State, mean_square
+from streamtrain.solvers.sgd import SGD, mean_square
 from streamtrain.threads import Threads
 
 logger = logging.getLogger(__name__)

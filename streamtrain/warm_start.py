@@ -14,7 +14,7 @@ from streamtrain.errors import InputError
 from streamtrain.features import Features
 from streamtrain.model import Model
 from streamtrain.model_schema import n_averaged, steps
-from streamtrain.solvers.sgd import State
+from streamtrain.solvers.counters import State
 
 logger = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ from streamtrain.errors import InputError
 from streamtrain.gpu.logistic import Arrays, DeviceSums
 from streamtrain.kernels import tiles as kernel
 from streamtrain.rows import Rows
+from streamtrain.solvers.counters import State
 from streamtrain.solvers.logistic import (
     Logistic,
     Penalty,
@@ -19,7 +20,6 @@ from streamtrain.solvers.logistic import (
     column_classes,
     problem_weights,
 )
-from streamtrain.solvers.sgd import State
 from streamtrain.threads import Threads
 from streamtrain.tiles import Tiles
 

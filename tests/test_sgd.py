@@ -13,8 +13,9 @@ from streamtrain.kernels import sgd as kernel
 from streamtrain.kernels.lanes import lanes_of
 from streamtrain.rows import Rows
 from streamtrain.scaling import Scaled, Scaler
+from streamtrain.solvers.counters import State
 from streamtrain.solvers.schedule import LOSSES, SPARSE_INTERCEPT_RATE, Schedule
-from streamtrain.solvers.sgd import SGD, State
+from streamtrain.solvers.sgd import SGD
 from streamtrain.threads import Threads
 
 

@@ -20,8 +20,9 @@ from sklearn.linear_model import SGDClassifier
 from streamtrain import open_source
 from streamtrain.rows import Rows
 from streamtrain.scaling import MomentsPass, Scaled, Scaler, places, standard_deviation
+from streamtrain.solvers.counters import State
 from streamtrain.solvers.schedule import SPARSE_INTERCEPT_RATE, Schedule
-from streamtrain.solvers.sgd import SGD, State
+from streamtrain.solvers.sgd import SGD
 from streamtrain.threads import Threads
 
 EARLY = 128

@@ -25,7 +25,7 @@ from streamtrain.estimator.samples import Samples
 from streamtrain.estimator.scores import LinearScores
 from streamtrain.estimator.standardised import Standard
 from streamtrain.estimator.steps import make_solver, plan_orders, split_samples, until_stopped
-from streamtrain.solvers.sgd import State
+from streamtrain.solvers.counters import State
 from streamtrain.threads import Threads
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamtrain.scaling import RunningMoments, Scaler, standard_deviation
-from streamtrain.solvers.sgd import State
+from streamtrain.solvers.counters import State
 
 
 @dataclass(frozen=True)

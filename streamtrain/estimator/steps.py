@@ -16,8 +16,9 @@ from streamtrain.errors import InputError
 from streamtrain.estimator.samples import Samples
 from streamtrain.sampling import Plan
 from streamtrain.scaling import Scaler
+from streamtrain.solvers.counters import State
 from streamtrain.solvers.schedule import SPARSE_INTERCEPT_RATE, Schedule
-from streamtrain.solvers.sgd import SGD, State
+from streamtrain.solvers.sgd import SGD
 from streamtrain.solvers.stopping import Stopping
 from streamtrain.threads import Threads
 

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from streamtrain.kernels import tiles as kernel
 from streamtrain.kernels.lbfgs import dot
 from streamtrain.solvers.class_weight import class_weights
+from streamtrain.solvers.counters import State
 from streamtrain.solvers.lbfgs import LBFGS, MEMORY
-from streamtrain.solvers.sgd import State
 from streamtrain.threads import Threads
 from streamtrain.tiles import Block, Tiles
 

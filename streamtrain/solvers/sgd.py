@@ -8,55 +8,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import cycle, pairwise
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from streamtrain.errors import InputError
 from streamtrain.kernels import sgd as kernel
 from streamtrain.kernels import sgd_l1
 from streamtrain.kernels.lanes import lanes_of
 from streamtrain.kernels.sgd_dense import gram as dense_products
 from streamtrain.scaling import Scaled
-from streamtrain.solvers.schedule import LOSSES, PASSIVE, SLOWER, Loss, Penalty, Schedule
+from streamtrain.solvers.counters import Counters, State, overflow
+from streamtrain.solvers.schedule import LOSSES, PASSIVE, Loss, Penalty, Schedule
 from streamtrain.solvers.stripe import Cells, Columns, Options, Steps, Stripe, Work, restripe, zeros
 from streamtrain.threads import Threads
 
 _PIECE = 1024  # cells of a batch at a time, for which products with each other are held
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """All that training needs to continue.
-
-    Attributes
-    ----------
-    coef, intercept
-        Present weights, shape (columns, genes) and (columns,); one column for two classes.
-    average_coef, average_intercept
-        Means of the weights over the averaged steps, or None.
-    t
-        Steps taken plus one, scikit-learn's ``t_``, shape (columns,), float64; or one for all.
-    n_averaged
-        Steps in the averages, shape (columns,), int64; None where they began with the first.
-    """
-
-    coef: NDArray[Any]
-    intercept: NDArray[np.float64]
-    average_coef: NDArray[Any] | None = None
-    average_intercept: NDArray[np.float64] | None = None
-    t: float | NDArray[np.float64] = 1.0
-    n_averaged: NDArray[np.int64] | None = None
-
-    @property
-    def scoring(self) -> tuple[NDArray[Any], NDArray[np.float64]]:
-        """Coefficients and intercepts that score cells: the averages where there are some."""
-        if self.average_coef is None or self.average_intercept is None:
-            return self.coef, self.intercept
-        return self.average_coef, self.average_intercept
 
 
 class SGD:
@@ -125,7 +93,6 @@ class SGD:
         blocks_of: Sequence[Schedule] = (),
     ) -> None:
         self.schedules = [schedule] if isinstance(schedule, Schedule) else list(schedule)
-        self._blocks_of = blocks_of
         self.average, self.sparse, self.epochs = int(average), sparse, epochs
         kinds = {(s.l1_share, PASSIVE.get(s.learning_rate, 0)) for s in self.schedules}
         if len(kinds) > 1:
@@ -138,39 +105,23 @@ class SGD:
         self._shift = np.ascontiguousarray(shift, np.float64)
         self._shift_of_q, self._centred = self._shift, bool(self._shift.any())
         self._dtype, self._threads, n_models = np.dtype(dtype), threads, len(self.schedules)
-        self._each = 1 if n_classes == 2 else n_classes
-        self.n_columns = self._each * n_models
+        self.n_columns = (1 if n_classes == 2 else n_classes) * n_models
         if state is None:
             zero = np.zeros((self.n_columns, len(self._shift)), dtype)
             state = State(zero, np.zeros(self.n_columns))
-        self._t = np.array(np.broadcast_to(state.t, self.n_columns), float)
-        self.model = np.repeat(np.arange(n_models), self._each)
-        self._slowed = np.zeros(self.n_columns, np.int64)
-        self._n_averaged = np.zeros(self.n_columns, np.int64)
-        # Steps taken before averaging count in no average.
-        self._average_from = np.full(self.n_columns, max(1, self.average))
-        if self.average and state.average_coef is None:
-            self._average_from = np.maximum(self._average_from, self._t.astype(np.int64))
-        elif self.average:
-            since = np.maximum(0, self._t.astype(np.int64) - self._average_from)
-            self._n_averaged[:] = since if state.n_averaged is None else state.n_averaged
-        weight = np.ones(n_classes) if class_weight is None else np.asarray(class_weight, float)
-        weight = np.broadcast_to(weight, (n_models, n_classes))
+        self._counters = Counters(
+            n_classes, self.schedules, self.average, state, class_weight, blocks_of
+        )
+        self.model = self._counters.model
         self._frozen: list[Stripe] = []
-        self._stripes = self._start(state, weight, n_classes)
-        self._regroup()
-
-    def _start(self, state: State, weight: NDArray[np.float64], n_classes: int) -> list[Stripe]:
-        two = n_classes == 2
         # Two classes make one column; of more, a cache line of columns are stepped together. That
         # must not follow from how many there are, as a column's sums are in another order.
-        width = 1 if two and len(self.schedules) == 1 else lanes_of(self._dtype)
-        # With two classes the one column stands for the second.
-        label = np.tile(np.arange(self._each) + two, len(self.schedules)).astype(np.int32)
-        self._label = label
-        positive = weight[self.model, label]
-        negative = weight[self.model, 0] if two else np.ones(self.n_columns)
-        stripes = []
+        width = 1 if self.n_columns == n_models == 1 else lanes_of(self._dtype)
+        self._stripes = self._start(state, width)
+        self._regroup()
+
+    def _start(self, state: State, width: int) -> list[Stripe]:
+        counters, stripes = self._counters, []
         for first in range(0, self.n_columns, width):
             at = np.arange(first, min(first + width, self.n_columns))
             n = len(at)
@@ -183,8 +134,8 @@ class SGD:
             A, ab = zeros((len(U) if self.average else 0, width), self._dtype), np.zeros(width)
             averages = state.average_coef, state.average_intercept
             if self.average and averages[0] is not None and averages[1] is not None:
-                A[:, :n] = averages[0][at].T * self._n_averaged[at]
-                ab[:n] = averages[1][at] * self._n_averaged[at]
+                A[:, :n] = averages[0][at].T * counters.n_averaged[at]
+                ab[:n] = averages[1][at] * counters.n_averaged[at]
             q, square = _products(self._shift, U)
             zero = np.zeros(width)
             w = Columns(
@@ -199,11 +150,11 @@ class SGD:
                 absolute=np.abs(U).sum(axis=0, dtype=np.float64),
                 loss=zero.copy(),
                 penalty=zero.copy(),
-                positive=idle(positive[at]),
-                negative=idle(negative[at]),
+                positive=idle(counters.positive[at]),
+                negative=idle(counters.negative[at]),
                 scale=zero + 1,
                 total=zero.copy(),
-                label=idle(label[at], -1),
+                label=idle(counters.label[at], -1),
                 group=np.zeros(width, np.int64),
             )
             stripes.append(Stripe(at, w))
@@ -212,51 +163,15 @@ class SGD:
     @property
     def t_(self) -> float:
         """Steps taken plus one, of the column that took the most."""
-        return float(self._t.max())
+        return float(self._counters.t.max())
 
     def _regroup(self) -> None:
-        """Give each stripe the groups of its columns, and keep a column of each group.
-
-        Columns of one model that have taken as many steps are a group: they share step sizes.
-        """
-        self._groups: list[int] = []
+        """Give each stripe the groups of its columns."""
         if not self._stripes:
             return
-        keys = np.stack([self.model, self._t, self._slowed, self._average_from])
-        active = np.concatenate([stripe.columns for stripe in self._stripes])
-        _, first, group = np.unique(keys[:, active], axis=1, return_index=True, return_inverse=True)
-        of_column = np.zeros(self.n_columns, np.int64)
-        of_column[active] = group.ravel()
+        self._counters.regroup(np.concatenate([stripe.columns for stripe in self._stripes]))
         for stripe in self._stripes:
-            stripe.w.group[: len(stripe.columns)] = of_column[stripe.columns]
-        self._groups = [int(active[at]) for at in first]
-
-    def _steps(self, taken: NDArray[np.bool_], moves: NDArray[np.bool_], size: int) -> Steps:
-        """Step sizes of the next cells: those that each model has `taken`, (models, n).
-
-        Of these the cells that `moves` marks, (n,), count as steps of an average.
-        """
-        of_group = taken[self.model[self._groups]]
-        eta, averaged = np.zeros(of_group.shape), np.zeros(of_group.shape, bool)
-        decay, levy = np.ones(of_group.shape), np.zeros(of_group.shape)
-        alpha = np.zeros(len(of_group))
-        for g, (column, own) in enumerate(zip(self._groups, of_group, strict=True)):
-            schedule, t = self.schedules[self.model[column]], self._t[column]
-            n = np.count_nonzero(own)
-            eta[g, own] = schedule.steps(t, n) / SLOWER ** self._slowed[column]
-            decay[g, own] = schedule.decays(eta[g, own])
-            levy[g] = schedule.l1_share * schedule.alpha * eta[g]
-            counted = own & moves
-            before: NDArray[np.int64] = np.cumsum(counted) - counted
-            averaged[g] = counted & (t + before >= self._average_from[column])
-            alpha[g] = 0.0 if schedule.penalty is None else schedule.alpha
-        others = np.ones((len(self._blocks_of), taken.shape[1]))
-        t_of = cycle(zip(taken, self._t[:: self._each].tolist(), strict=True))
-        for row, schedule, (own, t) in zip(others, self._blocks_of, t_of, strict=False):
-            row[own] = schedule.decays(schedule.steps(t, int(np.count_nonzero(own))))
-        edges = kernel.block_edges(np.concatenate([decay, others]), size)
-        largest = int(np.diff(edges).max())
-        return Steps(of_group, eta, decay, levy, averaged, alpha, edges, largest)
+            stripe.w.group[: len(stripe.columns)] = self._counters.group[stripe.columns]
 
     def partial_fit(
         self,
@@ -313,9 +228,8 @@ class SGD:
     ) -> None:
         rows, dense_at, n_genes = scaled.rows, scaled.dense_at, len(self._shift)
         self._take_shift(scaled.shift)
-        n_taken = np.count_nonzero(taken, axis=1)[self.model]
         if not self._stripes or rows.codes is None:
-            self._t += n_taken  # as scikit-learn counts, with or without columns that go on
+            self._counters.count(taken, None)
             return
         n, n_dense, width = rows.n_obs, len(dense_at), self._stripes[0].width
         size = block_size(n_dense, n_genes, width, centred=self._centred)
@@ -327,7 +241,8 @@ class SGD:
             kernel.lengths(rows.data, rows.indptr, scaled.dots, dense, shift_norm, lengths)
         # "pa1" passes over cells without entries.
         skips = self._options.passive == kernel.PASSIVE_1
-        steps = self._steps(taken, lengths != 0 if skips else np.ones(n, bool), size)
+        moves = lengths != 0 if skips else np.ones(n, bool)
+        steps = self._counters.steps(taken, moves, size)
         wide = (0,) * lanes_of(self._dtype)
         blocked = width > 1 and n_dense > 0
         gram = np.empty((n, steps.largest) if blocked else (0, 0), self._dtype)
@@ -354,19 +269,8 @@ class SGD:
 
         self._threads.each(step, self._stripes)
         if not all(fine):
-            used = [
-                f"learning_rate={s.learning_rate!r}, eta0={s.eta0}, alpha={s.alpha}"
-                for s in self.schedules
-            ]
-            raise InputError(
-                "the weights overflowed: lower the step (step, or eta0), the largest of several, "
-                f"or raise alpha; {'; '.join(dict.fromkeys(used))}"
-            )
-        for stripe in self._stripes:
-            at = stripe.columns
-            if self.average:
-                self._n_averaged[at] += steps.averaged.sum(axis=1)[stripe.w.group[: len(at)]]
-        self._t += n_taken
+            raise overflow(self.schedules)
+        self._counters.count(taken, steps)
 
     def _take_shift(self, shift: NDArray[np.float64]) -> None:
         """Bring q = W'm up to the shift of the next cells, where it is of another."""
@@ -423,7 +327,7 @@ class SGD:
         """Divide the step of these columns by `SLOWER`."""
         if not len(columns):
             return
-        self._slowed[columns] += 1
+        self._counters.slow(columns)
         self._regroup()
 
     def scores(self, cells: Scaled) -> NDArray[np.float64]:
@@ -456,7 +360,7 @@ class SGD:
         """
         if cells.rows.codes is None:
             raise ValueError("a batch needs label codes")
-        right = (self.scores(cells) > 0) == (cells.rows.codes[:, None] == self._label)
+        right = (self.scores(cells) > 0) == (cells.rows.codes[:, None] == self._counters.label)
         counts: NDArray[np.int64] = np.count_nonzero(right, axis=0)
         return counts
 
@@ -468,7 +372,7 @@ class SGD:
         mine = np.flatnonzero(self.model == model)
         coef = np.empty((len(mine), len(self._shift)), self._dtype)
         intercept = np.empty(len(mine))
-        n_averaged = self._n_averaged[mine]
+        n_averaged = self._counters.n_averaged[mine]
         averaged = bool(self.average) and bool(n_averaged.any())
         average_coef = np.empty_like(coef) if averaged else None
         average_intercept = np.empty_like(intercept) if averaged else None
@@ -479,14 +383,14 @@ class SGD:
             for k, column in enumerate(stripe.columns.tolist()):
                 if self.model[column] != model:
                     continue
-                at, n = column - mine[0], self._n_averaged[column]
+                at, n = column - mine[0], self._counters.n_averaged[column]
                 coef[at], intercept[at] = w.U[:, k], w.b[k]
                 if average_coef is not None and average_intercept is not None:
                     # A column frozen before averaging began has none: its weights stand in.
                     average_coef[at] = w.A[:, k] / n if n else coef[at]
                     average_intercept[at] = w.ab[k] / n if n else w.b[k]
         return State(
-            coef, intercept, average_coef, average_intercept, self._t[mine],
+            coef, intercept, average_coef, average_intercept, self._counters.t[mine],
             n_averaged if averaged else None,
         )  # fmt: skip
 
