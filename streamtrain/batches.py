@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from streamtrain.rows import Rows
 from streamtrain.sampling import Plan, dropped_genes
-from streamtrain.scaling import Scaled, Scaler
 from streamtrain.streaming import ahead
 
 T = TypeVar("T")
@@ -25,14 +24,15 @@ class Batch:
 
     epoch: int
     at: NDArray[np.int64]
-    cells: Scaled
+    cells: Any  # `Scaled`, or on a device
 
     @property
     def codes(self) -> NDArray[np.int32]:
         """Class of each cell."""
-        if self.cells.rows.codes is None:
+        codes: NDArray[np.int32] | None = self.cells.codes
+        if codes is None:
             raise ValueError("a batch needs label codes")
-        return self.cells.rows.codes
+        return codes
 
 
 def planned(
@@ -67,7 +67,7 @@ def gathered(
 def batches(
     served: Served,
     codes: NDArray[np.int32],
-    scaler: Scaler,
+    scaler: Any,
     *,
     gene_dropout: float = 0.0,
     seed: int = 0,

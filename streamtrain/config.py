@@ -41,7 +41,7 @@ _FOLDS = "folds, cross-validation"
 # Settings that one way of training alone has. CellTypist documents the first as ignored elsewhere,
 # and so they are, with a warning; the second it hands to the estimator, which has no such argument.
 _IGNORED = {
-    "C": _LOGISTIC, "solver": _LOGISTIC, "use_GPU": _LOGISTIC, "alpha": _SGD, "mini_batch": _SGD,
+    "C": _LOGISTIC, "solver": _LOGISTIC, "alpha": _SGD, "mini_batch": _SGD,
     "batch_number": _MINI, "batch_size": _MINI, "epochs": _MINI, "balance_cell_type": _MINI,
     "max_iter": _PASSES, "top_genes": "feature_selection=True", "n_iter_no_change": _JUDGED,
     "tol": _STOPS, "intercept_scaling": _LIBLINEAR,
@@ -98,7 +98,13 @@ class Settings:
         length of the scaled cells of the first mini-batch. "auto" is 1. Several are chosen from by
         cross-validation.
     use_GPU
-        Solve logistic regression on the GPU. Needs CuPy.
+        Train on the GPU: the same as device="gpu".
+    device
+        "gpu" trains there, whichever the solver, and needs CuPy: pip install
+        'streamtrain[gpu-cuda12]' (or gpu-cuda13). Sums are in another order than on the CPU.
+    gpu_memory
+        Bytes of the GPU's memory to stay within: a number, or "20GB". The default is nine tenths of
+        what is free there.
     mini_batch
         Let SGD draw mini-batches. Otherwise it takes all cells in each epoch, until a cell type's
         loss no longer falls.
@@ -257,6 +263,8 @@ class Settings:
     alpha: list[float] | float = 1e-4
     step: list[float] | float | Literal["auto"] | None = None
     use_GPU: bool = False  # noqa: N815 - CellTypist's name
+    device: Literal["cpu", "gpu"] = "cpu"
+    gpu_memory: int | str | None = None
     mini_batch: bool = False
     batch_number: int = 100
     batch_size: int = 1000
@@ -343,6 +351,9 @@ class Settings:
         _choose("normalize", self.normalize, ("log1p", None))
         _choose("learning_rate", self.learning_rate, _RATES)
         _choose("dtype", self.dtype, ("float32", "float64"))
+        _choose("device", self.device, ("cpu", "gpu"))
+        if self.gpu_memory is not None and not self.on_gpu:
+            raise InputError("gpu_memory is for device='gpu': leave it out, or pass that")
         if self.tol is not None and self.tol != "auto":
             require_number("tol", self.tol, 0)
         if self.l1_ratio is not None:
@@ -507,6 +518,11 @@ class Settings:
         return self.use_SGD or self.feature_selection
 
     @property
+    def on_gpu(self) -> bool:
+        """Whether a GPU trains."""
+        return self.use_GPU or self.device == "gpu"
+
+    @property
     def sgd_l1_ratio(self) -> float:
         """`l1_ratio` as SGDClassifier defaults it."""
         return 0.15 if self.l1_ratio is None else self.l1_ratio
@@ -529,7 +545,7 @@ class Settings:
         tol = self.tol if self.use_SGD else "auto"
         return replace(
             self, use_SGD=True, feature_selection=False, top_genes=300, warm_start=None, tol=tol,
-            C=1.0, solver=None, use_GPU=False, dual=False, intercept_scaling=1.0,
+            C=1.0, solver=None, dual=False, intercept_scaling=1.0,
         )  # fmt: skip
 
     @classmethod

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,11 +39,16 @@ from streamtrain.solvers.logistic import (
     problem_weights,
 )
 from streamtrain.solvers.schedule import SPARSE_INTERCEPT_RATE, Schedule
-from streamtrain.solvers.sgd import SGD, mean_square
+from streamtrain.solvers.sgd import SGD
 from streamtrain.solvers.stopping import Stopping
 from streamtrain.spill import Spill
 from streamtrain.threads import Threads, n_threads
 from streamtrain.tiles import MOST, Tiles
+
+if TYPE_CHECKING:
+    from streamtrain.gpu.cells import DeviceScaler
+    from streamtrain.gpu.device import Device
+    from streamtrain.gpu.sgd import DeviceSGD
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +77,8 @@ class Stored:
         Whether scikit-learn would see a sparse matrix where cells are not centred.
     ordered
         The cells of every mini-batch, in place of `spill`; None where they are there.
+    device
+        The GPU that trains; None for the CPU.
     """
 
     spill: Spill
@@ -81,6 +88,7 @@ class Stored:
     held_out: NDArray[np.bool_] | None
     is_sparse: bool
     ordered: PlanOrder | None = None
+    device: Device | None = None
 
     @property
     def counts(self) -> NDArray[np.int64]:
@@ -115,13 +123,23 @@ class Fitted:
         return self.state.scoring[0]
 
 
-def check(config: Settings) -> None:
-    """Refuse before anything is read what the solver of these settings cannot do."""
-    n_threads(config.n_jobs)
-    if config.use_GPU and not config.use_SGD:
-        from streamtrain.gpu.logistic import Arrays
+def check(config: Settings) -> Device | None:
+    """Refuse before anything is read what the solver of these settings cannot do.
 
-        Arrays.gpu()
+    Returns
+    -------
+    Device
+        The GPU that trains, or None.
+    """
+    n_threads(config.n_jobs)
+    if not config.on_gpu:
+        return None
+    from streamtrain.gpu.device import Device
+    from streamtrain.gpu.sgd import check as check_sgd
+
+    if config.trains_sgd:
+        check_sgd(config.penalty, config.learning_rate)
+    return Device.gpu(config.gpu_memory)
 
 
 def plan_epochs(config: Settings, cells: Cells, held_out: NDArray[np.bool_] | None) -> Plan:
@@ -287,10 +305,11 @@ def _fit_sgd(
         cells = stored.ordered.serve(report if drawn else None)
     else:
         cells = gathered(plan, lambda at: spill.gather(record(at)), report if drawn else None)
-    served = Waited(scaled_batches(config, cells, codes, scaler))
+    scale = scaler if stored.device is None else on_device(scaler, stored.device)
+    served = Waited(scaled_batches(config, cells, codes, scale))
     first = next(served)
-    schedule = schedule_of(config, mean_square(first.cells))
-    solver = make_sgd(config, [schedule], stored, scaler, start, threads)
+    schedule = schedule_of(config, first.cells.mean_square())
+    solver = make_sgd(config, [schedule], stored, scale, start, threads)
     drawn_of = np.zeros(len(stored.cells.classes), np.int64)
     every = tallied(chain([first], served), drawn_of)
     del first  # it would stay beside the batches that are counted on
@@ -299,7 +318,7 @@ def _fit_sgd(
     with stage("Training", plan.epochs * plan.epoch_size, show=progress) as bar:
         if judged:
             stopping = _until_stopped(
-                config, solver, stored, scaler, plan, every, bar, sweep_bytes(room - spill.held)
+                config, solver, stored, scale, plan, every, bar, sweep_bytes(room - spill.held)
             )
             certificate = {"n_iter": stopping.n_iter_, "converged": ~stopping.active}
             if config.stop_tol is not None:
@@ -310,7 +329,7 @@ def _fit_sgd(
         else:
             for batch in every:
                 solver.partial_fit(batch.cells)
-                bar.update(batch.cells.rows.n_obs)
+                bar.update(batch.cells.n_obs)
     logger.info("SGD waited %.1f s for cells, %.0f%% of its time", served.waited,
                 100 * served.share)  # fmt: skip
     eta0 = None if config.step is None else schedule.eta0
@@ -343,8 +362,15 @@ def with_prior(state: State, cells: NDArray[np.int64], drawn: NDArray[np.int64])
     return replace(state, average_intercept=state.average_intercept + own)
 
 
+def on_device(scaler: Scaler, device: Device) -> DeviceScaler:
+    """The same scaling, on a GPU."""
+    from streamtrain.gpu.cells import DeviceScaler
+
+    return DeviceScaler(scaler, device)
+
+
 def scaled_batches(
-    config: Settings, served: Served, codes: NDArray[np.int32], scaler: Scaler
+    config: Settings, served: Served, codes: NDArray[np.int32], scaler: Scaler | DeviceScaler
 ) -> Iterator[Batch]:
     """Mini-batches as training takes them."""
     share, seed = config.gene_dropout, config.random_state
@@ -374,37 +400,43 @@ def make_sgd(
     config: Settings,
     schedules: list[Schedule],
     stored: Stored,
-    scaler: Scaler,
+    scaler: Scaler | DeviceScaler,
     start: State | None,
     threads: Threads,
     blocks_of: Sequence[Schedule] = (),
-) -> SGD:
+) -> SGD | DeviceSGD:
     """The solver of one model for each schedule; `blocks_of` is as of `SGD`."""
-    classes = stored.cells.classes
+    classes, epochs = stored.cells.classes, not config.mini_batch
     sparse = stored.is_sparse and not config.with_mean
-    return SGD(
-        len(classes),
-        scaler.shift,
-        schedules,
-        average=config.average,
-        intercept_rate=(SPARSE_INTERCEPT_RATE if sparse else 1.0) * config.fit_intercept,
-        loss=config.loss,
-        epsilon=config.epsilon,
-        class_weight=class_weights(config.class_weight, classes, stored.counts),
-        sparse=sparse,
-        epochs=not config.mini_batch,
-        dtype=config.dtype,
-        threads=threads,
-        state=start,
-        blocks_of=blocks_of,
-    )
+    options: dict[str, Any] = {
+        "average": config.average,
+        "intercept_rate": (SPARSE_INTERCEPT_RATE if sparse else 1.0) * config.fit_intercept,
+        "loss": config.loss,
+        "epsilon": config.epsilon,
+        "class_weight": class_weights(config.class_weight, classes, stored.counts),
+        "epochs": epochs,
+        "dtype": config.dtype,
+        "state": start,
+        "blocks_of": blocks_of,
+    }
+    if stored.device is None:
+        return SGD(len(classes), scaler.shift, schedules, sparse=sparse, threads=threads, **options)
+    if sparse and epochs:
+        raise InputError(
+            "SGD over whole epochs of a sparse matrix, not centred (with_mean=False), stops by the "
+            "weights of each cell's own genes, as scikit-learn does, on the CPU alone: leave out "
+            "device, or with_mean, or pass mini_batch"
+        )
+    from streamtrain.gpu.sgd import DeviceSGD
+
+    return DeviceSGD(stored.device, len(classes), len(scaler.shift), schedules, **options)
 
 
 def _until_stopped(
     config: Settings,
-    solver: SGD,
+    solver: SGD | DeviceSGD,
     stored: Stored,
-    scaler: Scaler,
+    scaler: Scaler | DeviceScaler,
     plan: Plan,
     served: Iterator[Batch],
     bar: Any,
@@ -421,8 +453,8 @@ def _until_stopped(
     seen = 0
     for batch in served:
         solver.partial_fit(batch.cells)
-        seen += batch.cells.rows.n_obs
-        bar.update(batch.cells.rows.n_obs)
+        seen += batch.cells.n_obs
+        bar.update(batch.cells.n_obs)
         if seen % plan.epoch_size:
             continue
         if held_out is not None:
@@ -441,12 +473,17 @@ def _until_stopped(
 
 
 def _accuracy(
-    solver: SGD, stored: Stored, held_out: NDArray[np.int64], scaler: Scaler, nbytes: int
+    solver: SGD | DeviceSGD,
+    stored: Stored,
+    held_out: NDArray[np.int64],
+    scaler: Scaler | DeviceScaler,
+    nbytes: int,
 ) -> NDArray[np.float64]:
     """Share of the held-out cells on the right side of each column's boundary."""
     right = np.zeros(solver.n_columns, np.int64)
     for rows in _sweep(stored, held_out, nbytes, nbytes // (24 * solver.n_columns)):
-        right += solver.n_correct(scaler(rows))
+        cells: Any = scaler(rows)  # of the same device as the solver
+        right += solver.n_correct(cells)
     share: NDArray[np.float64] = right / len(held_out)
     return share
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from streamtrain.buffers import empty
 from streamtrain.kernels import moments as kernel
+from streamtrain.kernels.sgd import lengths
 from streamtrain.rows import Rows
 from streamtrain.threads import Threads
 
@@ -166,6 +167,23 @@ class Scaled:
     dense_at: NDArray[np.int32]
     shift: NDArray[np.float64]
 
+    @property
+    def n_obs(self) -> int:
+        """Number of cells."""
+        return self.rows.n_obs
+
+    @property
+    def codes(self) -> NDArray[np.int32] | None:
+        """Label code of each cell, or None."""
+        return self.rows.codes
+
+    def mean_square(self) -> float:
+        """Mean squared length |z|² of the cells."""
+        rows, found = self.rows, np.empty(self.n_obs)
+        shift_norm = float(np.sum(self.shift**2))
+        lengths(rows.data, rows.indptr, self.dots, self.dense, shift_norm, found)
+        return float(found.mean())
+
     def slice(self, start: int, stop: int) -> Scaled:
         """Cells start to stop, sharing memory with these."""
         rows, dots, dense = self.rows.slice(start, stop), self.dots[start:stop], self.dense
@@ -180,6 +198,26 @@ def places(at: NDArray[Any], n_vars: int) -> NDArray[np.int32]:
     found = np.full(n_vars + 1, -1, np.int32)
     found[at] = np.arange(len(at), dtype=np.int32)  # those at -1 in the place after the last
     return found[:-1]
+
+
+@dataclass(frozen=True, slots=True)
+class DenseRule:
+    """How z of every gene of a cell follows from its entries.
+
+    Attributes
+    ----------
+    place
+        Place of each source gene among the model's genes, -1 for none, shape (n_vars,), int32.
+    rule
+        Cap, factor and offset of each source gene, z = min(x, cap) factor - offset, shape
+        (n_vars, 3), float64.
+    nothing
+        z of each of the model's genes in cells without an entry, shape (genes,), float64.
+    """
+
+    place: NDArray[np.int32]
+    rule: NDArray[np.float64]
+    nothing: NDArray[np.float64]
 
 
 class Scaler:
@@ -277,6 +315,16 @@ class Scaler:
         lacking._table = self._table.copy()
         lacking._table[in_source, 3] = 0
         return lacking
+
+    def dense(self) -> DenseRule:
+        """The same rule for cells whose genes are all written out, which a GPU's tiles are."""
+        place, nothing = self._slot.copy(), -self.shift
+        outright = place < -1
+        place[outright] = self._everywhere[-2 - place[outright]]
+        nothing[self._everywhere] = self._zero
+        rule = self._table[:, :3].copy()
+        rule[:, 2] += self._table[:, 3]
+        return DenseRule(place, rule, nothing)
 
     def __call__(self, rows: Rows) -> Scaled:
         """Scale `rows`, whose genes are the source's."""

@@ -170,7 +170,7 @@ def run(
     config = Settings.from_keywords(settings)
     if X is None or not labels or any(column is None for column in labels):
         raise InputError("train() needs both X and labels")
-    check(config)
+    device = check(config)
     if config.scratch is not None:
         free_disk(config.scratch)  # refuses what is no folder
     X = located(X, storage_options)
@@ -250,7 +250,7 @@ def run(
             def outcome_of(target: Target) -> Outcome:
                 stored = Stored(
                     spill, recorder(taken), target.columns, target.cells, target.held_out,
-                    source.is_sparse, ordered,
+                    source.is_sparse, ordered, device,
                 )  # fmt: skip
                 chosen, chosen_features, found = config, features, None
                 if target.folds is not None and target.judged is not None:

@@ -10,7 +10,7 @@ import itertools
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ from streamtrain.rounds import (
     make_sgd,
     models_bytes,
     needed_room,
+    on_device,
     plan_epochs,
     scaled_batches,
     schedule_of,
@@ -39,8 +40,12 @@ from streamtrain.scaling import Scaler
 from streamtrain.scoring import linear_scores
 from streamtrain.solvers.counters import State
 from streamtrain.solvers.schedule import Schedule
-from streamtrain.solvers.sgd import SGD, mean_square
+from streamtrain.solvers.sgd import SGD
 from streamtrain.threads import Threads
+
+if TYPE_CHECKING:
+    from streamtrain.gpu.device import Device
+    from streamtrain.gpu.sgd import DeviceSGD
 
 logger = logging.getLogger(__name__)
 
@@ -214,6 +219,8 @@ def search(
     spill = stored.spill
     batches = needed_room(config, room, spill.nbytes / max(1, spill.n_obs), spill.entry_bytes)
     together = 1 + int(max(0, room - spill.held - batches - _SCORING * room) / each)
+    if stored.device is not None:
+        together = min(together, _on_device(config, stored.device, len(scaler.shift), judged))
     if together < len(waiting):
         logger.info("%d settings at a time, of %s", together, format_bytes(each))
     drawn = np.zeros_like(outside)
@@ -244,6 +251,14 @@ def search(
     return Search(chosen, [trial for _, trial in ranked], best, calibration)
 
 
+def _on_device(config: Settings, device: Device, n_genes: int, judged: Judged) -> int:
+    """Trials that a GPU has room for side by side, one at least."""
+    from streamtrain.gpu.sgd import nbytes
+
+    columns = (1 if judged.n_classes == 2 else judged.n_classes) * (config.folds or 1)
+    return max(1, int(device.room / nbytes(n_genes, columns, config.dtype, config.average)))
+
+
 @dataclass(frozen=True, slots=True)
 class _Run:
     """What all trials share."""
@@ -270,13 +285,15 @@ class _Run:
         stored, folds, lately = self.stored, self.folds, self.config.n_iter_no_change
         plan = plan_epochs(self.config, stored.drawn, None)
         cells = gathered(plan, lambda at: stored.spill.gather(stored.record(at)))
-        served = scaled_batches(self.config, cells, stored.cells.codes, self.scaler)
+        device = stored.device
+        scaler = self.scaler if device is None else on_device(self.scaler, device)
+        served = scaled_batches(self.config, cells, stored.cells.codes, scaler)
         shape = len(configs), len(self.judged.at), len(stored.cells.classes)
         scores = np.empty(shape, np.float32)
         self.drawn[:] = 0
         found: list[list[list[float]]] = [[] for _ in configs]
         going = list(range(len(configs)))
-        solver: SGD | None = None
+        solver: SGD | DeviceSGD | None = None
         seen = 0
         with stage("Cross-validating", plan.epochs * plan.epoch_size, show=progress) as bar:
             for batch in served:
@@ -285,8 +302,8 @@ class _Run:
                 solver.partial_fit(batch.cells, taken=np.tile(taken, (len(configs), 1)))
                 for fold, mine in enumerate(taken):
                     self.drawn[fold] += np.bincount(batch.codes[mine], minlength=shape[2])
-                seen += batch.cells.rows.n_obs
-                bar.update(batch.cells.rows.n_obs)
+                seen += batch.cells.n_obs
+                bar.update(batch.cells.n_obs)
                 if seen % plan.epoch_size:
                     continue
                 self._score(solver, going, scores)
@@ -304,8 +321,8 @@ class _Run:
         ]
         return trials, scores
 
-    def _solver(self, configs: list[Settings], first: Batch) -> SGD:
-        square = mean_square(first.cells)
+    def _solver(self, configs: list[Settings], first: Batch) -> SGD | DeviceSGD:
+        square = first.cells.mean_square()
 
         def of_folds(configs: list[Settings]) -> list[Schedule]:
             return [schedule_of(c, square) for c in configs for _ in range(self.folds.n)]
@@ -315,7 +332,7 @@ class _Run:
             blocks_of=of_folds(trials_of(self.config)),
         )  # fmt: skip
 
-    def _score(self, solver: SGD, trials: list[int], out: NDArray[np.float32]) -> None:
+    def _score(self, solver: SGD | DeviceSGD, trials: list[int], out: NDArray[np.float32]) -> None:
         """Score the judged cells, each by the models that left out its fold.
 
         Minus infinity is the score of a class that a model saw no cell of.
@@ -331,7 +348,7 @@ class _Run:
                         scores = linear_scores(rows, *model, self.threads)
                         out[trial, at] = np.where(self.outside[fold] > 0, scores, -np.inf)
 
-    def _state(self, solver: SGD, trial: int, fold: int) -> State:
+    def _state(self, solver: SGD | DeviceSGD, trial: int, fold: int) -> State:
         state = solver.state(trial * self.folds.n + fold)
         if not self.config.correct_prior:
             return state

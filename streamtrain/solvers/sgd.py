@@ -427,15 +427,6 @@ def _products(
     return q, square
 
 
-def mean_square(cells: Scaled) -> float:
-    """Mean squared length |z|² of scaled cells."""
-    rows, found = cells.rows, np.empty(cells.rows.n_obs)
-    kernel.lengths(
-        rows.data, rows.indptr, cells.dots, cells.dense, float(np.sum(cells.shift**2)), found
-    )
-    return float(found.mean())
-
-
 def block_size(n_dense: int, n_genes: int, width: int, *, centred: bool) -> int:
     """Cells of a block, by cost: products among dense genes against passes over all the weights.
 

@@ -1,0 +1,218 @@
+"""Arrays of the host in; the same on a device, and back: CuPy's on a GPU, or NumPy's as a stand-in.
+
+All code of this package is written over `Device.xp`, so that the CPU runs it too, with NumPy. What
+has no array expression is a CUDA kernel of `kernels.cu`, beside a numba kernel for NumPy.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from collections.abc import Callable
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamtrain.budget import format_bytes, parse_bytes
+from streamtrain.errors import InputError
+
+_SHARE = 0.9  # of the free memory, the rest being for cuBLAS and other processes
+_ALIGNED = 256  # bytes at whose multiples arrays of one upload begin
+THREADS = 256  # of a block of threads
+
+
+class Sent:
+    """Arrays on their way to the device.
+
+    Attributes
+    ----------
+    arrays
+        On the device; to be read after `wait`, and not after `release`.
+    """
+
+    def __init__(self, arrays: list[Any], slot: _Slot | None = None) -> None:
+        self.arrays, self._slot = arrays, slot
+
+    def wait(self) -> list[Any]:
+        """Let the device wait for them, not the host."""
+        if self._slot is not None:
+            self._slot.wait()
+        return self.arrays
+
+    def release(self) -> None:
+        """Let their memory be used again, once what the device has been told so far is done."""
+        slot, self._slot, self.arrays = self._slot, None, []
+        if slot is not None:
+            slot.release()
+
+
+class Device:
+    """A device's arrays, its memory, and the way there and back.
+
+    Parameters
+    ----------
+    xp
+        numpy or cupy.
+    room
+        Bytes that may be used there.
+    """
+
+    def __init__(self, xp: Any, room: float = math.inf) -> None:
+        self.xp, self.room = xp, room
+        self._uploads = None if xp is np else _Uploads(xp)
+
+    @classmethod
+    def gpu(cls, memory: int | str | None = None) -> Device:
+        """CuPy on the present GPU.
+
+        Parameters
+        ----------
+        memory
+            Bytes of it that may be used, or text such as "20GB"; None for nine tenths of what is
+            free.
+
+        Raises
+        ------
+        InputError
+            If CuPy is missing or finds no GPU, or there is less memory.
+        """
+        try:
+            import cupy
+
+            free, _ = cupy.cuda.runtime.memGetInfo()
+        except ImportError as error:
+            raise InputError(
+                "device='gpu' (use_GPU=True) needs CuPy: pip install 'streamtrain[gpu-cuda12]' (or "
+                "gpu-cuda13), or leave out device"
+            ) from error
+        except Exception as error:  # CuPy's own errors, of a missing driver or device
+            raise InputError(
+                f"device='gpu' (use_GPU=True) finds no GPU that works: {error}; leave out device"
+            ) from error
+        room = _SHARE * free if memory is None else parse_bytes(memory)
+        if room > free:
+            raise InputError(
+                f"gpu_memory is {format_bytes(room)}, and {format_bytes(free)} are free on the "
+                "GPU: lower it, or end what else runs there"
+            )
+        return cls(cupy, room)
+
+    def send(self, *arrays: NDArray[Any]) -> Sent:
+        """Begin to copy arrays to the device, through pinned memory, beside what it computes."""
+        if self._uploads is None:
+            return Sent(list(arrays))
+        return self._uploads.send(arrays)
+
+    def to_host(self, array: Any) -> NDArray[Any]:
+        """Copy an array to this process's memory, when all before is done."""
+        host: NDArray[Any] = array if self._uploads is None else array.get()
+        return host
+
+    def require(self, nbytes: float, what: str, remedy: str) -> None:
+        """Refuse what does not fit.
+
+        Raises
+        ------
+        InputError
+            If it takes more than the room.
+        """
+        if nbytes > self.room:
+            raise InputError(
+                f"{what} takes {format_bytes(nbytes)} of GPU memory, and there are "
+                f"{format_bytes(self.room)}: {remedy}"
+            )
+
+    def launch(self, name: str, dtype: Any, blocks: int, *args: Any, shared: int = 0) -> None:
+        """Run a CUDA kernel by blocks of `THREADS` threads, on arrays and NumPy scalars."""
+        if blocks:
+            kernel = _module(self.xp, np.dtype(dtype).name).get_function(name)
+            kernel((blocks,), (THREADS,), args, shared_mem=shared)
+
+
+@cache
+def _module(xp: Any, dtype: str) -> Any:
+    real = {"float32": "float", "float64": "double"}[dtype]
+    options = ("-std=c++14", f"-DREAL={real}", f"-DTHREADS={THREADS}")
+    return xp.RawModule(code=source(), options=options)
+
+
+def source() -> str:
+    """Text of the CUDA kernels."""
+    return files("streamtrain.gpu").joinpath("kernels.cu").read_text(encoding="utf-8")
+
+
+class _Slot:
+    """A pinned buffer of the host, one of the device, and what must be done before each is reused.
+
+    A buffer of the device is allocated for the stream that computes, in whose order CuPy gives
+    memory away again, so that the copy, on a stream of its own, waits for that first.
+    """
+
+    def __init__(self, xp: Any, nbytes: int, give_back: Callable[[_Slot], None]) -> None:
+        self._xp, self.nbytes, self._give_back = xp, nbytes, give_back
+        memory = xp.cuda.alloc_pinned_memory(nbytes)
+        self._pinned = np.frombuffer(memory, np.uint8, nbytes)
+        self._device = xp.empty(nbytes, np.uint8)
+        self._copied, self._done = (xp.cuda.Event(disable_timing=True) for _ in range(2))
+        self._done.record()
+
+    def fill(self, arrays: tuple[NDArray[Any], ...], stream: Any) -> list[Any]:
+        self._copied.synchronize()  # of the copy before, long ago; a new event has happened
+        starts, end = places(arrays)
+        for start, array in zip(starts, arrays, strict=True):
+            self._pinned[start : start + array.nbytes] = _bytes(array)
+        stream.wait_event(self._done)
+        self._device.data.copy_from_host_async(self._pinned.ctypes.data, end, stream)
+        self._copied.record(stream)
+        return [
+            self._device[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+            for start, array in zip(starts, arrays, strict=True)
+        ]
+
+    def wait(self) -> None:
+        self._xp.cuda.get_current_stream().wait_event(self._copied)
+
+    def release(self) -> None:
+        self._done.record()
+        self._give_back(self)
+
+
+class _Uploads:
+    """Copies to the device, on a stream of their own, from buffers that are used again."""
+
+    def __init__(self, xp: Any) -> None:
+        self._xp, self._stream = xp, xp.cuda.Stream(non_blocking=True)
+        self._free: deque[_Slot] = deque()
+        self._lock = threading.Lock()
+
+    def send(self, arrays: tuple[NDArray[Any], ...]) -> Sent:
+        _, needed = places(arrays)
+        with self._lock:
+            slot = next((slot for slot in self._free if slot.nbytes >= needed), None)
+            if slot is not None:
+                self._free.remove(slot)
+            elif self._free:
+                self._free.popleft()  # too small: a larger one takes its place
+        slot = slot or _Slot(self._xp, max(needed + needed // 4, _ALIGNED), self._give_back)
+        return Sent(slot.fill(arrays, self._stream), slot)
+
+    def _give_back(self, slot: _Slot) -> None:
+        with self._lock:
+            self._free.append(slot)
+
+
+def places(arrays: tuple[NDArray[Any], ...]) -> tuple[list[int], int]:
+    """Where in one buffer each of the arrays begins, and where the last one ends."""
+    starts, end = [], 0
+    for array in arrays:
+        starts.append(-(-end // _ALIGNED) * _ALIGNED)
+        end = starts[-1] + array.nbytes
+    return starts, end
+
+
+def _bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)

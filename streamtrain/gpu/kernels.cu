@@ -1,0 +1,152 @@
+// Kernels of streamtrain.gpu. REAL is float or double; a block has THREADS threads.
+// Each has a plain reference in streamtrain/kernels/blocks.py.
+
+// z of the cells' entries into dense rows, (cells, genes), that hold the z of cells without any.
+// A block of threads for each cell. `rule` has cap, factor and offset of each source gene.
+template <typename Gene>
+__device__ void fill(const REAL* data, const Gene* indices, const long long* indptr,
+                     const int* place, const double* rule, long long n_genes, REAL* out) {
+    const long long cell = blockIdx.x, end = indptr[cell + 1];
+    for (long long p = indptr[cell] + threadIdx.x; p < end; p += THREADS) {
+        const long long gene = indices[p];
+        const int at = place[gene];
+        if (at < 0) continue;
+        const double* r = rule + 3 * gene;
+        const double x = (double)data[p];
+        out[cell * n_genes + at] = (REAL)((x < r[0] ? x : r[0]) * r[1] - r[2]);
+    }
+}
+
+extern "C" __global__ void fill_uint16(
+    const REAL* data, const unsigned short* indices, const long long* indptr, const int* place,
+    const double* rule, long long n_genes, REAL* out) {
+    fill(data, indices, indptr, place, rule, n_genes, out);
+}
+
+extern "C" __global__ void fill_int32(
+    const REAL* data, const int* indices, const long long* indptr, const int* place,
+    const double* rule, long long n_genes, REAL* out) {
+    fill(data, indices, indptr, place, rule, n_genes, out);
+}
+
+// Losses by the numbers of streamtrain/kernels/losses.py.
+enum { LOG, HINGE, MODIFIED_HUBER, SQUARED_HINGE, PERCEPTRON, SQUARED_ERROR, HUBER,
+       EPSILON_INSENSITIVE, SQUARED_EPSILON_INSENSITIVE };
+
+__device__ double limited(double slope, double most) {
+    return slope > most ? most : (slope < -most ? -most : slope);
+}
+
+__device__ double gradient(int loss, double epsilon, double y, double score) {
+    const double steepest = 1e12;
+    if (loss == LOG) {
+        if (score > -37) {
+            const double e = exp(-score);
+            return ((1 - y) - y * e) / (1 + e);
+        }
+        return exp(score) - y;
+    }
+    const double sign = 2 * y - 1, margin = sign * score;
+    if (loss == HINGE) return margin <= 1 ? -sign : 0;
+    if (loss == PERCEPTRON) return margin <= 0 ? -sign : 0;
+    if (loss == MODIFIED_HUBER) {
+        if (margin >= 1) return 0;
+        return margin >= -1 ? -2 * (1 - margin) * sign : -4 * sign;
+    }
+    if (loss == SQUARED_HINGE) return margin < 1 ? limited(-2 * (1 - margin) * sign, steepest) : 0;
+    const double residual = score - sign;
+    if (loss == SQUARED_ERROR) return limited(residual, steepest);
+    if (loss == HUBER) return limited(residual, epsilon);
+    if (fabs(residual) <= epsilon) return 0;
+    const double side = residual > 0 ? 1 : -1;
+    if (loss == EPSILON_INSENSITIVE) return side;
+    return limited(2 * (residual - side * epsilon), steepest);
+}
+
+__device__ double loss_value(int loss, double epsilon, double y, double score) {
+    if (loss == LOG) return (score > 0 ? score : 0) + log1p(exp(-fabs(score))) - y * score;
+    const double margin = (2 * y - 1) * score, short_of = 1 - margin;
+    if (loss == HINGE) return short_of > 0 ? short_of : 0;
+    if (loss == PERCEPTRON) return margin < 0 ? -margin : 0;
+    if (loss == MODIFIED_HUBER) {
+        if (margin < -1) return -4 * margin;
+        return short_of > 0 ? short_of * short_of : 0;
+    }
+    if (loss == SQUARED_HINGE) return short_of > 0 ? short_of * short_of : 0;
+    double off = fabs(short_of);
+    if (loss == SQUARED_ERROR) return 0.5 * off * off;
+    if (loss == HUBER) return off <= epsilon ? 0.5 * off * off : epsilon * (off - 0.5 * epsilon);
+    off = off > epsilon ? off - epsilon : 0;
+    return loss == EPSILON_INSENSITIVE ? off : off * off;
+}
+
+// The steps of up to THREADS cells, one after the other, for each column: a block of threads for a
+// column, and a thread for a cell, which keeps its cell's margin under the present weights. When
+// cell i steps, the margins of those after it decay and move by its products with cell i.
+extern "C" __global__ void steps(
+    const REAL* scores, const REAL* gram, const int* codes, const double* weight,
+    const double* eta, const double* decay, const unsigned char* averaged, const double* after,
+    const double* tail, const double* alpha, const int* group, const int* label,
+    const double* positive, const double* negative, int n, int n_columns, int n_groups, int loss,
+    double epsilon, double intercept_rate, int tracked, int averaging, double* b, double* ab,
+    double* square, double* losses, double* penalties, REAL* out) {
+    __shared__ double step[2], intercept, sums[4];  // of ab, |W|^2, losses and penalties
+    const int k = blockIdx.x, j = threadIdx.x;
+    const bool mine = j < n;
+    double margin = mine ? (double)scores[(long long)j * n_columns + k] : 0;
+    if (j == 0) {
+        intercept = b[k];
+        sums[0] = ab[k];
+        sums[1] = square[k];
+        sums[2] = losses[k];
+        sums[3] = penalties[k];
+    }
+    __syncthreads();
+    for (int i = 0; i < n; i++) {
+        const long long at = (long long)i * n_groups + group[k];
+        const double lost = decay[at];
+        if (j == i) {
+            const double y = codes[i] == label[k] ? 1 : 0, score = margin + intercept;
+            if (tracked) {
+                sums[2] += loss_value(loss, epsilon, y, score);
+                sums[3] += alpha[group[k]] * 0.5 * sums[1];
+            }
+            double s = -eta[at] * gradient(loss, epsilon, y, score);
+            s *= (y > 0 ? positive[k] : negative[k]) * weight[i];
+            intercept += intercept_rate * s;
+            if (averaged[at]) sums[0] += intercept;
+            if (tracked) {
+                const double length = (double)gram[(long long)i * n + i];
+                sums[1] = lost * lost * sums[1] + 2 * lost * margin * s + s * s * length;
+            }
+            step[i & 1] = s;
+            REAL* row = out + (long long)i * n_columns * (averaging ? 2 : 1);
+            row[k] = (REAL)(s * after[at]);
+            if (averaging) row[n_columns + k] = (REAL)(s * tail[at]);
+        }
+        __syncthreads();  // one a step: the next one writes to the other place
+        if (mine && j > i) margin = lost * margin + step[i & 1] * (double)gram[(long long)i * n + j];
+    }
+    __syncthreads();
+    if (j == 0) {
+        b[k] = intercept;
+        ab[k] = sums[0];
+        square[k] = sums[1];
+        losses[k] = sums[2];
+        penalties[k] = sums[3];
+    }
+}
+
+// The end of a block: A += begun U + moved and U = whole U + moved, the factors being by group.
+extern "C" __global__ void settle(
+    const REAL* moved, const double* whole, const double* begun, const int* group,
+    long long n_weights, int n_columns, int averaging, REAL* U, REAL* A) {
+    const long long at = (long long)blockIdx.x * THREADS + threadIdx.x;
+    if (at >= n_weights) return;
+    const long long gene = at / n_columns, k = at % n_columns;
+    const REAL* row = moved + gene * n_columns * (averaging ? 2 : 1);
+    const int g = group[k];
+    const REAL u = U[at];
+    if (averaging) A[at] += (REAL)begun[g] * u + row[n_columns + k];
+    U[at] = (REAL)whole[g] * u + row[k];
+}

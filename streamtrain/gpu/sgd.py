@@ -1,0 +1,355 @@
+"""Stochastic gradient descent on a device: scaled batches in, weights per class out.
+
+Blocks of cells are dense tiles Z there. With the weights W before a block, Z W and G = Z Z' give
+the margins of all its cells: after a step s of cell i those of the cells after it decay, and move
+by s times a row of G. So steps are found one by one from n x n numbers, for all columns at a time;
+then W = a W + Z' V, with V the steps times the decays after them, and likewise the weights' sum.
+The iterates are those of `solvers.sgd`, with sums in another order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from streamtrain.errors import InputError
+from streamtrain.gpu.cells import TILE, DeviceCells
+from streamtrain.gpu.device import THREADS, Device
+from streamtrain.kernels import blocks as kernel
+from streamtrain.solvers.counters import Counters, State, overflow
+from streamtrain.solvers.schedule import LOSSES, PASSIVE, Loss, Schedule
+from streamtrain.solvers.stripe import Steps
+
+_PIECE = 4096  # cells of a batch whose step sizes are made at a time
+
+
+@dataclass
+class _Columns:
+    """Weights of some columns on the device, and what goes with them.
+
+    `U` and `A` have shape (genes, columns), A without averaging (0, columns); `sums` (5, columns),
+    float64: intercepts, their sums, |W|^2, and sums of losses and penalties.
+    """
+
+    columns: NDArray[np.int64]
+    U: Any
+    A: Any
+    sums: Any
+
+    def take(self, at: NDArray[np.int64], xp: Any) -> _Columns:
+        where = xp.asarray(at)
+        parts = (xp.ascontiguousarray(a[:, where]) for a in (self.U, self.A, self.sums))
+        return _Columns(self.columns[at], *parts)
+
+
+class DeviceSGD:
+    """`solvers.sgd.SGD` on a device, for dense cells with an L2 penalty or none.
+
+    Parameters
+    ----------
+    device
+        Where.
+    n_classes, schedule, average, intercept_rate, loss, epsilon, class_weight, epochs, dtype
+        As of `SGD`.
+    n_genes
+        Number of genes.
+    state, blocks_of
+        As of `SGD`.
+
+    Raises
+    ------
+    InputError
+        For an L1 penalty or passive-aggressive steps, or where the weights do not fit.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        n_classes: int,
+        n_genes: int,
+        schedule: Schedule | Sequence[Schedule],
+        *,
+        average: bool | int = False,
+        intercept_rate: float = 1.0,
+        loss: Loss = "log_loss",
+        epsilon: float = 0.1,
+        class_weight: ArrayLike | None = None,
+        epochs: bool = False,
+        dtype: Any = np.float32,
+        state: State | None = None,
+        blocks_of: Sequence[Schedule] = (),
+    ) -> None:
+        self._device, self._dtype, xp = device, np.dtype(dtype), device.xp
+        self.schedules = [schedule] if isinstance(schedule, Schedule) else list(schedule)
+        for one in self.schedules:
+            check(one.penalty, one.learning_rate)
+        self.average, self.epochs = int(average), epochs
+        self._loss, self._epsilon, self._rate = LOSSES[loss], float(epsilon), float(intercept_rate)
+        self.n_columns = (1 if n_classes == 2 else n_classes) * len(self.schedules)
+        needed = nbytes(n_genes, self.n_columns, dtype, average)
+        device.require(
+            needed, f"SGD of {self.n_columns} columns x {n_genes:,} genes",
+            "raise gpu_memory (--gpu-memory), or leave out device",
+        )  # fmt: skip
+        if state is None:
+            zero = np.zeros((self.n_columns, n_genes), dtype)
+            state = State(zero, np.zeros(self.n_columns))
+        self._counters = Counters(
+            n_classes, self.schedules, self.average, state, class_weight, blocks_of
+        )
+        self.model, self._n_genes = self._counters.model, n_genes
+        n_averaged = self._counters.n_averaged
+        U = xp.asarray(np.ascontiguousarray(np.asarray(state.coef, dtype).T))
+        A = xp.zeros((n_genes if self.average else 0, self.n_columns), dtype)
+        sums = np.zeros((5, self.n_columns))
+        sums[0] = state.intercept
+        averages = state.average_coef, state.average_intercept
+        if self.average and averages[0] is not None and averages[1] is not None:
+            A = xp.asarray(np.ascontiguousarray((averages[0].T * n_averaged).astype(dtype)))
+            sums[1] = averages[1] * n_averaged
+        self._active = _Columns(np.arange(self.n_columns), U, A, xp.asarray(sums))
+        self._frozen: list[_Columns] = []
+        self._send_columns()
+
+    def _send_columns(self) -> None:
+        """Copy what the kernel asks of the active columns."""
+        counters, at, xp = self._counters, self._active.columns, self._device.xp
+        self._of_columns = [
+            xp.asarray(values[at])
+            for values in (
+                counters.group.astype(np.int32), counters.label, counters.positive,
+                counters.negative,
+            )
+        ]  # fmt: skip
+
+    @property
+    def t_(self) -> float:
+        """Steps taken plus one, of the column that took the most."""
+        return float(self._counters.t.max())
+
+    def partial_fit(
+        self,
+        cells: DeviceCells,
+        sample_weight: NDArray[np.float64] | None = None,
+        *,
+        taken: NDArray[np.bool_] | None = None,
+    ) -> DeviceSGD:
+        """Take one step for each cell of the batch, in order; see `SGD.partial_fit`.
+
+        The device is told what to do, and not waited for: weights that overflow are found when they
+        are asked for. The cells are released.
+        """
+        if cells.codes is None:
+            raise ValueError("a batch needs label codes")
+        n = cells.n_obs
+        weight = np.ones(n) if sample_weight is None else np.asarray(sample_weight, np.float64)
+        if taken is None:
+            taken = np.ones((len(self.schedules), n), bool)
+        for start in range(0, n, _PIECE):
+            stop = min(start + _PIECE, n)
+            self._piece(cells, start, stop, weight[start:stop], taken[:, start:stop])
+        cells.release()
+        return self
+
+    def _piece(
+        self,
+        cells: DeviceCells,
+        start: int,
+        stop: int,
+        weight: NDArray[np.float64],
+        taken: NDArray[np.bool_],
+    ) -> None:
+        codes = cells.codes
+        if codes is None or not len(self._active.columns):
+            self._counters.count(taken, None)
+            return
+        n, averaging = stop - start, bool(self.average)
+        steps = self._counters.steps(taken, np.ones(n, bool), TILE)
+        factors = later(steps)
+        by_group = (steps.eta, steps.decay, steps.averaged & averaging, *factors)
+        sent = self._device.send(
+            codes[start:stop], weight, *(np.ascontiguousarray(a.T) for a in by_group), steps.alpha,
+            *begun(steps, factors),
+        )  # fmt: skip
+        *of_cells, alpha, whole, before = sent.wait()
+        xp, w, dtype = self._device.xp, self._active, self._dtype
+        for block, (first, end) in enumerate(pairwise(steps.edges.tolist())):
+            Z = cells.tile(start + first, start + end)
+            if self.epochs:
+                w.sums[2] = (w.U.astype(np.float64) ** 2).sum(axis=0)
+            V = xp.empty((end - first, len(w.columns) * (1 + averaging)), dtype)
+            self._steps(Z @ w.U, Z @ Z.T, *(a[first:end] for a in of_cells), alpha, V)
+            self._settle(Z.T @ V, whole[block], before[block])
+        sent.release()
+        self._counters.count(taken, steps)
+
+    def _steps(self, scores: Any, gram: Any, *rest: Any) -> None:
+        *given, out = rest
+        w, device = self._active, self._device
+        given = [scores, gram, *given, *self._of_columns]
+        options = self._loss, self._epsilon, self._rate, self.epochs, bool(self.average)
+        if device.xp is np:
+            kernel.steps(*given, *options, *w.sums, out)
+            return
+        shape = *scores.shape, given[4].shape[1]
+        kinds: Any = (np.int32, np.float64, np.float64, np.int32, np.int32)
+        device.launch(
+            "steps", self._dtype, scores.shape[1], *given, *map(np.int32, shape),
+            *(kind(option) for kind, option in zip(kinds, options, strict=True)), *w.sums, out,
+        )  # fmt: skip
+
+    def _settle(self, moved: Any, whole: Any, before: Any) -> None:
+        w, device, averaging = self._active, self._device, bool(self.average)
+        given = moved, whole, before, self._of_columns[0]
+        if device.xp is np:
+            kernel.settle(*given, averaging, w.U, w.A)
+            return
+        blocks = -(-w.U.size // THREADS)
+        device.launch(
+            "settle", self._dtype, blocks, *given, np.int64(w.U.size), np.int32(w.U.shape[1]),
+            np.int32(averaging), w.U, w.A,
+        )  # fmt: skip
+
+    def end_epoch(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Sums of loss and penalty since the last call; see `SGD.end_epoch`."""
+        sums = np.full((2, self.n_columns), np.nan)
+        sums[:, self._active.columns] = self._device.to_host(self._active.sums)[3:]
+        self._active.sums[3:] = 0
+        return sums[0], sums[1]
+
+    def freeze(self, columns: NDArray[np.int64]) -> None:
+        """Stop training these columns: weights and averages stay, and cost no more time."""
+        if not len(columns):
+            return
+        mine, xp = np.isin(self._active.columns, columns), self._device.xp
+        self._frozen.append(self._active.take(np.flatnonzero(mine), xp))
+        self._active = self._active.take(np.flatnonzero(~mine), xp)
+        self._regroup()
+
+    def slow(self, columns: NDArray[np.int64]) -> None:
+        """Divide the step of these columns by `SLOWER`."""
+        if not len(columns):
+            return
+        self._counters.slow(columns)
+        self._regroup()
+
+    def _regroup(self) -> None:
+        if len(self._active.columns):
+            self._counters.regroup(self._active.columns)
+            self._send_columns()
+
+    def scores(self, cells: DeviceCells) -> NDArray[np.float64]:
+        """Decision scores under the present weights (not the averages), shape (n_obs, columns)."""
+        found = np.empty((cells.n_obs, self.n_columns))
+        for start in range(0, cells.n_obs, TILE):
+            stop = min(start + TILE, cells.n_obs)
+            Z = cells.tile(start, stop)
+            for w in (self._active, *self._frozen):
+                found[start:stop, w.columns] = self._device.to_host(Z @ w.U + w.sums[0])
+        cells.release()
+        return found
+
+    def n_correct(self, cells: DeviceCells) -> NDArray[np.int64]:
+        """Cells on the right side of each column's boundary; see `SGD.n_correct`."""
+        if cells.codes is None:
+            raise ValueError("a batch needs label codes")
+        codes = cells.codes
+        right = (self.scores(cells) > 0) == (codes[:, None] == self._counters.label)
+        counts: NDArray[np.int64] = np.count_nonzero(right, axis=0)
+        return counts
+
+    def state(self, model: int = 0) -> State:
+        """Present weights, averages and counters of one model.
+
+        Raises
+        ------
+        InputError
+            If the weights overflowed.
+        """
+        mine = np.flatnonzero(self.model == model)
+        counters, n_genes = self._counters, self._n_genes
+        coef, intercept = np.empty((len(mine), n_genes), self._dtype), np.empty(len(mine))
+        n_averaged = counters.n_averaged[mine]
+        averaged = bool(self.average) and bool(n_averaged.any())
+        average_coef = np.empty_like(coef) if averaged else None
+        average_intercept = np.empty_like(intercept) if averaged else None
+        for w in (self._active, *self._frozen):
+            own = np.flatnonzero(np.isin(w.columns, mine))
+            if not len(own):
+                continue
+            w = w.take(own, self._device.xp)
+            at = w.columns - mine[0]
+            U, sums = (self._device.to_host(a) for a in (w.U, w.sums))
+            if not (np.isfinite(U).all() and np.isfinite(sums[0]).all()):
+                raise overflow(self.schedules)
+            coef[at], intercept[at] = U.T, sums[0]
+            if average_coef is not None and average_intercept is not None:
+                n = np.maximum(1, counters.n_averaged[w.columns])
+                # A column frozen before averaging began has none: its weights stand in.
+                none = counters.n_averaged[w.columns] == 0
+                mean = self._device.to_host(w.A).T / n[:, None]
+                average_coef[at] = np.where(none[:, None], U.T, mean)
+                average_intercept[at] = np.where(none, sums[0], sums[1] / n)
+        return State(
+            coef, intercept, average_coef, average_intercept, counters.t[mine],
+            n_averaged if averaged else None,
+        )  # fmt: skip
+
+
+def check(penalty: str | None, learning_rate: str) -> None:
+    """Refuse what blocks of cells cannot do.
+
+    Raises
+    ------
+    InputError
+        For an L1 penalty or passive-aggressive steps.
+    """
+    if penalty in ("l1", "elasticnet"):
+        raise InputError(
+            f"penalty={penalty!r} visits every gene at each step of SGD, which is for the CPU "
+            "alone: leave out device, or pass penalty='l2'"
+        )
+    if learning_rate in PASSIVE:
+        raise InputError(
+            f"learning_rate={learning_rate!r} is for the CPU alone: leave out device, or pass "
+            "another"
+        )
+
+
+def nbytes(n_genes: int, n_columns: int, dtype: Any, average: bool | int) -> int:
+    """Bytes on the device of the weights, a tile, and what a block makes of them."""
+    arrays = 1 + bool(average)
+    item = int(np.dtype(dtype).itemsize)
+    weights = n_genes * n_columns * item * (2 * arrays + 1)  # moved, and scaled
+    return weights + TILE * (n_genes + 4 * n_columns + TILE) * item
+
+
+def later(steps: Steps) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What a step counts for at the end of its block, and in the sum of the averaged weights.
+
+    Shape (groups, n_obs) each: the product of the decays after the step, and the sum of that
+    product, as of each averaged step from this one on.
+    """
+    after, tail = np.ones(steps.decay.shape), np.zeros(steps.decay.shape)
+    for first, end in pairwise(steps.edges.tolist()):
+        decay = steps.decay[:, first:end]
+        after[:, first : end - 1] = np.cumprod(decay[:, :0:-1], axis=1)[:, ::-1]
+        tail[:, end - 1] = steps.averaged[:, end - 1]
+        for i in range(end - 2, first - 1, -1):
+            tail[:, i] = steps.averaged[:, i] + steps.decay[:, i + 1] * tail[:, i + 1]
+    return after, tail
+
+
+def begun(
+    steps: Steps, factors: tuple[NDArray[np.float64], NDArray[np.float64]]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What the weights before a block count for after it, and in its sum, (blocks, groups) each."""
+    starts = steps.edges[:-1]
+    first = steps.decay[:, starts]
+    whole, summed = (first * factor[:, starts] for factor in factors)
+    return np.ascontiguousarray(whole.T), np.ascontiguousarray(summed.T)

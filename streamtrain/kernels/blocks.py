@@ -1,0 +1,94 @@
+"""The CUDA kernels of `gpu/kernels.cu`, on the CPU: cells and their products in, steps out."""
+
+from __future__ import annotations
+
+from streamtrain.kernels.jit import jit
+from streamtrain.kernels.losses import gradient, loss_value
+
+
+@jit
+def fill(data, indices, indptr, place, rule, out):
+    """Write z of the cells' entries to dense rows, which hold the z of cells without entries.
+
+    `place` is the column of each source gene, or -1, and `rule` its cap, factor and offset.
+    """
+    for i in range(len(out)):
+        for p in range(indptr[i], indptr[i + 1]):
+            g = indices[p]
+            if place[g] >= 0:
+                out[i, place[g]] = min(float(data[p]), rule[g, 0]) * rule[g, 1] - rule[g, 2]
+
+
+@jit
+def steps(
+    scores, gram, codes, weight, eta, decay, averaged, after, tail, alpha, group, label, positive,
+    negative, loss, epsilon, intercept_rate, tracked, averaging, b, ab, square, losses, penalties,
+    out,
+):  # fmt: skip
+    """Take a step for each cell, in order, for each column.
+
+    Parameters
+    ----------
+    scores, gram
+        Products of the cells with the weights before the first step, (n, columns), and with each
+        other, (n, n).
+    codes, weight
+        Class of each cell, and factor of its step, (n,).
+    eta, decay, averaged
+        Step, decay and whether the weights afterwards count, (n, groups).
+    after, tail
+        What a step counts for in the weights after the last one, and in the sum of those that
+        count, (n, groups).
+    alpha
+        Penalty of each group, (groups,).
+    group, label, positive, negative
+        Of each column, (columns,): its group, class, and the factors of the steps of cells of the
+        class and of others.
+    tracked, averaging
+        Whether to sum losses and penalties before each step, and weights.
+    b, ab, square, losses, penalties
+        Intercepts, their sums, squared norms of the weights, and sums, (columns,), brought up to
+        date.
+    out
+        Gets the steps times `after`, and where averaging beside them those times `tail`, (n,
+        columns) or (n, 2 columns).
+    """
+    n, n_columns = scores.shape
+    margin = scores.astype(b.dtype)
+    for i in range(n):
+        for k in range(n_columns):
+            g = group[k]
+            lost = decay[i, g]
+            y = 1.0 if codes[i] == label[k] else 0.0
+            score = margin[i, k] + b[k]
+            if tracked:
+                losses[k] += loss_value(loss, epsilon, y, score)
+                penalties[k] += alpha[g] * 0.5 * square[k]
+            s = -eta[i, g] * gradient(loss, epsilon, y, score)
+            s *= (positive[k] if y else negative[k]) * weight[i]
+            b[k] += intercept_rate * s
+            if averaged[i, g]:
+                ab[k] += b[k]
+            if tracked:
+                cross = 2 * lost * margin[i, k] * s
+                square[k] = lost**2 * square[k] + cross + s**2 * gram[i, i]
+            out[i, k] = s * after[i, g]
+            if averaging:
+                out[i, n_columns + k] = s * tail[i, g]
+            for j in range(i + 1, n):
+                margin[j, k] = lost * margin[j, k] + s * gram[i, j]
+
+
+@jit
+def settle(moved, whole, begun, group, averaging, U, A):
+    """End a block: A += begun U + moved, where averaging, and U = whole U + moved.
+
+    `moved` is (genes, columns), and beside them as many for A; `whole` and `begun` are by group.
+    """
+    n_genes, n_columns = U.shape
+    for gene in range(n_genes):
+        for k in range(n_columns):
+            u = U[gene, k]
+            if averaging:
+                A[gene, k] += U.dtype.type(begun[group[k]]) * u + moved[gene, n_columns + k]
+            U[gene, k] = U.dtype.type(whole[group[k]]) * u + moved[gene, k]
