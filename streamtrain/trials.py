@@ -220,7 +220,8 @@ def search(
     batches = needed_room(config, room, spill.nbytes / max(1, spill.n_obs), spill.entry_bytes)
     together = 1 + int(max(0, room - spill.held - batches - _SCORING * room) / each)
     if stored.device is not None:
-        together = min(together, _on_device(config, stored.device, len(scaler.shift), judged))
+        fitting = _on_device(config, stored.device, len(scaler.shift), judged)
+        together = max(1, int(min(together, fitting)))
     if together < len(waiting):
         logger.info("%d settings at a time, of %s", together, format_bytes(each))
     drawn = np.zeros_like(outside)
@@ -251,12 +252,12 @@ def search(
     return Search(chosen, [trial for _, trial in ranked], best, calibration)
 
 
-def _on_device(config: Settings, device: Device, n_genes: int, judged: Judged) -> int:
-    """Trials that a GPU has room for side by side, one at least."""
+def _on_device(config: Settings, device: Device, n_genes: int, judged: Judged) -> float:
+    """Trials that a GPU has room for side by side."""
     from streamtrain.gpu.sgd import nbytes
 
     columns = (1 if judged.n_classes == 2 else judged.n_classes) * (config.folds or 1)
-    return max(1, int(device.room / nbytes(n_genes, columns, config.dtype, config.average)))
+    return device.room / nbytes(n_genes, columns, config.dtype, config.average)
 
 
 @dataclass(frozen=True, slots=True)

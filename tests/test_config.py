@@ -93,7 +93,6 @@ def test_settings__any_seed():
 IGNORED = [
     ({"use_SGD": True, "C": 2.0}, "C is ignored: it is for use_SGD=False"),
     ({"use_SGD": True, "solver": "saga"}, "solver is ignored"),
-    ({"use_SGD": True, "use_GPU": True}, "use_GPU is ignored"),
     ({"alpha": 0.1}, "alpha is ignored: it is for use_SGD=True"),
     ({"mini_batch": True}, "mini_batch is ignored: it is for use_SGD=True"),
     ({"use_SGD": True, "batch_size": 9}, "is ignored: it is for use_SGD=True with mini_batch=True"),
@@ -331,6 +330,8 @@ REFUSED = [
         "correct_prior shifts the intercepts, and fit_intercept=False has none: leave one out",
     ),
     ({"gene_list": 3}, "gene_list must be a list of names, or the path of a text file with one a"),
+    ({"device": "cuda"}, "device must be one of 'cpu', 'gpu'; got 'cuda'"),
+    ({"gpu_memory": "2GB"}, "gpu_memory is for device='gpu': leave it out, or pass that"),
     ({"dtype": "float16"}, "dtype must be one of 'float32', 'float64'; got 'float16'"),
 ]
 
