@@ -245,6 +245,8 @@ def predict(
     memory: str | None = None,
     scratch: str | None = None,
     n_jobs: int | None = None,
+    device: Literal["cpu", "gpu"] = "cpu",
+    gpu_memory: str | None = None,
     overwrite: bool = False,
     quiet: bool = False,
     storage_options: dict[str, str] | None = None,
@@ -317,6 +319,10 @@ def predict(
         Folder on a local disk. The default is the system's temporary folder.
     n_jobs
         Threads. The default takes all CPUs.
+    device
+        "gpu" scores cells on the GPU; it needs CuPy.
+    gpu_memory
+        Bytes of it to stay within: "20GB". The default is nine tenths of what is free there.
     overwrite
         Replace the output, or columns of obs, if they exist.
     quiet
@@ -337,7 +343,8 @@ def predict(
         scores=scores, adapt=adapt, out=out, in_place=in_place, prefix=prefix,
         overwrite=overwrite, normalize=normalize, check_expression=check_expression, layer=layer,
         gene_key=gene_key, cells=cells, transpose_input=transpose_input, where=where,
-        memory=memory, scratch=scratch, n_jobs=n_jobs, progress=not quiet,
+        memory=memory, scratch=scratch, n_jobs=n_jobs, device=device, gpu_memory=gpu_memory,
+        progress=not quiet,
         storage_options=storage_options,
     )  # fmt: skip
     if not quiet:

@@ -39,7 +39,7 @@ from streamtrain.obs_columns import ObsFile
 from streamtrain.overcluster import over_cluster
 from streamtrain.progress import counted
 from streamtrain.rows import Rows
-from streamtrain.scoring import Part, PartScorer, parts_of
+from streamtrain.scoring import Part, PartScorer, device_for, parts_of
 from streamtrain.sources import is_text, open_expression, open_source
 from streamtrain.sources.base import Source
 from streamtrain.sources.collection import report_files
@@ -86,6 +86,8 @@ def predict(
     memory: int | str | None = None,
     scratch: str | None = None,
     n_jobs: int | None = None,
+    device: Literal["cpu", "gpu"] = "cpu",
+    gpu_memory: int | str | None = None,
     progress: bool = True,
     storage_options: Mapping[str, Any] | None = None,
 ) -> pd.DataFrame | None:
@@ -145,7 +147,7 @@ def predict(
     check_expression
         Require values in the range of log1p expression normalised to 10,000, and warn of cells
         that are not. Of text tables fractions are warned of, and no more, as in `train`.
-    layer, gene_key, where, memory, scratch, n_jobs
+    layer, gene_key, where, memory, scratch, n_jobs, device, gpu_memory
         As in `train`.
     cells
         Names of the cells, where X has none: a list, or a text file with one a line.
@@ -176,6 +178,7 @@ def predict(
         raise InputError(f"p_thres must be a probability; got {p_thres!r}")
     if not isinstance(min_prop, Real) or not 0 <= min_prop <= 1:
         raise InputError(f"min_prop must be a share from 0 to 1; got {min_prop!r}")
+    on = device_for(device, gpu_memory)
     if adapt not in get_args(Adapt):
         raise InputError(f"adapt must be 'none', 'genes' or 'auto'; got {adapt!r}")
     if over_clustering is not None and not majority_voting:
@@ -280,7 +283,7 @@ def predict(
             scalings, decisions = adapt_parts(
                 adapt, model, parts, source.n_vars, expressed("Reading"), sampled, threads
             )
-        scorer = PartScorer(model, parts, source.n_vars, threads, scalings)
+        scorer = PartScorer(model, parts, source.n_vars, threads, scalings, on)
         joined = JoinedLabels(model.cell_types) if mode == "prob match" else None
         layout = Layout(
             labels=list(model.cell_types) if joined is None else joined.names,

@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,9 @@ from streamtrain.scaling import Scaler, places
 from streamtrain.sources.base import Source
 from streamtrain.sources.collection import CollectionSource
 from streamtrain.threads import Threads
+
+if TYPE_CHECKING:
+    from streamtrain.gpu.device import Device
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +65,25 @@ def shared_genes(
             name, n, len(at),
         )  # fmt: skip
     return at
+
+
+def device_for(device: str, gpu_memory: int | str | None) -> Device | None:
+    """The GPU, where it is asked for.
+
+    Raises
+    ------
+    InputError
+        If there is no such device, or no GPU that works.
+    """
+    if device not in ("cpu", "gpu"):
+        raise InputError(f"device must be 'cpu' or 'gpu'; got {device!r}")
+    if device == "cpu":
+        if gpu_memory is not None:
+            raise InputError("gpu_memory is for device='gpu': leave it out, or pass that")
+        return None
+    from streamtrain.gpu.device import Device
+
+    return Device.gpu(gpu_memory)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +182,8 @@ class Scorer:
         Number of genes of the source.
     scaling
         In place of the model's own.
+    device
+        The GPU that scores, also in float64; None for the CPU.
     """
 
     def __init__(
@@ -168,6 +193,7 @@ class Scorer:
         n_vars: int,
         threads: Threads,
         scaling: Scaling | None = None,
+        device: Device | None = None,
     ) -> None:
         data = model.dataset
         self._shared = np.flatnonzero(at >= 0)
@@ -176,7 +202,11 @@ class Scorer:
         coef = data["coef"].to_numpy()[:, self._shared].astype(np.float64)
         self._weights = np.ascontiguousarray(coef.T)
         self._intercept = data["intercept"].to_numpy().astype(np.float64)
-        self._threads = threads
+        self._threads, self._device = threads, device
+        if device is not None:
+            from streamtrain.gpu.scores import DeviceScores
+
+            self._on_device = DeviceScores(device, self._weights, self._intercept)
         self._scale_by(scaling or Scaling.of(model))
 
     def rescaled(self, scaling: Scaling) -> Scorer:
@@ -194,9 +224,13 @@ class Scorer:
             dtype=np.float64,
         )
         self._constant = self._intercept - self._weights.T @ self._scale.shift
+        if self._device is not None:
+            self._on_device = self._on_device.scaled(self._scale)
 
     def __call__(self, rows: Rows) -> NDArray[np.float64]:
         """Scores, shape (n_obs, n_classes), of normalised cells."""
+        if self._device is not None:
+            return self._on_device(rows)
         return linear_scores(self._scale(rows).rows, self._weights, self._constant, self._threads)
 
 
@@ -216,6 +250,8 @@ class PartScorer:
         Number of genes of the source.
     scalings
         Of each part in place of the model's own, or None for that.
+    device
+        As of `Scorer`.
     """
 
     def __init__(
@@ -225,8 +261,10 @@ class PartScorer:
         n_vars: int,
         threads: Threads,
         scalings: Sequence[Scaling | None] | None = None,
+        device: Device | None = None,
     ) -> None:
         self._model, self._parts, self._n_vars, self._threads = model, parts, n_vars, threads
+        self._device = device
         self._scalings = scalings or [None] * len(parts)
         self._kept: tuple[int, Scorer] | None = None
 
@@ -234,7 +272,8 @@ class PartScorer:
         if self._kept is None or self._kept[0] != i:
             self._kept = None
             at, own = self._parts[i].at, self._scalings[i]
-            self._kept = i, Scorer(self._model, at, self._n_vars, self._threads, own)
+            scorer = Scorer(self._model, at, self._n_vars, self._threads, own, self._device)
+            self._kept = i, scorer
         return self._kept[1]
 
     def __call__(self, block: Rows, position: int) -> NDArray[np.float64]:

@@ -1,0 +1,61 @@
+"""Normalised cells in, their scores under a model out, as a device makes them."""
+
+from __future__ import annotations
+
+from copy import copy
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamtrain.gpu.cells import TILE, DeviceScaler
+from streamtrain.gpu.device import Device
+from streamtrain.rows import Rows
+from streamtrain.scaling import Scaler
+
+
+class DeviceScores:
+    """Scores z'W + intercept of cells, by dense tiles in float64.
+
+    Parameters
+    ----------
+    device
+        Where.
+    weights, intercept
+        Of the model, shape (genes, n_classes) and (n_classes,).
+
+    Raises
+    ------
+    InputError
+        If the model does not fit there.
+    """
+
+    def __init__(
+        self, device: Device, weights: NDArray[np.float64], intercept: NDArray[np.float64]
+    ) -> None:
+        n_genes, n_classes = weights.shape
+        device.require(
+            8 * (weights.size + TILE * (n_genes + n_classes)),
+            f"a model of {n_classes} types and {n_genes:,} genes",
+            "raise gpu_memory (--gpu-memory), or leave out device",
+        )  # fmt: skip
+        self._device = device
+        self._weights, self._intercept = map(device.xp.asarray, (weights, intercept))
+
+    def scaled(self, scaler: Scaler) -> DeviceScores:
+        """The same weights, for cells that are scaled so."""
+        other = copy(self)
+        other._scale = DeviceScaler(scaler, self._device, np.float64)
+        return other
+
+    _scale: DeviceScaler
+
+    def __call__(self, rows: Rows) -> NDArray[np.float64]:
+        """Scores, shape (n_obs, n_classes)."""
+        xp, cells = self._device.xp, self._scale(rows)
+        found = xp.empty((rows.n_obs, len(self._intercept)))
+        for start in range(0, rows.n_obs, TILE):
+            stop = min(start + TILE, rows.n_obs)
+            found[start:stop] = cells.tile(start, stop) @ self._weights
+        cells.release()
+        found += self._intercept
+        return self._device.to_host(found)
