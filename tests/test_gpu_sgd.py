@@ -10,6 +10,7 @@ from streamtrain.errors import InputError
 from streamtrain.gpu.cells import DeviceScaler
 from streamtrain.gpu.device import Device
 from streamtrain.gpu.sgd import DeviceSGD
+from streamtrain.kernels import blocks as kernel
 from streamtrain.rows import Rows
 from streamtrain.scaling import Scaler
 from streamtrain.solvers import sgd
@@ -209,6 +210,20 @@ def test_tile__is_the_scaled_cells():
     Z[:, dropped] = 0
     without = DeviceScaler(rule, HOST).without(dropped)(batches[0])
     np.testing.assert_allclose(without.tile(0, SIZE), Z, rtol=1e-12, atol=1e-14)
+
+
+def test_later__is_what_the_steps_of_a_block_come_to():
+    rng = np.random.default_rng(0)
+    decay, averaged = rng.random((2, 9)), rng.random((2, 9)) < 0.6
+    edges = np.array([0, 4, 5, 9])
+    after, tail = np.empty((2, 9)), np.empty((2, 9))
+    kernel.later(decay, averaged, edges, after, tail)
+    for g in range(2):
+        for i in range(9):
+            end = edges[np.searchsorted(edges, i, side="right")]
+            products = [np.prod(decay[g, i + 1 : j + 1]) for j in range(i, end)]
+            assert after[g, i] == pytest.approx(products[-1])
+            assert tail[g, i] == pytest.approx(np.dot(products, averaged[g, i:end]))
 
 
 def test_sgd__overflow_is_found():

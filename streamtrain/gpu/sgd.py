@@ -335,13 +335,8 @@ def later(steps: Steps) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     Shape (groups, n_obs) each: the product of the decays after the step, and the sum of that
     product, as of each averaged step from this one on.
     """
-    after, tail = np.ones(steps.decay.shape), np.zeros(steps.decay.shape)
-    for first, end in pairwise(steps.edges.tolist()):
-        decay = steps.decay[:, first:end]
-        after[:, first : end - 1] = np.cumprod(decay[:, :0:-1], axis=1)[:, ::-1]
-        tail[:, end - 1] = steps.averaged[:, end - 1]
-        for i in range(end - 2, first - 1, -1):
-            tail[:, i] = steps.averaged[:, i] + steps.decay[:, i + 1] * tail[:, i + 1]
+    after, tail = np.empty(steps.decay.shape), np.empty(steps.decay.shape)
+    kernel.later(steps.decay, steps.averaged, steps.edges, after, tail)
     return after, tail
 
 

@@ -20,6 +20,23 @@ def fill(data, indices, indptr, place, rule, out):
 
 
 @jit
+def later(decay, averaged, edges, after, tail):
+    """Write the product of the decays after each step of a block, and what averages have of it.
+
+    `tail` is the sum of such products up to each averaged step, the step's own first. All have
+    shape (groups, n).
+    """
+    for g in range(decay.shape[0]):
+        for e in range(len(edges) - 1):
+            product, total = 1.0, 0.0
+            for i in range(edges[e + 1] - 1, edges[e] - 1, -1):
+                total += 1.0 if averaged[g, i] else 0.0
+                after[g, i], tail[g, i] = product, total
+                product *= decay[g, i]
+                total *= decay[g, i]
+
+
+@jit
 def steps(
     scores, gram, codes, weight, eta, decay, averaged, after, tail, alpha, group, label, positive,
     negative, loss, epsilon, intercept_rate, tracked, averaging, b, ab, square, losses, penalties,
