@@ -528,6 +528,7 @@ def _fit_logistic(
         start=start,
     )
     with Tiles(n_genes, config.dtype, room - vectors - reading, config.scratch) as tiles:
+        sums = _sums(stored.device, tiles, weights, threads)
         # Alive at a time: a window as stored, scaled and by gene.
         for rows in _sweep(stored, np.arange(cells.n_obs), int(reading / 6), cells.n_obs):
             tiles.append(scaler(rows).rows)
@@ -544,7 +545,7 @@ def _fit_logistic(
                     passes = seen // cells.n_obs
                     logger.info("pass %d: %d of %d cell types done", passes, ended, columns)
 
-            solution = solver.fit(_sums(config, tiles, weights, threads), report)
+            solution = solver.fit(sums, report)
     certificate = solution.certificate
     logger.info("%d passes over the cells", certificate["n_passes"].max())
     dtype = config.dtype
@@ -560,12 +561,14 @@ def _fit_logistic(
     return Fitted(state, certificate, unconverged)
 
 
-def _sums(config: Settings, tiles: Tiles, weights: NDArray[np.float64], threads: Threads) -> Sums:
-    if not config.use_GPU:
+def _sums(
+    device: Device | None, tiles: Tiles, weights: NDArray[np.float64], threads: Threads
+) -> Sums:
+    if device is None:
         return TileSums(tiles, weights, threads)
-    from streamtrain.gpu.logistic import Arrays, DeviceSums
+    from streamtrain.gpu.logistic import DeviceSums
 
-    return DeviceSums(Arrays.gpu(), tiles, weights, column_classes(len(weights)))
+    return DeviceSums(device, tiles, weights, column_classes(len(weights)))
 
 
 def _penalty(config: Settings) -> Penalty:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -67,10 +68,17 @@ class Tiles:
         Bytes that may be held; whatever is more lies on scratch and is read ahead.
     scratch
         Folder for it; the system's temporary one if None.
+
+    Attributes
+    ----------
+    n_obs
+        Number of cells.
+    largest
+        Bytes of the largest block.
     """
 
     def __init__(self, n_genes: int, dtype: Any, memory: float, scratch: Folder) -> None:
-        self.n_genes, self.n_obs = n_genes, 0
+        self.n_genes, self.n_obs, self.largest = n_genes, 0, 0
         gene = np.uint16 if n_genes <= 2**16 else np.int32
         self._types = [np.int64, np.int64, np.int64, np.int32, np.int32, gene, np.uint8, dtype]
         self._memory, self._scratch = memory, scratch
@@ -117,6 +125,7 @@ class Tiles:
 
     def _add(self, block: Block) -> None:
         size = sum(array.nbytes for array in block.arrays())
+        self.largest = max(self.largest, size)
         if not self._files and self._held + size <= self._memory:
             self._blocks.append(block)
             self._held += size
@@ -131,12 +140,16 @@ class Tiles:
 
     def __iter__(self) -> Iterator[Block]:
         """Every block, in the order in which the cells came."""
-        yield from self._blocks
-        if self._files:
-            yield from ahead(self._stored())
+        return self.blocks()
 
-    def _stored(self) -> Iterator[Block]:
-        for lo, hi in zip(self._offsets[:-1], self._offsets[1:], strict=True):
+    def blocks(self, start: int = 0) -> Iterator[Block]:
+        """Every block from number `start` on; those before it are not read."""
+        yield from self._blocks[start:]
+        if self._files:
+            yield from ahead(self._stored(max(0, start - len(self._blocks))))
+
+    def _stored(self, start: int) -> Iterator[Block]:
+        for lo, hi in pairwise(self._offsets[start:]):
             parts = zip(self._files, lo.tolist(), hi.tolist(), strict=True)
             yield Block(*(file[start:stop] for file, start, stop in parts))
 

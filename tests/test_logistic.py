@@ -9,7 +9,6 @@ from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
 from streamtrain.errors import InputError
-from streamtrain.gpu.logistic import Arrays, DeviceSums
 from streamtrain.kernels import tiles as kernel
 from streamtrain.rows import Rows
 from streamtrain.solvers.counters import State
@@ -238,16 +237,13 @@ def test_kernel__sums_as_plain_numpy(n_classes):
     bend = (weights[rows.codes] * expit(score) * expit(-score)).sum(axis=0)
     with Threads(2) as threads, Tiles(rows.n_vars, np.float64, 1e9, None) as tiles:
         tiles.append(rows)
-        at = np.arange(len(columns))
-        host = Arrays(np, sp, 1e9)
-        for sums in (TileSums(tiles, weights, threads), DeviceSums(host, tiles, weights, columns)):
-            seen = []
-            found = sums(at, W, constant, seen.append)
-            # 1e-12: float64 sums in another order.
-            plain = loss, X.T @ residual, residual.sum(axis=0), bend
-            for ours, numpys in zip(found, plain, strict=True):
-                np.testing.assert_allclose(ours, numpys, rtol=1e-12, atol=1e-12)
-            assert sum(seen) == rows.n_obs
+        seen = []
+        found = TileSums(tiles, weights, threads)(np.arange(len(columns)), W, constant, seen.append)
+    # 1e-12: float64 sums in another order.
+    plain = loss, X.T @ residual, residual.sum(axis=0), bend
+    for ours, numpys in zip(found, plain, strict=True):
+        np.testing.assert_allclose(ours, numpys, rtol=1e-12, atol=1e-12)
+    assert sum(seen) == rows.n_obs
 
 
 def test_by_gene__orders_by_gene_then_cell():
@@ -263,22 +259,3 @@ def test_by_gene__orders_by_gene_then_cell():
     assert counts[:found].tolist() == np.diff(X.indptr)[genes[:found]].tolist()
     np.testing.assert_array_equal(cells, X.indices)
     np.testing.assert_array_equal(values, X.data)
-
-
-@pytest.mark.parametrize("room", [0, 1e9])
-def test_gpu__code_on_the_cpu_reaches_the_same_optimum(room):
-    """The code that CuPy runs, on NumPy and SciPy: sums in another order, the same optimum."""
-    rows, shift, _ = problem()
-    weights = problem_weights(None, NAMES, np.bincount(rows.codes))
-    host = Arrays(np, sp, room)
-    ours = solve(rows, shift, 4)
-    device = solve(
-        rows, shift, 4, sums=lambda tiles: DeviceSums(host, tiles, weights, column_classes(4))
-    )
-    np.testing.assert_allclose(device.coef, ours.coef, rtol=0, atol=1e-6)
-
-
-def test_gpu__without_cupy_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "cupy", None)
-    with pytest.raises(InputError, match="use_GPU=True needs CuPy: pip install"):
-        Arrays.gpu()

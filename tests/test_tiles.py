@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamtrain.rows import Rows
+from streamtrain.scratch import ScratchArray
 from streamtrain.tiles import TILE, Tiles
 
 
@@ -77,3 +78,26 @@ def test_tiles__need_codes():
     rows, _ = random_rows(5, 4)
     with Tiles(4, np.float32, 0, None) as tiles, pytest.raises(ValueError, match="label codes"):
         tiles.append(Rows(rows.data, rows.indices, rows.indptr, 4))
+
+
+@pytest.mark.parametrize("memory", [0, 12_000, 10**9])
+def test_blocks__from_a_number_on_read_no_block_before(memory, monkeypatch):
+    rows, _ = random_rows(5 * TILE, 20)
+    with Tiles(20, np.float32, memory, None) as tiles:
+        for start in range(0, 5 * TILE, TILE):
+            tiles.append(rows.slice(start, start + TILE))
+        every = [block.values for block in tiles]
+        assert tiles.largest == max(sum(a.nbytes for a in block.arrays()) for block in tiles)
+        reads = []
+        read = ScratchArray.__getitem__
+        monkeypatch.setattr(
+            ScratchArray, "__getitem__", lambda self, part: reads.append(part) or read(self, part)
+        )
+        in_memory = len(tiles._blocks)
+        assert in_memory == {0: 0, 12_000: 1, 10**9: 5}[memory]
+        for start in range(6):
+            reads.clear()
+            found = [block.values for block in tiles.blocks(start)]
+            assert len(reads) == 8 * (5 - max(start, in_memory))  # eight arrays a block
+            for a, b in zip(found, every[start:], strict=True):
+                np.testing.assert_array_equal(a, b)

@@ -150,3 +150,47 @@ extern "C" __global__ void settle(
     if (averaging) A[at] += (REAL)begun[g] * u + row[n_columns + k];
     U[at] = (REAL)whole[g] * u + row[k];
 }
+
+// Entries by gene into dense rows of zeros, (genes, cells): a warp for each run, which is a gene in
+// a tile, so that its writes lie together. `begin` is the cell of the first column.
+template <typename Gene>
+__device__ void spread(const REAL* values, const unsigned char* cells, const Gene* genes,
+                       const int* first, const long long* edges, int begin, long long n_runs,
+                       long long n_cells, double* out) {
+    const long long run = ((long long)blockIdx.x * THREADS + threadIdx.x) / 32;
+    if (run >= n_runs) return;
+    double* row = out + genes[run] * n_cells + (first[run] - begin);
+    const long long end = edges[run + 1];
+    for (long long p = edges[run] + threadIdx.x % 32; p < end; p += 32)
+        row[cells[p]] = (double)values[p];
+}
+
+extern "C" __global__ void spread_uint16(
+    const REAL* values, const unsigned char* cells, const unsigned short* genes, const int* first,
+    const long long* edges, int begin, long long n_runs, long long n_cells, double* out) {
+    spread(values, cells, genes, first, edges, begin, n_runs, n_cells, out);
+}
+
+extern "C" __global__ void spread_int32(
+    const REAL* values, const unsigned char* cells, const int* genes, const int* first,
+    const long long* edges, int begin, long long n_runs, long long n_cells, double* out) {
+    spread(values, cells, genes, first, edges, begin, n_runs, n_cells, out);
+}
+
+// Scores, (n, columns), into residuals of logistic regression, a thread for each. Losses, slopes
+// and curvatures are added up by place in the tile: no two threads share a sum, so its order is
+// always the same.
+extern "C" __global__ void residuals(
+    const int* codes, const int* classes, const double* weights, const double* constant,
+    long long n_scores, int n_columns, double* score, double* loss, double* total, double* bend) {
+    const long long at = (long long)blockIdx.x * THREADS + threadIdx.x;
+    if (at >= n_scores) return;
+    const int k = (int)(at % n_columns), code = codes[at / n_columns];
+    const double s = score[at] + constant[k], weight = weights[(long long)code * n_columns + k];
+    const double y = code == classes[k] ? 1 : 0, small = exp(-fabs(s));
+    const double p = (s >= 0 ? 1 : small) / (1 + small), slope = weight * (p - y);
+    loss[at] += weight * (log1p(small) + (s > 0 ? s : 0) - y * s);
+    total[at] += slope;
+    bend[at] += weight * p * (1 - p);
+    score[at] = slope;
+}

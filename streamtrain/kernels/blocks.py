@@ -1,6 +1,8 @@
-"""The CUDA kernels of `gpu/kernels.cu`, on the CPU: cells and their products in, steps out."""
+"""The CUDA kernels of `gpu/kernels.cu`, on the CPU: cells and products in, steps and sums out."""
 
 from __future__ import annotations
+
+import math
 
 from streamtrain.kernels.jit import jit
 from streamtrain.kernels.losses import gradient, loss_value
@@ -109,3 +111,56 @@ def settle(moved, whole, begun, group, averaging, U, A):
             if averaging:
                 A[gene, k] += U.dtype.type(begun[group[k]]) * u + moved[gene, n_columns + k]
             U[gene, k] = U.dtype.type(whole[group[k]]) * u + moved[gene, k]
+
+
+@jit
+def spread(values, cells, genes, first, edges, begin, out):
+    """Write the entries of runs, each of a gene in a tile, to `out`, zeros of (genes, cells).
+
+    Parameters
+    ----------
+    values, cells
+        Value of each entry of the block, and its cell's place in its tile.
+    genes, first
+        Gene of each run, and the first cell of its tile.
+    edges
+        Where the runs begin among the entries, and where the last one ends.
+    begin
+        Cell that the first column of `out` is for.
+    """
+    for run in range(len(genes)):
+        row = out[genes[run]]
+        for p in range(edges[run], edges[run + 1]):
+            row[first[run] - begin + cells[p]] = values[p]
+
+
+@jit
+def residuals(codes, classes, weights, constant, score, loss, total, bend):
+    """Make residuals of scores without their constant, and add to sums by place in the tile.
+
+    Parameters
+    ----------
+    codes
+        Class of each cell, (n,).
+    classes, constant
+        Class that each column stands for, and what its scores lack, (columns,).
+    weights
+        Weight of a cell by its class in each column's problem, (classes, columns).
+    score
+        Overwritten by the weighted slope of the loss, (n, columns); see `kernels.tiles.residuals`.
+    loss, total, bend
+        Weighted loss, slope and curvature are added to these, (n or more, columns).
+    """
+    n, n_columns = score.shape
+    for i in range(n):
+        code = codes[i]
+        for k in range(n_columns):
+            s, weight = score[i, k] + constant[k], weights[code, k]
+            y = 1.0 if code == classes[k] else 0.0
+            small = math.exp(-math.fabs(s))
+            p = 1 / (1 + small) if s >= 0 else small / (1 + small)
+            slope = weight * (p - y)
+            loss[i, k] += weight * (math.log1p(small) + max(s, 0.0) - y * s)
+            total[i, k] += slope
+            bend[i, k] += weight * p * (1 - p)
+            score[i, k] = slope
