@@ -16,6 +16,7 @@ import pytest
 
 import streamtrain
 from streamtrain import Model, cli
+from streamtrain.gpu.device import Device
 from tests import atlas, stores
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -430,6 +431,8 @@ def test_readme__its_examples_run(folder, tmp_path, monkeypatch):
         "predict",
         "train",
         "train",
+        "train",
+        "predict",
         "convert",
         "predict",
         "simulate",
@@ -437,12 +440,19 @@ def test_readme__its_examples_run(folder, tmp_path, monkeypatch):
     ]
     assert [command.split()[1] for command in commands] == named
     monkeypatch.chdir(tmp_path)
+    try:
+        gpu = Device.gpu()
+    except streamtrain.InputError:
+        gpu = None
     for command in commands:
         words = command.split()[1:]
         if words[0] == "simulate":
             words = smaller(words)
         if words[0] == "convert-model":
             Path("model.pkl").rename("old.pkl")
+        if "gpu" in words and not gpu:
+            assert "device='gpu'" in run(*words, cwd=tmp_path, code=2).stderr
+            continue
         run(*words, cwd=tmp_path)
     Path("old.pkl").rename("model.pkl")
     code = "".join(text for kind, text in blocks if kind == "python")
