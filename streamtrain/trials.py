@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,7 @@ from streamtrain.rounds import (
     sweep_bytes,
     with_prior,
 )
+from streamtrain.rows import Rows
 from streamtrain.sampling import JUDGE, uniforms
 from streamtrain.scaling import Scaler
 from streamtrain.scoring import linear_scores
@@ -341,13 +342,28 @@ class _Run:
         for fold in range(self.folds.n):
             mine = np.flatnonzero(self.judged.fold == fold)
             for some in _parts(trials, _SCORING * self.room / self._model_bytes):
-                models = [
-                    _weights(self._state(solver, trial, fold), self.whole.shift) for trial in some
-                ]
+                score = self._scorer([self._state(solver, trial, fold) for trial in some])
                 for at, rows in self._cells(mine):
-                    for trial, model in zip(some, models, strict=True):
-                        scores = linear_scores(rows, *model, self.threads)
+                    for trial, scores in zip(some, score(rows), strict=True):
                         out[trial, at] = np.where(self.outside[fold] > 0, scores, -np.inf)
+
+    def _scorer(self, states: list[State]) -> Callable[[Rows], list[NDArray[np.float64]]]:
+        """What gives the scores of cells, as stored, under each of some models."""
+        device = self.stored.device
+        if device is None:
+            models = [_weights(state, self.whole.shift) for state in states]
+
+            def score(rows: Rows) -> list[NDArray[np.float64]]:
+                scaled = self.whole(rows).rows
+                return [linear_scores(scaled, *model, self.threads) for model in models]
+
+            return score
+        from streamtrain.gpu.scores import DeviceScores
+
+        # On the device cells are centred: 0 in place of the shift. All models in one product.
+        weights, constants = zip(*(_weights(s, 0 * self.whole.shift) for s in states), strict=True)
+        scores = DeviceScores(device, np.hstack(weights), np.hstack(constants)).scaled(self.whole)
+        return lambda rows: np.split(scores(rows), len(states), axis=1)
 
     def _state(self, solver: SGD | DeviceSGD, trial: int, fold: int) -> State:
         state = solver.state(trial * self.folds.n + fold)
@@ -360,15 +376,15 @@ class _Run:
         """Bytes of one model as it scores, and as it is taken from the solver."""
         return 24 * len(self.whole.shift) * len(self.stored.cells.classes)
 
-    def _cells(self, mine: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], Any]]:
-        """Judged cells from scratch, scaled, some at a time."""
+    def _cells(self, mine: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], Rows]]:
+        """Judged cells from scratch, some at a time."""
         spill = self.stored.spill
         # As stored, or, should that be more, their scores as they come and as they are kept.
         each = max(spill.nbytes / max(1, spill.n_obs) + 8, 24 * self.judged.n_classes)
         step = max(1, int(sweep_bytes(self.room) / each))
         for start in range(0, len(mine), step):
             at = mine[start : start + step]
-            yield at, self.whole(spill.gather(self.stored.record(self.judged.at[at]))).rows
+            yield at, spill.gather(self.stored.record(self.judged.at[at]))
 
     def _macro_f1(self, scores: NDArray[np.float32], fold: int) -> float:
         """Macro-F1 on the judged cells of a fold whose class the other folds have."""
