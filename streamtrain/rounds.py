@@ -429,7 +429,12 @@ def make_sgd(
         )
     from streamtrain.gpu.sgd import DeviceSGD
 
-    return DeviceSGD(stored.device, len(classes), len(scaler.shift), schedules, **options)
+    size = batch_size(config) * stored.spill.nbytes / max(1, stored.spill.n_obs)
+    # Batches are under way, waiting and worked on, each in a buffer a quarter larger.
+    beside = 3 * 1.25 * size
+    return DeviceSGD(
+        stored.device, len(classes), len(scaler.shift), schedules, beside=beside, **options
+    )
 
 
 def _until_stopped(

@@ -2,6 +2,7 @@
 
 import ctypes
 import sys
+from contextlib import nullcontext
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -48,6 +49,12 @@ class Stream:
     def wait_event(self, event):
         pass
 
+    def __enter__(self):
+        pass
+
+    def __exit__(self, *_):
+        pass
+
 
 def fake_cupy(free=10**9, error=None):
     """What `Device` asks of CuPy, and the sizes of the pinned buffers that it made."""
@@ -63,11 +70,16 @@ def fake_cupy(free=10**9, error=None):
         return free, 2 * free
 
     cuda = SimpleNamespace(
-        runtime=SimpleNamespace(memGetInfo=info), Event=Event, Stream=Stream,
+        runtime=SimpleNamespace(memGetInfo=info, getDevice=lambda: 0), Event=Event, Stream=Stream,
+        Device=lambda _: nullcontext(),
         get_current_stream=Stream, alloc_pinned_memory=pinned,
     )  # fmt: skip
+    pool = SimpleNamespace(free_all_blocks=lambda: None)
     return SimpleNamespace(
-        cuda=cuda, empty=lambda n, dtype: np.full(n, 255, dtype).view(Copied), made=made
+        cuda=cuda,
+        get_default_memory_pool=lambda: pool,
+        empty=lambda n, dtype: np.full(n, 255, dtype).view(Copied),
+        made=made,
     )
 
 

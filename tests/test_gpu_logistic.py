@@ -111,7 +111,7 @@ def test_sums__blocks_that_stay_are_not_read_again(memory, blocks, monkeypatch):
             ScratchArray, "__getitem__", lambda self, part: reads.append(part) or read(self, part)
         )
         monkeypatch.setattr(
-            Device, "send", lambda self, *arrays: sent.append(arrays) or send(self, *arrays)
+            Device, "send", lambda self, *arrays, **_: sent.append(arrays) or send(self, *arrays)
         )
         stored = len(tiles._offsets[1:])
         for left in (4, 4 - blocks, 4 - blocks):

@@ -63,7 +63,9 @@ class Device:
 
     def __init__(self, xp: Any, room: float = math.inf) -> None:
         self.xp, self.room = xp, room
-        self._uploads = None if xp is np else _Uploads(xp)
+        self._here = None if xp is np else _Here(xp)
+        # Cells, and what is small and must not wait behind them.
+        self._uploads = None if self._here is None else (_Uploads(self._here), _Uploads(self._here))
 
     @classmethod
     def gpu(cls, memory: int | str | None = None) -> Device:
@@ -83,6 +85,7 @@ class Device:
         try:
             import cupy
 
+            cupy.get_default_memory_pool().free_all_blocks()  # of trainings before this one
             free, _ = cupy.cuda.runtime.memGetInfo()
         except ImportError as error:
             raise InputError(
@@ -101,15 +104,25 @@ class Device:
             )
         return cls(cupy, room)
 
-    def send(self, *arrays: NDArray[Any]) -> Sent:
-        """Begin to copy arrays to the device, through pinned memory, beside what it computes."""
+    def send(self, *arrays: NDArray[Any], small: bool = False) -> Sent:
+        """Begin to copy arrays to the device, through pinned memory, beside what it computes.
+
+        Any thread may; `small` ones do not wait for others.
+        """
         if self._uploads is None:
             return Sent(list(arrays))
-        return self._uploads.send(arrays)
+        return self._uploads[small].send(arrays)
+
+    def asarray(self, array: NDArray[Any]) -> Any:
+        """Copy an array to the device, in any thread, before what it is told next."""
+        if self._here is None:
+            return array
+        with self._here:
+            return self.xp.asarray(array)
 
     def to_host(self, array: Any) -> NDArray[Any]:
         """Copy an array to this process's memory, when all before is done."""
-        host: NDArray[Any] = array if self._uploads is None else array.get()
+        host: NDArray[Any] = array if self._here is None else array.get()
         return host
 
     def require(self, nbytes: float, what: str, remedy: str) -> None:
@@ -129,8 +142,13 @@ class Device:
     def launch(self, name: str, dtype: Any, blocks: int, *args: Any, shared: int = 0) -> None:
         """Run a CUDA kernel by blocks of `THREADS` threads, on arrays and NumPy scalars."""
         if blocks:
-            kernel = _module(self.xp, np.dtype(dtype).name).get_function(name)
+            kernel = _kernel(self.xp, np.dtype(dtype).name, name)
             kernel((blocks,), (THREADS,), args, shared_mem=shared)
+
+
+@cache
+def _kernel(xp: Any, dtype: str, name: str) -> Any:
+    return _module(xp, dtype).get_function(name)
 
 
 @cache
@@ -145,20 +163,43 @@ def source() -> str:
     return files("streamtrain.gpu").joinpath("kernels.cu").read_text(encoding="utf-8")
 
 
+class _Here:
+    """The card and the stream that compute, which CuPy keeps for each thread by itself."""
+
+    def __init__(self, xp: Any) -> None:
+        self.xp, self.stream = xp, xp.cuda.get_current_stream()
+        self._card = xp.cuda.runtime.getDevice()
+        self._entered = threading.local()
+
+    def __enter__(self) -> None:
+        card = self._entered.card = self.xp.cuda.Device(self._card)
+        card.__enter__()
+        self.stream.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        self.stream.__exit__(*error)
+        self._entered.card.__exit__(*error)
+
+
 class _Slot:
     """A pinned buffer of the host, one of the device, and what must be done before each is reused.
 
-    A buffer of the device is allocated for the stream that computes, in whose order CuPy gives
-    memory away again, so that the copy, on a stream of its own, waits for that first.
+    A buffer of the device is allocated for the stream that copies, in whose order CuPy gives memory
+    away again: so a copy that nobody waited for is done before. The first copy waits for all that
+    the device was told of, which may have used the same memory.
     """
 
-    def __init__(self, xp: Any, nbytes: int, give_back: Callable[[_Slot], None]) -> None:
-        self._xp, self.nbytes, self._give_back = xp, nbytes, give_back
+    def __init__(
+        self, here: _Here, nbytes: int, stream: Any, give_back: Callable[[_Slot], None]
+    ) -> None:
+        xp = here.xp
+        self._computes, self.nbytes, self._give_back = here.stream, nbytes, give_back
         memory = xp.cuda.alloc_pinned_memory(nbytes)
         self._pinned = np.frombuffer(memory, np.uint8, nbytes)
-        self._device = xp.empty(nbytes, np.uint8)
+        with stream:
+            self._device = xp.empty(nbytes, np.uint8)
         self._copied, self._done = (xp.cuda.Event(disable_timing=True) for _ in range(2))
-        self._done.record()
+        self._done.record(self._computes)
 
     def fill(self, arrays: tuple[NDArray[Any], ...], stream: Any) -> list[Any]:
         self._copied.synchronize()  # of the copy before, long ago; a new event has happened
@@ -174,31 +215,41 @@ class _Slot:
         ]
 
     def wait(self) -> None:
-        self._xp.cuda.get_current_stream().wait_event(self._copied)
+        self._computes.wait_event(self._copied)
+
+    def end(self) -> None:
+        """Wait for its copy: CuPy gives pinned memory to whoever next asks for as much."""
+        self._copied.synchronize()
 
     def release(self) -> None:
-        self._done.record()
+        self._done.record(self._computes)
         self._give_back(self)
 
 
 class _Uploads:
     """Copies to the device, on a stream of their own, from buffers that are used again."""
 
-    def __init__(self, xp: Any) -> None:
-        self._xp, self._stream = xp, xp.cuda.Stream(non_blocking=True)
+    def __init__(self, here: _Here) -> None:
+        self._here, self._stream = here, here.xp.cuda.Stream(non_blocking=True)
         self._free: deque[_Slot] = deque()
         self._lock = threading.Lock()
 
     def send(self, arrays: tuple[NDArray[Any], ...]) -> Sent:
         _, needed = places(arrays)
+        small = None
         with self._lock:
             slot = next((slot for slot in self._free if slot.nbytes >= needed), None)
             if slot is not None:
                 self._free.remove(slot)
             elif self._free:
-                self._free.popleft()  # too small: a larger one takes its place
-        slot = slot or _Slot(self._xp, max(needed + needed // 4, _ALIGNED), self._give_back)
-        return Sent(slot.fill(arrays, self._stream), slot)
+                small = self._free.popleft()  # a larger one takes its place
+        if small is not None:
+            small.end()
+        with self._here:
+            if slot is None:
+                nbytes = max(needed + needed // 4, _ALIGNED)
+                slot = _Slot(self._here, nbytes, self._stream, self._give_back)
+            return Sent(slot.fill(arrays, self._stream), slot)
 
     def _give_back(self, slot: _Slot) -> None:
         with self._lock:

@@ -90,10 +90,24 @@ extern "C" __global__ void steps(
     const double* positive, const double* negative, int n, int n_columns, int n_groups, int loss,
     double epsilon, double intercept_rate, int tracked, int averaging, double* b, double* ab,
     double* square, double* losses, double* penalties, REAL* out) {
-    __shared__ double step[2], intercept, sums[4];  // of ab, |W|^2, losses and penalties
-    const int k = blockIdx.x, j = threadIdx.x;
-    const bool mine = j < n;
-    double margin = mine ? (double)scores[(long long)j * n_columns + k] : 0;
+    __shared__ double step[2], decays[THREADS], intercept, sums[4];  // of ab, |W|^2, losses, ...
+    const int k = blockIdx.x, j = threadIdx.x, g = group[k];
+    // A thread steps once, and the others wait: what its step takes is read before the first one.
+    double margin = 0, y = 0, size = 0, factor = 0, kept = 0, summed = 0, length = 0;
+    bool counts = false;
+    if (j < n) {
+        const long long at = (long long)j * n_groups + g;
+        margin = (double)scores[(long long)j * n_columns + k];
+        y = codes[j] == label[k] ? 1 : 0;
+        size = eta[at];
+        factor = (y > 0 ? positive[k] : negative[k]) * weight[j];
+        kept = after[at];
+        summed = tail[at];
+        length = (double)gram[(long long)j * n + j];
+        counts = averaged[at];
+        decays[j] = decay[at];
+    }
+    const double penalty = alpha[g] * 0.5;
     if (j == 0) {
         intercept = b[k];
         sums[0] = ab[k];
@@ -103,31 +117,28 @@ extern "C" __global__ void steps(
     }
     __syncthreads();
     for (int i = 0; i < n; i++) {
-        const long long at = (long long)i * n_groups + group[k];
-        const double lost = decay[at];
+        // Read before the barrier too: it takes as long as a step.
+        const double product = i < j && j < n ? (double)gram[(long long)i * n + j] : 0;
+        const double lost = decays[i];
         if (j == i) {
-            const double y = codes[i] == label[k] ? 1 : 0, score = margin + intercept;
+            const double score = margin + intercept;
             if (tracked) {
                 sums[2] += loss_value(loss, epsilon, y, score);
-                sums[3] += alpha[group[k]] * 0.5 * sums[1];
+                sums[3] += penalty * sums[1];
             }
-            double s = -eta[at] * gradient(loss, epsilon, y, score);
-            s *= (y > 0 ? positive[k] : negative[k]) * weight[i];
+            double s = -size * gradient(loss, epsilon, y, score);
+            s *= factor;
             intercept += intercept_rate * s;
-            if (averaged[at]) sums[0] += intercept;
-            if (tracked) {
-                const double length = (double)gram[(long long)i * n + i];
-                sums[1] = lost * lost * sums[1] + 2 * lost * margin * s + s * s * length;
-            }
+            if (counts) sums[0] += intercept;
+            if (tracked) sums[1] = lost * lost * sums[1] + 2 * lost * margin * s + s * s * length;
             step[i & 1] = s;
             REAL* row = out + (long long)i * n_columns * (averaging ? 2 : 1);
-            row[k] = (REAL)(s * after[at]);
-            if (averaging) row[n_columns + k] = (REAL)(s * tail[at]);
+            row[k] = (REAL)(s * kept);
+            if (averaging) row[n_columns + k] = (REAL)(s * summed);
         }
         __syncthreads();  // one a step: the next one writes to the other place
-        if (mine && j > i) margin = lost * margin + step[i & 1] * (double)gram[(long long)i * n + j];
+        if (j > i) margin = lost * margin + step[i & 1] * product;
     }
-    __syncthreads();
     if (j == 0) {
         b[k] = intercept;
         ab[k] = sums[0];
@@ -143,7 +154,9 @@ extern "C" __global__ void settle(
     long long n_weights, int n_columns, int averaging, REAL* U, REAL* A) {
     const long long at = (long long)blockIdx.x * THREADS + threadIdx.x;
     if (at >= n_weights) return;
-    const long long gene = at / n_columns, k = at % n_columns;
+    // Cards divide 64 bits slowly.
+    const long long gene = n_weights >> 32 ? at / n_columns : (unsigned)at / (unsigned)n_columns;
+    const int k = (int)(at - gene * n_columns);
     const REAL* row = moved + gene * n_columns * (averaging ? 2 : 1);
     const int g = group[k];
     const REAL u = U[at];

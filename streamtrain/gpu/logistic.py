@@ -180,7 +180,7 @@ class DeviceSums:
         if self._cells is None:
             self._cells = DeviceCells(device, self._tiles, self._room())
         weights = np.ascontiguousarray(self._weights[:, columns])
-        sent = device.send(W, self._classes[columns], weights, constant)
+        sent = device.send(W, self._classes[columns], weights, constant, small=True)
         W_, *of_columns = sent.wait()
         sums, slope = xp.zeros((3, CELLS, len(columns))), xp.zeros(W.shape)
         for block in self._cells:

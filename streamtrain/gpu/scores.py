@@ -39,7 +39,7 @@ class DeviceScores:
             "raise gpu_memory (--gpu-memory), or leave out device",
         )  # fmt: skip
         self._device = device
-        self._weights, self._intercept = map(device.xp.asarray, (weights, intercept))
+        self._weights, self._intercept = map(device.asarray, (weights, intercept))
 
     def scaled(self, scaler: Scaler) -> DeviceScores:
         """The same weights, for cells that are scaled so."""

@@ -60,6 +60,8 @@ class DeviceSGD:
         Number of genes.
     state, blocks_of
         As of `SGD`.
+    beside
+        Bytes on the device that batches take.
 
     Raises
     ------
@@ -83,6 +85,7 @@ class DeviceSGD:
         dtype: Any = np.float32,
         state: State | None = None,
         blocks_of: Sequence[Schedule] = (),
+        beside: float = 0,
     ) -> None:
         self._device, self._dtype, xp = device, np.dtype(dtype), device.xp
         self.schedules = [schedule] if isinstance(schedule, Schedule) else list(schedule)
@@ -91,7 +94,7 @@ class DeviceSGD:
         self.average, self.epochs = int(average), epochs
         self._loss, self._epsilon, self._rate = LOSSES[loss], float(epsilon), float(intercept_rate)
         self.n_columns = (1 if n_classes == 2 else n_classes) * len(self.schedules)
-        needed = nbytes(n_genes, self.n_columns, dtype, average)
+        needed = beside + nbytes(n_genes, self.n_columns, dtype, average)
         device.require(
             needed, f"SGD of {self.n_columns} columns x {n_genes:,} genes",
             "raise gpu_memory (--gpu-memory), or leave out device",
@@ -104,7 +107,7 @@ class DeviceSGD:
         )
         self.model, self._n_genes = self._counters.model, n_genes
         n_averaged = self._counters.n_averaged
-        U = xp.asarray(np.ascontiguousarray(np.asarray(state.coef, dtype).T))
+        U = xp.array(np.asarray(state.coef, dtype).T, order="C")
         A = xp.zeros((n_genes if self.average else 0, self.n_columns), dtype)
         sums = np.zeros((5, self.n_columns))
         sums[0] = state.intercept
@@ -174,14 +177,14 @@ class DeviceSGD:
         by_group = (steps.eta, steps.decay, steps.averaged & averaging, *factors)
         sent = self._device.send(
             codes[start:stop], weight, *(np.ascontiguousarray(a.T) for a in by_group), steps.alpha,
-            *begun(steps, factors),
+            *begun(steps, factors), small=True,
         )  # fmt: skip
         *of_cells, alpha, whole, before = sent.wait()
         xp, w, dtype = self._device.xp, self._active, self._dtype
         for block, (first, end) in enumerate(pairwise(steps.edges.tolist())):
             Z = cells.tile(start + first, start + end)
             if self.epochs:
-                w.sums[2] = (w.U.astype(np.float64) ** 2).sum(axis=0)
+                w.sums[2] = xp.square(w.U).sum(axis=0, dtype=np.float64)
             V = xp.empty((end - first, len(w.columns) * (1 + averaging)), dtype)
             self._steps(Z @ w.U, Z @ Z.T, *(a[first:end] for a in of_cells), alpha, V)
             self._settle(Z.T @ V, whole[block], before[block])
@@ -245,13 +248,18 @@ class DeviceSGD:
 
     def scores(self, cells: DeviceCells) -> NDArray[np.float64]:
         """Decision scores under the present weights (not the averages), shape (n_obs, columns)."""
-        found = np.empty((cells.n_obs, self.n_columns))
+        parts = [self._active, *self._frozen]
+        on_device = [self._device.xp.empty((cells.n_obs, len(w.columns))) for w in parts]
         for start in range(0, cells.n_obs, TILE):
             stop = min(start + TILE, cells.n_obs)
             Z = cells.tile(start, stop)
-            for w in (self._active, *self._frozen):
-                found[start:stop, w.columns] = self._device.to_host(Z @ w.U + w.sums[0])
+            for w, scores in zip(parts, on_device, strict=True):
+                scores[start:stop] = Z @ w.U
         cells.release()
+        found = np.empty((cells.n_obs, self.n_columns))
+        for w, scores in zip(parts, on_device, strict=True):
+            scores += w.sums[0]
+            found[:, w.columns] = self._device.to_host(scores)
         return found
 
     def n_correct(self, cells: DeviceCells) -> NDArray[np.int64]:
