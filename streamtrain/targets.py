@@ -22,12 +22,12 @@ from streamtrain.cells import (
 from streamtrain.config import Settings
 from streamtrain.errors import InputError, some
 from streamtrain.holdout import Folds, folds_of, hold_out
+from streamtrain.judged import Judged, judged_cells
 from streamtrain.rounds import plan_epochs
 from streamtrain.sampling_columns import batch_keys, sampling_weights
 from streamtrain.solvers.class_weight import class_weights
 from streamtrain.sources.base import Source
 from streamtrain.sources.lines import read_lines
-from streamtrain.trials import Judged, judged_cells
 
 logger = logging.getLogger(__name__)
 

@@ -31,7 +31,10 @@ LAYERS = [
     ("scaling", "sampling", "strata", "mixing", "expression", "calibration"),
     ("sharded", "shards", "shuffle", "synthetic", "writing"),
     ("sources", "decode"),
-    ("cells", "spill", "streaming", "batches", "sampling_columns", "tiles", "holdout", "named"),
+    (
+        "cells", "spill", "streaming", "batches", "sampling_columns", "tiles", "holdout", "named",
+        "judged",
+    ),
     ("ordered", "strategies", "serving", "loader"),
     ("voting", "obs_columns", "annotations", "overcluster"),
     ("celltypist_export", "celltypist_import", "model_edit", "model_schema", "model_store"),

@@ -12,6 +12,7 @@ from scipy.special import expit
 from sklearn.metrics import f1_score
 
 import streamtrain
+from streamtrain import judged as judged_module
 from streamtrain import trials
 from streamtrain.calibration import Calibration
 from streamtrain.cells import Cells, labelled_cells
@@ -146,14 +147,14 @@ def test_trials__are_models_trained_alone(adata, way, monkeypatch):
     more, draws = WAYS[way]
     options = RUN | more | {"calibrate": True}
     if way == "judged by some":
-        monkeypatch.setattr(trials, "MOST", 150)
+        monkeypatch.setattr(judged_module, "MOST", 150)
     found = streamtrain.cross_validate(adata, "cell_type", **options)
     cells = cells_of(adata)
     groups, seed = more.get("validation_groups"), more.get("random_state", 0)
     folds = folds_of(open_source(adata), cells, n=FOLDS, groups=groups, seed=seed)
     drawing = {"weight": adata.obs["w"].to_numpy()} if "weight" in draws else {}
     plan = Plan(cells.codes, 6, **{"balance": False} | PLAN | draws | drawing)
-    judged = trials.judged_cells(cells, folds, seed)
+    judged = judged_module.judged_cells(cells, folds, seed)
     weight = np.bincount(judged.at, judged.weight, 240)
     assert (weight == 1).all() == (way != "judged by some")
     way_of = {name: more[name] for name in ("gene_dropout", "correct_prior") if name in more}
@@ -354,8 +355,8 @@ def test_judged_cells(counts, most, seed):
     cells = cells_with(counts)
     folds = Folds((np.arange(cells.n_obs) % 3).astype(np.uint8), 3, None)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trials, "MOST", most)
-        judged = trials.judged_cells(cells, folds, seed)
+        patch.setattr(judged_module, "MOST", most)
+        judged = judged_module.judged_cells(cells, folds, seed)
     assert (np.diff(judged.at) > 0).all()
     np.testing.assert_array_equal(judged.codes, cells.codes[judged.at])
     np.testing.assert_array_equal(judged.fold, folds.of[judged.at])
@@ -378,16 +379,16 @@ def test_judged_cells__of_a_small_fold():
     cells, of = cells_with([6000, 4000]), np.zeros(10_000, np.uint8)
     of[5000:], of[[17, 9000]] = 1, 2
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trials, "MOST", 100)
-        judged = trials.judged_cells(cells, Folds(of, 3, "donor"), seed=0)
+        patch.setattr(judged_module, "MOST", 100)
+        judged = judged_module.judged_cells(cells, Folds(of, 3, "donor"), seed=0)
     assert judged.at[judged.fold == 2].tolist() == [17, 9000]
 
 
 def test_judged_cells__are_drawn():
     cells, folds = cells_with([300, 5]), Folds(np.zeros(305, np.uint8), 1, None)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trials, "MOST", 30)
-        one, two, again = (trials.judged_cells(cells, folds, seed).at for seed in (0, 1, 0))
+        patch.setattr(judged_module, "MOST", 30)
+        one, two, again = (judged_module.judged_cells(cells, folds, seed).at for seed in (0, 1, 0))
     np.testing.assert_array_equal(one, again)
     assert len(set(one) & set(two)) < 20
 
@@ -401,7 +402,7 @@ def test_macro_f1__as_sklearn(weighted):
         expected = f1_score(
             true, predicted, labels=np.unique(true), average="macro", sample_weight=weight
         )
-        assert trials.macro_f1(true, predicted, weight) == pytest.approx(expected, rel=1e-12)
+        assert judged_module.macro_f1(true, predicted, weight) == pytest.approx(expected, rel=1e-12)
 
 
 def test_trials_of__every_alpha_with_every_step():
