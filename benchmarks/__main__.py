@@ -14,9 +14,10 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from benchmarks import measuring, report, settings
-from benchmarks.environments import UnavailableError, cache_folder
+from benchmarks.environments import NoDeviceError, UnavailableError, cache_folder
 from streamtrain.errors import InputError
 
+logger = logging.getLogger("benchmarks")
 RESULTS = Path(__file__).parent / "results"
 
 app = App(name="python -m benchmarks", version_flags=[])
@@ -39,7 +40,8 @@ def run(
     Parameters
     ----------
     suites
-        Of read, sample, step, train, scale, solve and quality; or all.
+        Of read, sample, step, train, scale, solve, quality and gpu; or all, of which gpu is left
+        out where there is none.
     set
         A setting of conf/bench/SUITE.toml: size=smoke, repeats=5, cells=200000, ...
     out
@@ -50,16 +52,22 @@ def run(
         raise InputError(f"name a suite: {', '.join(settings.suites())}, or all")
     names = settings.suites() if suites == ("all",) else suites
     loaded = {name: settings.load(name, set) for name in names}
-    out.mkdir(parents=True, exist_ok=True)
     failed = []
     for name in names:
         suite, chosen = import_module(f"benchmarks.suites.{name}"), loaded[name]
+        try:
+            cases = suite.cases(chosen)
+        except NoDeviceError as error:
+            if suites != ("all",):
+                raise
+            logger.warning("%s is left out: %s", name, error)
+            continue
+        out.mkdir(parents=True, exist_ok=True)
         # Beside the old results until all is done and checked.
         partial = out / f"{name}.jsonl.partial"
         with partial.open("w", encoding="utf-8") as file:
             for line in measuring.measure(
-                suite.cases(chosen), suite.check,
-                repeats=chosen["repeats"], limit_s=chosen["limit_s"],
+                cases, suite.check, repeats=chosen["repeats"], limit_s=chosen["limit_s"],
                 fresh=chosen.get("fresh", False),
             ):  # fmt: skip
                 if "failed" in line:

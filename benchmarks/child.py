@@ -30,8 +30,9 @@ import psutil
 Work = Callable[[dict[str, Any]], Iterator[Any]]
 
 _PACKAGES = (
-    "streamtrain", "anndata", "annbatch", "celltypist", "h5py", "numba", "numpy", "scdataset",
-    "scikit-learn", "scipy", "torch", "zarr", "zarrs",
+    "streamtrain", "anndata", "annbatch", "celltypist", "cuml-cu12", "cuml-cu13", "cupy-cuda12x",
+    "cupy-cuda13x", "h5py", "numba", "numpy", "scdataset", "scikit-learn", "scipy", "torch", "zarr",
+    "zarrs",
 )  # fmt: skip
 _DROP = Path("/proc/sys/vm/drop_caches")
 

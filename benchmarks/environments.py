@@ -28,6 +28,10 @@ class UnavailableError(Exception):
     """A contender cannot run here; the message says why."""
 
 
+class NoDeviceError(UnavailableError):
+    """A suite's work is for a device that is not here; the message says why."""
+
+
 def cache_folder() -> Path:
     """Where environments and atlases are kept: a folder in STREAMTRAIN_BENCH or ~/.cache."""
     base = os.environ.get("STREAMTRAIN_BENCH") or os.environ.get("XDG_CACHE_HOME")

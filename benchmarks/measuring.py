@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +62,15 @@ class Contender:
         Name of a requirement file, or None for this interpreter's own.
     options
         What the job has besides for this contender.
+    needs
+        Module that it imports, of a package that need not be installed here, or "".
     """
 
     name: str
     call: str
     environment: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    needs: str = ""
 
 
 @dataclass(frozen=True)
@@ -221,6 +225,8 @@ def _possible(case: Case, contender: Contender) -> None:
         raise UnavailableError(case.skipped)
     if case.cold and not can_drop_page_cache():
         raise UnavailableError("the page cache cannot be dropped here (on Linux, root can)")
+    if contender.needs and find_spec(contender.needs) is None:
+        raise UnavailableError(f"{contender.needs} is not installed here")
     interpreter(contender.environment)
 
 

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from benchmarks import settings
+from benchmarks import settings, simulated
 from benchmarks.contenders import ceilings, steps
 from benchmarks.measuring import Case, WrongWorkError
 from benchmarks.suites import step
@@ -64,8 +64,8 @@ def test_contenders__same_weights(job, options):
 
 
 @pytest.mark.parametrize("density", [0.01, 0.5, 1.0])
-def test_simulated(density):
-    rows = steps.simulated(400, 300, density, 3)
+def test_uniform(density):
+    rows = simulated.uniform(400, 300, density, 3)
     cell = np.repeat(np.arange(400), np.diff(rows.indptr))
     X = np.zeros((400, 300))
     X[cell, rows.indices] = rows.data
@@ -75,7 +75,7 @@ def test_simulated(density):
     assert np.abs(share - density).max() <= 5 * sd
     assert np.abs((X[-20:] != 0).mean() - density) <= 5 * sd / np.sqrt(300 / 20)  # to the end
     assert (np.bincount(rows.codes, minlength=3) > 100).all()
-    again = steps.simulated(400, 300, density, 3)
+    again = simulated.uniform(400, 300, density, 3)
     assert np.array_equal(again.data, rows.data)
 
 

@@ -17,9 +17,10 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from sklearn.linear_model import SGDClassifier
 
+from benchmarks.simulated import Genes, uniform
 from streamtrain import open_source
 from streamtrain.rows import Rows
-from streamtrain.scaling import MomentsPass, Scaled, Scaler, places, standard_deviation
+from streamtrain.scaling import Scaled
 from streamtrain.solvers.counters import State
 from streamtrain.solvers.schedule import SPARSE_INTERCEPT_RATE, Schedule
 from streamtrain.solvers.sgd import SGD
@@ -32,10 +33,10 @@ M = TypeVar("M")
 B = TypeVar("B")
 
 
-def _expression(job: dict[str, Any]) -> Rows:
+def expression(job: dict[str, Any]) -> Rows:
     """Log-normalised cells with label codes: a store's first, or simulated ones of a density."""
     if job["density"]:
-        return simulated(job["cells"], job["genes"], job["density"], job["classes"])
+        return uniform(job["cells"], job["genes"], job["density"], job["classes"])
     with closing(open_source(job["store"])) as source:
         rows = source.read(0, job["cells"])
         types = source.obs("cell_type").cat.codes.to_numpy()[: job["cells"]]
@@ -44,40 +45,6 @@ def _expression(job: dict[str, Any]) -> Rows:
     data = np.log1p(rows.data / np.repeat(totals, lengths) * 1e4)
     codes = (types % job["classes"]).astype(np.int32)  # any labels: the arithmetic is the same
     return Rows(data, rows.indices, rows.indptr, rows.n_vars, codes)
-
-
-def simulated(n_obs: int, n_vars: int, density: float, n_classes: int) -> Rows:
-    """Cells of which each entry is non-zero with probability `density`, labelled at random.
-
-    Of no gene more than of another, so that the weights they meet are in no cache.
-    """
-    rng = np.random.default_rng(0)
-    most = n_obs * n_vars
-    expected = density * most
-    # From one non-zero entry to the next; six standard deviations more than are expected.
-    gaps = rng.geometric(density, int(expected + 6 * expected**0.5) + 1)
-    at = np.cumsum(gaps) - 1
-    at = at[: np.searchsorted(at, most)]
-    return Rows(
-        rng.standard_gamma(2, len(at), dtype=np.float32),
-        (at % n_vars).astype(np.int32),
-        np.searchsorted(at, np.arange(n_obs + 1) * n_vars).astype(np.int64),
-        n_vars,
-        rng.integers(0, n_classes, n_obs).astype(np.int32),
-    )
-
-
-def _scaler(
-    rows: Rows, job: dict[str, Any], threads: Threads, dtype: Any, *, apart: bool
-) -> Scaler:
-    moments = MomentsPass(rows.n_vars, threads)
-    moments.update(rows)
-    found = moments.result()
-    at = np.flatnonzero(found.nonzero)
-    return Scaler(
-        found.mean[at], standard_deviation(found)[at], places(at, rows.n_vars),
-        with_mean=job["centred"], dtype=dtype, share=found.nonzero[at] / found.n, apart=apart,
-    )  # fmt: skip
 
 
 def _cut(n: int, size: int) -> list[tuple[int, int]]:
@@ -140,8 +107,9 @@ def ours(job: dict[str, Any]) -> Iterator[Any]:
     With `scaling` the batches are stored expression, and scaled under the clock.
     """
     with Threads() as threads:
-        rows = _expression(job)
-        scaler = _scaler(rows, job, threads, job["dtype"], apart=True)
+        rows = expression(job)
+        genes = Genes.of(rows, threads)
+        scaler = genes.scaler(job["dtype"], centred=job["centred"], apart=True)
         schedules = [Schedule(alpha=alpha) for alpha in job["alphas"]]
 
         def cut(n: int) -> list[Any]:
@@ -191,8 +159,8 @@ def _theirs(solver: SGDClassifier) -> dict[str, NDArray[Any]]:
 def sklearn(job: dict[str, Any]) -> Iterator[Any]:
     """The same by SGDClassifier.partial_fit, which takes centred cells dense only."""
     with Threads() as threads:
-        rows = _expression(job)
-        scaler = _scaler(rows, job, threads, np.float64, apart=False)
+        rows = expression(job)
+        scaler = Genes.of(rows, threads).scaler(np.float64, centred=job["centred"])
         scaled: Scaled = scaler(rows)
     cells, codes = scaled.rows, rows.codes
     assert codes is not None  # noqa: S101 - for the type checker
