@@ -58,24 +58,27 @@ def _control_groups() -> Iterator[int]:
             yield max(0, limit - taken + (int(stat[1]) if stat else 0))
 
 
-def parse_bytes(memory: int | float | str | None) -> int:
-    """Turn "2GB", "512 MiB" or a number of bytes into bytes; None is a quarter of free memory."""
+def parse_bytes(memory: int | float | str | None, name: str = "memory") -> int:
+    """Turn "2GB", "512 MiB" or a number of bytes into bytes; None is a quarter of free memory.
+
+    `name` is what the setting is called.
+    """
     if memory is None:
         return free_memory() // 4
     if not isinstance(memory, (str, Real)):
-        raise InputError(f"memory must be a size such as '2GB'; got {memory!r}")
+        raise InputError(f"{name} must be a size such as '2GB'; got {memory!r}")
     if isinstance(memory, str):
         match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kmgt]?i?)b?\s*", memory.lower())
         if match is None or match[2] not in _UNITS:
             raise InputError(
-                "memory must be a size such as '2GB', '512MiB' or a number of bytes; "
+                f"{name} must be a size such as '2GB', '512MiB' or a number of bytes; "
                 f"got {memory!r}"
             )
         value = float(match[1]) * _UNITS[match[2]]
     else:
         value = memory
     if isinstance(memory, bool) or not 1 <= value < math.inf:
-        raise InputError(f"memory must be a positive size such as '2GB'; got {memory!r}")
+        raise InputError(f"{name} must be a positive size such as '2GB'; got {memory!r}")
     return int(value)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from textwrap import indent
 from typing import Any, Literal, ParamSpec, TypeVar
 
+from streamtrain.budget import parse_bytes
 from streamtrain.errors import InputError, near
 
 P = ParamSpec("P")
@@ -57,6 +58,7 @@ _REFUSED = {
     "gene_dropout": _MINI, "correct_prior": f"{_MINI}, and average",
 }  # fmt: skip
 _RECIPES = ("atlas",)
+_WHERE = ("use_GPU", "device", "gpu_memory")  # what a model does not ask for once more
 
 
 @dataclass(frozen=True)
@@ -354,6 +356,8 @@ class Settings:
         _choose("device", self.device, ("cpu", "gpu"))
         if self.gpu_memory is not None and not self.on_gpu:
             raise InputError("gpu_memory is for device='gpu': leave it out, or pass that")
+        if self.gpu_memory is not None:
+            parse_bytes(self.gpu_memory, "gpu_memory")
         if self.tol is not None and self.tol != "auto":
             require_number("tol", self.tol, 0)
         if self.l1_ratio is not None:
@@ -585,8 +589,8 @@ class Settings:
             raise InputError(f"with what recipe={keywords['recipe']!r} sets: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as plain values."""
-        return asdict(self)
+        """The settings as plain values, to train alike with, on whichever device."""
+        return {k: v for k, v in asdict(self).items() if k not in _WHERE}
 
 
 def with_recipe(keywords: dict[str, Any]) -> dict[str, Any]:

@@ -75,6 +75,11 @@ class PlanOrder:
             raise
 
     @property
+    def entries(self) -> float:
+        """Entries of a cell, on average, of the first window still here."""
+        return self._spills[0].entries if self._spills else 0.0
+
+    @property
     def nbytes(self) -> int:
         """Bytes on scratch."""
         return sum(spill.nbytes for spill in self._spills)

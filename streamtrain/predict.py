@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from functools import partial
 from numbers import Real
 from pathlib import Path
@@ -163,7 +163,8 @@ def predict(
     DataFrame or None
         Indexed by cell name: `predicted_labels`; with `majority_voting` also `over_clustering` and
         `majority_voting`; and `conf_score`, the highest probability. None with `out` or `in_place`.
-        With `adapt`, what it did stands in `attrs["adapt"]`, a dict for each file.
+        With `adapt`, what it did stands in `attrs["adapt"]`, a dict for each file: whether it
+        `adapted`, the `way` (0.5 half-way, 1 wholly), the `evidence` and the `reason` in words.
 
     Raises
     ------
@@ -178,7 +179,6 @@ def predict(
         raise InputError(f"p_thres must be a probability; got {p_thres!r}")
     if not isinstance(min_prop, Real) or not 0 <= min_prop <= 1:
         raise InputError(f"min_prop must be a share from 0 to 1; got {min_prop!r}")
-    on = device_for(device, gpu_memory)
     if adapt not in get_args(Adapt):
         raise InputError(f"adapt must be 'none', 'genes' or 'auto'; got {adapt!r}")
     if over_clustering is not None and not majority_voting:
@@ -189,6 +189,7 @@ def predict(
         raise InputError(
             "probabilities and scores both add a column for each cell type: choose one"
         )
+    on = device_for(device, gpu_memory)
     X = located(X, storage_options)
     members = find_members(X)
     if members is not None:
@@ -220,6 +221,7 @@ def predict(
     above = MAX_LOG1P if check_expression else None
     opener = open_source if normalize else partial(open_expression, above=above)
     with (
+        nullcontext() if on is None else on.within(),
         Threads(n_jobs) as threads,
         closing(
             opener(

@@ -91,6 +91,12 @@ class Stored:
     device: Device | None = None
 
     @property
+    def entries(self) -> float:
+        """Entries of a cell, on average."""
+        kept = self.spill if self.ordered is None else self.ordered
+        return kept.entries
+
+    @property
     def counts(self) -> NDArray[np.int64]:
         """Cells of each class, shape (n_classes,)."""
         return np.bincount(self.cells.codes, minlength=len(self.cells.classes))
@@ -137,9 +143,20 @@ def check(config: Settings) -> Device | None:
     from streamtrain.gpu.device import Device
     from streamtrain.gpu.sgd import check as check_sgd
 
-    if config.trains_sgd:
+    if config.use_SGD:
         check_sgd(config.penalty, config.learning_rate)
     return Device.gpu(config.gpu_memory)
+
+
+def check_matrix(config: Settings, is_sparse: bool) -> None:
+    """Refuse what the GPU cannot do with a matrix that is stored so."""
+    whole = config.use_SGD and not config.mini_batch and not config.early_stopping
+    if config.on_gpu and whole and is_sparse and not config.with_mean:
+        raise InputError(
+            "SGD over whole epochs of a sparse matrix, not centred (with_mean=False), stops by the "
+            "weights of each cell's own genes, as scikit-learn does, on the CPU alone: leave out "
+            "device, or with_mean, or pass early_stopping=True or mini_batch=True"
+        )
 
 
 def plan_epochs(config: Settings, cells: Cells, held_out: NDArray[np.bool_] | None) -> Plan:
@@ -421,20 +438,24 @@ def make_sgd(
     }
     if stored.device is None:
         return SGD(len(classes), scaler.shift, schedules, sparse=sparse, threads=threads, **options)
-    if sparse and epochs:
-        raise InputError(
-            "SGD over whole epochs of a sparse matrix, not centred (with_mean=False), stops by the "
-            "weights of each cell's own genes, as scikit-learn does, on the CPU alone: leave out "
-            "device, or with_mean, or pass mini_batch"
-        )
     from streamtrain.gpu.sgd import DeviceSGD
 
-    size = batch_size(config) * stored.spill.nbytes / max(1, stored.spill.n_obs)
-    # Batches are under way, waiting and worked on, each in a buffer a quarter larger.
-    beside = 3 * 1.25 * size
+    beside = batches_on_device(config, stored)
     return DeviceSGD(
         stored.device, len(classes), len(scaler.shift), schedules, beside=beside, **options
     )
+
+
+def batches_on_device(config: Settings, stored: Stored) -> float:
+    """Bytes of a GPU that batches take, and the held-out cells of early stopping.
+
+    Under way, waiting and worked on, each in a buffer a quarter larger, with positions of four
+    bytes at most.
+    """
+    item = np.dtype(config.dtype).itemsize + 4
+    batch = stored.entries * item * batch_size(config)
+    swept = _SWEEP if config.early_stopping else 0
+    return 1.25 * (3 * batch + 2 * swept)
 
 
 def _until_stopped(

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from streamtrain.budget import parse_bytes
 from streamtrain.errors import InputError, some
 from streamtrain.kernels import predict as kernel
 from streamtrain.model import Model
@@ -77,9 +78,11 @@ def device_for(device: str, gpu_memory: int | str | None) -> Device | None:
     """
     if device not in ("cpu", "gpu"):
         raise InputError(f"device must be 'cpu' or 'gpu'; got {device!r}")
-    if device == "cpu":
-        if gpu_memory is not None:
+    if gpu_memory is not None:
+        parse_bytes(gpu_memory, "gpu_memory")
+        if device == "cpu":
             raise InputError("gpu_memory is for device='gpu': leave it out, or pass that")
+    if device == "cpu":
         return None
     from streamtrain.gpu.device import Device
 
@@ -223,9 +226,10 @@ class Scorer:
             with_mean=self._with_mean,
             dtype=np.float64,
         )
-        self._constant = self._intercept - self._weights.T @ self._scale.shift
         if self._device is not None:
             self._on_device = self._on_device.scaled(self._scale)
+            return
+        self._constant = self._intercept - self._weights.T @ self._scale.shift
 
     def __call__(self, rows: Rows) -> NDArray[np.float64]:
         """Scores, shape (n_obs, n_classes), of normalised cells."""

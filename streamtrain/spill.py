@@ -79,6 +79,11 @@ class Spill:
         return sum(kind.itemsize for kind in self._types)
 
     @property
+    def entries(self) -> float:
+        """Entries of a cell, on average."""
+        return self.nbytes / self.entry_bytes / max(1, self.n_obs)
+
+    @property
     def nbytes(self) -> int:
         """Bytes in memory or on scratch."""
         return sum(array.nbytes for array in self._arrays)

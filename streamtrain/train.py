@@ -7,7 +7,7 @@ import os
 import platform
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from importlib.metadata import version
@@ -40,6 +40,7 @@ from streamtrain.rounds import (
     Fitted,
     Stored,
     check,
+    check_matrix,
     fit,
     keeps_apart,
 )
@@ -180,10 +181,12 @@ def run(
     budget = parse_bytes(config.memory)
     logger.info("Preparing data before training")
     with (
+        nullcontext() if device is None else device.within(),
         Threads(config.n_jobs) as threads,
         closing(_open(X, genes, config, budget, threads, progress)) as source,
     ):
         report_files(source, config.normalize, "sum" if config.check_expression else None)
+        check_matrix(config, source.is_sparse)
         targets = targets_of(source, labels, weight, config, added)
         cells = targets[0].cells  # of which other targets have the rows
         listed = listed_genes(source, config.gene_list)
@@ -265,7 +268,9 @@ def run(
                 if config.feature_selection:
                     check_enough(source.name, len(features.names), config.top_genes)
                     logger.info("Selecting features by a first round of SGD")
-                    first = round_of(config.first_round(), stored, features)
+                    # Of another solver's settings, which a GPU's SGD may not have, by the CPU's.
+                    by = stored if config.use_SGD else replace(stored, device=None)
+                    first = round_of(config.first_round(), by, features)
                     if first.unconverged:
                         logger.warning("in the first round %s", first.unconverged)
                     chosen_features = features.take(top_genes(first.weights, config.top_genes))
@@ -376,6 +381,7 @@ def _provenance(labels: Labels, source: Source, cells: Cells, config: Settings) 
         "n_cells": cells.n_obs,
         "trained": datetime.now().isoformat(timespec="seconds"),
         "random_state": config.random_state,
+        "device": "gpu" if config.on_gpu else "cpu",
         "python": platform.python_version(),
         "packages": {p: version(p) for p in ("streamtrain", "anndata", "numba", "numpy")},
     }

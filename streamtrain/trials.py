@@ -25,6 +25,7 @@ from streamtrain.model_schema import two_rows
 from streamtrain.progress import stage
 from streamtrain.rounds import (
     Stored,
+    batches_on_device,
     make_sgd,
     models_bytes,
     needed_room,
@@ -162,7 +163,7 @@ def search(
     batches = needed_room(config, room, spill.nbytes / max(1, spill.n_obs), spill.entry_bytes)
     together = 1 + int(max(0, room - spill.held - batches - _SCORING * room) / each)
     if stored.device is not None:
-        fitting = _on_device(config, stored.device, len(scaler.shift), judged)
+        fitting = _on_device(config, stored, stored.device, len(scaler.shift), judged)
         together = max(1, int(min(together, fitting)))
     if together < len(waiting):
         logger.info("%d settings at a time, of %s", together, format_bytes(each))
@@ -194,12 +195,16 @@ def search(
     return Search(chosen, [trial for _, trial in ranked], best, calibration)
 
 
-def _on_device(config: Settings, device: Device, n_genes: int, judged: Judged) -> float:
+def _on_device(
+    config: Settings, stored: Stored, device: Device, n_genes: int, judged: Judged
+) -> float:
     """Trials that a GPU has room for side by side."""
-    from streamtrain.gpu.sgd import nbytes
+    from streamtrain.gpu import scores, sgd
 
     columns = (1 if judged.n_classes == 2 else judged.n_classes) * (config.folds or 1)
-    return device.room / nbytes(n_genes, columns, config.dtype, config.average)
+    none, one = (sgd.nbytes(n_genes, n, config.dtype, config.average) for n in (0, columns))
+    beside = batches_on_device(config, stored) + scores.nbytes(n_genes, judged.n_classes)
+    return (device.room - none - beside) / (one - none)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +227,8 @@ class _Run:
     ) -> tuple[list[Trial], NDArray[np.float32]]:
         """Train these side by side, each until its macro-F1 rises no more.
 
-        Each ends by itself, whichever others it is trained with. The scores of the judged cells
+        Each ends by itself, whichever others it is trained with: on a CPU to the bit, while a GPU
+        sums products of another width in another order. The scores of the judged cells
         are those at its end, shape (trials, m, n_classes).
         """
         stored, folds, lately = self.stored, self.folds, self.config.n_iter_no_change
@@ -282,7 +288,9 @@ class _Run:
         """
         for fold in range(self.folds.n):
             mine = np.flatnonzero(self.judged.fold == fold)
-            for some in _parts(trials, _SCORING * self.room / self._model_bytes):
+            one = self.stored.device is not None  # beside the models that train there
+            most = 1 if one else _SCORING * self.room / self._model_bytes
+            for some in _parts(trials, most):
                 score = self._scorer([self._state(solver, trial, fold) for trial in some])
                 for at, rows in self._cells(mine):
                     for trial, scores in zip(some, score(rows), strict=True):
@@ -301,10 +309,10 @@ class _Run:
             return score
         from streamtrain.gpu.scores import DeviceScores
 
-        # On the device cells are centred: 0 in place of the shift. All models in one product.
-        weights, constants = zip(*(_weights(s, 0 * self.whole.shift) for s in states), strict=True)
-        scores = DeviceScores(device, np.hstack(weights), np.hstack(constants)).scaled(self.whole)
-        return lambda rows: np.split(scores(rows), len(states), axis=1)
+        # Cells are centred there: 0 in place of the shift.
+        models = [_weights(state, 0 * self.whole.shift) for state in states]
+        each = [DeviceScores(device, *model).scaled(self.whole) for model in models]
+        return lambda rows: [scores(rows) for scores in each]
 
     def _state(self, solver: SGD | DeviceSGD, trial: int, fold: int) -> State:
         state = solver.state(trial * self.folds.n + fold)

@@ -38,11 +38,14 @@ class Cupy:
             Stream=lambda **_: Stream(self),
             Device=lambda _: nullcontext(),
             runtime=SimpleNamespace(getDevice=lambda: 0),
+            memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
             Event=lambda **_: Event(self),
             get_current_stream=lambda: self.present,
             alloc_pinned_memory=self.alloc_pinned_memory,
         )
         self.RawModule = partial(_Module, self, seed=seed)
+        self.pool = Pool()
+        self.get_default_memory_pool = self.get_default_pinned_memory_pool = lambda: self.pool
 
     @property
     def present(self):
@@ -118,6 +121,29 @@ class Cupy:
             buffer = self.buffers.pop(start)
             if not buffer.written <= stream.clock | self.host:
                 self.faults.append("memory is given back while a copy to it may be under way")
+
+
+class OutOfMemoryError(MemoryError):
+    """CuPy's own."""
+
+
+class Pool:
+    """A pool that holds nothing, and remembers its limits."""
+
+    def __init__(self):
+        self.limits = [0]
+
+    def get_limit(self):
+        return self.limits[-1]
+
+    def set_limit(self, size):
+        self.limits.append(size)
+
+    def used_bytes(self):
+        return 500
+
+    def free_all_blocks(self):
+        pass
 
 
 class _Pinned(bytearray):

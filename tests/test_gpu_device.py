@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from streamtrain.errors import InputError
 from streamtrain.gpu.device import Device, places
+from tests.fake_cupy import Cupy, OutOfMemoryError, Pool
 
 
 class Copied(np.ndarray):
@@ -74,10 +75,11 @@ def fake_cupy(free=10**9, error=None):
         Device=lambda _: nullcontext(),
         get_current_stream=Stream, alloc_pinned_memory=pinned,
     )  # fmt: skip
-    pool = SimpleNamespace(free_all_blocks=lambda: None)
+    pool = Pool()
     return SimpleNamespace(
         cuda=cuda,
         get_default_memory_pool=lambda: pool,
+        get_default_pinned_memory_pool=lambda: pool,
         empty=lambda n, dtype: np.full(n, 255, dtype).view(Copied),
         made=made,
     )
@@ -102,9 +104,11 @@ def test_gpu__memory(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", fake_cupy(free=10**10))
     assert Device.gpu().room == 0.9 * 10**10
     assert Device.gpu("2GB").room == 2 * 10**9
-    assert Device.gpu(10**10).room == 10**10
-    with pytest.raises(InputError, match=r"gpu_memory is 11.* GB, and 10.* GB are free .*: lower"):
-        Device.gpu("11GB")
+    assert Device.gpu(9 * 10**9).room == 9 * 10**9
+    with pytest.raises(
+        InputError, match=r"gpu_memory is 9.5 GB, .* 10 GB .* 9 GB may be .*: lower"
+    ):
+        Device.gpu("9.5GB")
 
 
 def test_require__more_than_the_room():
@@ -158,3 +162,20 @@ def test_send__uses_released_memory_again():
     two.release()
     device.send(np.full(1000, 5.0))
     assert len(xp.made) == 3
+
+
+def test_within__keeps_the_pool_to_the_room():
+    xp = Cupy()
+    with Device(xp, room=1000).within():
+        assert xp.pool.get_limit() == 1500
+    assert xp.pool.limits == [0, 1500, 0]
+    with (
+        pytest.raises(
+            InputError, match=r"the 1 kB of GPU memory do not suffice: 9 bytes; raise gpu"
+        ),
+        Device(xp, room=1000).within(),
+    ):
+        raise OutOfMemoryError("9 bytes")
+    assert xp.pool.get_limit() == 0
+    with Device(np).within():
+        pass

@@ -6,6 +6,7 @@ import pytest
 
 import streamtrain
 from streamtrain import InputError
+from streamtrain.gpu import scores
 from streamtrain.gpu.device import Device
 from tests import atlas, stores
 
@@ -34,6 +35,24 @@ def test_predict__equals_the_cpu(model, kind, adapt):
         streamtrain.predict(model, adata, device=where, **options) for where in ("gpu", "cpu")
     )
     pd.testing.assert_frame_equal(found, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_predict__in_pieces(model, monkeypatch):
+    adata = atlas.make(700, seed=3)
+    sent = []
+    send = Device.send
+    monkeypatch.setattr(scores, "_PIECE", 10**5)
+    monkeypatch.setattr(
+        Device, "send", lambda self, *a, **k: sent.append(sum(x.nbytes for x in a)) or
+        send(self, *a, **k)
+    )  # fmt: skip
+    found, expected = (
+        streamtrain.predict(model, adata, device=where, scores=True, **QUIET)
+        for where in ("gpu", "cpu")
+    )
+    pd.testing.assert_frame_equal(found, expected, rtol=1e-10, atol=1e-10)
+    assert len(sent) > 1
+    assert max(sent) < 1.2e5  # cells are not all alike
 
 
 def test_predict__two_types_not_centred():

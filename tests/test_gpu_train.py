@@ -1,13 +1,16 @@
 """train(device="gpu") end to end, the device being NumPy's, against the CPU's model."""
 
 import logging
+import sys
 
 import numpy as np
 import pytest
 
 import streamtrain
-from streamtrain import InputError
+from streamtrain import InputError, rounds
+from streamtrain.gpu import scores, sgd
 from streamtrain.gpu.device import Device
+from streamtrain.gpu.sgd import DeviceSGD
 from tests import atlas
 
 QUIET = {"progress": False}
@@ -51,6 +54,10 @@ WAYS = {
     "early stopping": SGD | {
         "early_stopping": True, "learning_rate": "constant", "eta0": 0.001, "max_iter": 8,
         "n_iter_no_change": 2,
+    },
+    "early stopping, not centred": SGD | {
+        "early_stopping": True, "with_mean": False, "learning_rate": "constant", "eta0": 0.001,
+        "max_iter": 8,
     },
     "selected genes": MINI | {"feature_selection": True, "top_genes": 20, "eta0": 0.001},
     "class weights": MINI | {"class_weight": "balanced", "loss": "modified_huber"},
@@ -99,7 +106,11 @@ def test_train__trials_in_turns_where_the_device_is_small(monkeypatch, caplog):
     options = MINI | {"average": True, "folds": 3, "alpha": [1e-3, 1e-2, 1e-1]}
     monkeypatch.setattr(Device, "gpu", lambda _: Device(np))
     expected = streamtrain.train(adata, "cell_type", device="gpu", **options, **QUIET)
-    monkeypatch.setattr(Device, "gpu", lambda _: Device(np, 1.5e6))
+    # Room for one trial, of 15 columns, beside what all share.
+    monkeypatch.setattr(scores, "_PIECE", 10**5)
+    batches = 3 * 1.25 * 100 * 12 * adata.X.nnz / 900
+    room = sgd.nbytes(120, 15, np.float64, True) + scores.nbytes(120, 5) + batches
+    monkeypatch.setattr(Device, "gpu", lambda _: Device(np, room))
     with caplog.at_level(logging.INFO, "streamtrain"):
         found = streamtrain.train(adata, "cell_type", device="gpu", **options, **QUIET)
     assert "1 settings at a time" in caplog.text
@@ -126,11 +137,57 @@ def test_train__goes_on_where_sgd_stopped(device):
         (MINI | {"penalty": "l1"}, "penalty='l1' visits every gene"),
         (SGD | {"learning_rate": "pa2", "loss": "hinge"}, "learning_rate='pa2' is for the CPU"),
         (SGD | {"with_mean": False}, "SGD over whole epochs of a sparse matrix, not centred"),
+        ({"device": "gpu", "gpu_memory": "lots"}, "gpu_memory must be a size such as '2GB'"),
     ],
 )
 def test_train__refuses_what_the_device_cannot(device, options, message):
+    options = {"device": "gpu", **options}
     with pytest.raises(InputError, match=message):
-        streamtrain.train(atlas.make(300), "cell_type", device="gpu", **options, **QUIET)
+        streamtrain.train(atlas.make(300), "cell_type", **options, **QUIET)
+
+
+@pytest.mark.parametrize("options", [{"penalty": "l1", "solver": "saga"}, {"with_mean": False}])
+def test_train__genes_for_logistic_regression_are_selected_by_the_cpu(device, options):
+    options = {"feature_selection": True, "top_genes": 10, "dtype": "float64", **options}
+    adata = atlas.make(600)
+    found, expected = (
+        streamtrain.train(adata, "cell_type", device=where, **options, **QUIET)
+        for where in ("gpu", "cpu")
+    )
+    assert found.features.tolist() == expected.features.tolist()
+    coef = [m.dataset["coef"].to_numpy() for m in (found, expected)]
+    np.testing.assert_allclose(*coef, rtol=1e-4, atol=1e-5)
+    assert found.settings == expected.settings
+    assert (found.provenance["device"], expected.provenance["device"]) == ("gpu", "cpu")
+
+
+@pytest.mark.parametrize("more", [{}, {"early_stopping": True}])
+def test_train__overflow_ends_whole_epochs_at_once(device, more, monkeypatch):
+    taken = []
+    fit = DeviceSGD.partial_fit
+    monkeypatch.setattr(DeviceSGD, "partial_fit", lambda *a, **k: taken.append(1) or fit(*a, **k))
+    options = SGD | {"learning_rate": "constant", "eta0": 1e306, "max_iter": 50} | more
+    options |= {"penalty": None}
+    with np.errstate(all="ignore"), pytest.raises(InputError, match="the weights overflowed"):
+        streamtrain.train(atlas.make(600), "cell_type", device="gpu", **options, **QUIET)
+    assert len(taken) <= 3
+
+
+def test_train__in_plan_order_the_budget_has_the_batches(device, monkeypatch):
+    options = MINI | {"average": True}
+    adata = atlas.make(900)
+    plain = streamtrain.train(adata, "cell_type", device="gpu", **options, **QUIET)
+    beside = []
+    make = rounds.batches_on_device
+    monkeypatch.setattr(
+        rounds, "batches_on_device", lambda *a: beside.append(make(*a)) or beside[-1]
+    )
+    monkeypatch.setattr(sys.modules["streamtrain.first_pass"], "free_memory", lambda: 1000)
+    ordered = streamtrain.train(
+        adata, "cell_type", device="gpu", memory="300MB", **options, **QUIET
+    )
+    assert beside[0] > 100 * 20 * 12
+    np.testing.assert_array_equal(*(m.dataset["coef"].to_numpy() for m in (plain, ordered)))
 
 
 def test_train__what_does_not_fit(monkeypatch):

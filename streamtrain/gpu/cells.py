@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,17 +39,18 @@ class DeviceCells:
         """Scaled expression z of some cells, centred and clipped, (stop - start, genes)."""
         if not self._there:
             self._there = self.sent.wait()
-        data, indices, indptr = self._there
+        data, indices, indptr, *own = self._there
         scaler, xp = self.scaler, self.scaler.device.xp
+        place, nothing = own or (scaler.place, scaler.nothing)
         out = xp.empty((stop - start, scaler.n_genes), scaler.dtype)
-        out[:] = scaler.nothing
+        out[:] = nothing
         some = indptr[start : stop + 1]
         if xp is np:
-            kernel.fill(data, indices, some, scaler.place, scaler.rule, out)
+            kernel.fill(data, indices, some, place, scaler.rule, out)
         else:
             scaler.device.launch(
                 f"fill_{indices.dtype.name}", scaler.dtype, stop - start, data, indices, some,
-                scaler.place, scaler.rule, np.int64(scaler.n_genes), out,
+                place, scaler.rule, np.int64(scaler.n_genes), out,
             )  # fmt: skip
         return out
 
@@ -86,6 +88,7 @@ class DeviceScaler:
         self._scaler, self.device = scaler, device
         self.dtype = np.dtype(dtype or scaler.dtype)
         self.shift = scaler.shift
+        self._own: tuple[NDArray[Any], ...] = ()
         rule = scaler.dense()
         self.place, self.rule = (device.asarray(array) for array in (rule.place, rule.rule))
         self.nothing = device.asarray(rule.nothing.astype(self.dtype))
@@ -97,13 +100,16 @@ class DeviceScaler:
 
     def without(self, dropped: NDArray[np.bool_]) -> DeviceScaler:
         """Scale as if cells lacked some genes; see `Scaler.without`."""
-        return DeviceScaler(self._scaler.without(dropped), self.device, self.dtype)
+        other, rule = copy(self), self._scaler.without(dropped).dense()
+        # They go with the cells, in the thread that sends these.
+        other._own = rule.place, rule.nothing.astype(self.dtype)
+        return other
 
     def __call__(self, rows: Rows) -> DeviceCells:
         """Begin to copy cells, whose genes are the source's."""
         kind = np.uint16 if rows.indices.dtype == np.uint16 else np.int32
         sent = self.device.send(
             rows.data.astype(self.dtype, copy=False), rows.indices.astype(kind, copy=False),
-            rows.indptr,
+            rows.indptr, *self._own,
         )  # fmt: skip
         return DeviceCells(self, sent, rows.codes, rows.n_obs)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -34,8 +35,10 @@ class Sent:
         On the device; to be read after `wait`, and not after `release`.
     """
 
-    def __init__(self, arrays: list[Any], slot: _Slot | None = None) -> None:
-        self.arrays, self._slot = arrays, slot
+    def __init__(
+        self, arrays: list[Any], slot: _Slot | None = None, uploads: _Uploads | None = None
+    ) -> None:
+        self.arrays, self._slot, self._uploads = arrays, slot, uploads
 
     def wait(self) -> list[Any]:
         """Let the device wait for them, not the host."""
@@ -46,8 +49,9 @@ class Sent:
     def release(self) -> None:
         """Let their memory be used again, once what the device has been told so far is done."""
         slot, self._slot, self.arrays = self._slot, None, []
-        if slot is not None:
+        if slot is not None and self._uploads is not None:
             slot.release()
+            self._uploads.give_back(slot)
 
 
 class Device:
@@ -85,7 +89,7 @@ class Device:
         try:
             import cupy
 
-            cupy.get_default_memory_pool().free_all_blocks()  # of trainings before this one
+            _free(cupy)  # what trainings before this one have left
             free, _ = cupy.cuda.runtime.memGetInfo()
         except ImportError as error:
             raise InputError(
@@ -96,13 +100,40 @@ class Device:
             raise InputError(
                 f"device='gpu' (use_GPU=True) finds no GPU that works: {error}; leave out device"
             ) from error
-        room = _SHARE * free if memory is None else parse_bytes(memory)
-        if room > free:
+        room = _SHARE * free if memory is None else parse_bytes(memory, "gpu_memory")
+        if room > _SHARE * free:
             raise InputError(
-                f"gpu_memory is {format_bytes(room)}, and {format_bytes(free)} are free on the "
-                "GPU: lower it, or end what else runs there"
+                f"gpu_memory is {format_bytes(room)}, and of the {format_bytes(free)} that are "
+                f"free on the GPU {format_bytes(_SHARE * free)} may be used: lower it, or end what "
+                "else runs there"
             )
         return cls(cupy, room)
+
+    @contextmanager
+    def within(self) -> Iterator[None]:
+        """Keep CuPy to the room meanwhile, and give back what it then holds unused.
+
+        Raises
+        ------
+        InputError
+            If more is asked for.
+        """
+        if self._here is None:
+            yield
+            return
+        pool = self.xp.get_default_memory_pool()
+        before = pool.get_limit()
+        pool.set_limit(size=int(pool.used_bytes() + self.room))
+        try:
+            yield
+        except self.xp.cuda.memory.OutOfMemoryError as error:
+            raise InputError(
+                f"the {format_bytes(self.room)} of GPU memory do not suffice: {error}; raise "
+                "gpu_memory (--gpu-memory), lower batch_size, or leave out device"
+            ) from error
+        finally:
+            pool.set_limit(size=before)
+            _free(self.xp)
 
     def send(self, *arrays: NDArray[Any], small: bool = False) -> Sent:
         """Begin to copy arrays to the device, through pinned memory, beside what it computes.
@@ -144,6 +175,12 @@ class Device:
         if blocks:
             kernel = _kernel(self.xp, np.dtype(dtype).name, name)
             kernel((blocks,), (THREADS,), args, shared_mem=shared)
+
+
+def _free(xp: Any) -> None:
+    """Give back what CuPy holds unused, of the device's memory and of the host's pinned one."""
+    xp.get_default_memory_pool().free_all_blocks()
+    xp.get_default_pinned_memory_pool().free_all_blocks()
 
 
 @cache
@@ -189,11 +226,9 @@ class _Slot:
     the device was told of, which may have used the same memory.
     """
 
-    def __init__(
-        self, here: _Here, nbytes: int, stream: Any, give_back: Callable[[_Slot], None]
-    ) -> None:
+    def __init__(self, here: _Here, nbytes: int, stream: Any) -> None:
         xp = here.xp
-        self._computes, self.nbytes, self._give_back = here.stream, nbytes, give_back
+        self._computes, self.nbytes = here.stream, nbytes
         memory = xp.cuda.alloc_pinned_memory(nbytes)
         self._pinned = np.frombuffer(memory, np.uint8, nbytes)
         with stream:
@@ -217,13 +252,13 @@ class _Slot:
     def wait(self) -> None:
         self._computes.wait_event(self._copied)
 
-    def end(self) -> None:
-        """Wait for its copy: CuPy gives pinned memory to whoever next asks for as much."""
-        self._copied.synchronize()
+    def __del__(self) -> None:
+        # For its copy: CuPy gives pinned memory at once to whoever next asks for as much.
+        with suppress(Exception):  # at the end of the process there may be no device any more
+            self._copied.synchronize()
 
     def release(self) -> None:
         self._done.record(self._computes)
-        self._give_back(self)
 
 
 class _Uploads:
@@ -236,22 +271,20 @@ class _Uploads:
 
     def send(self, arrays: tuple[NDArray[Any], ...]) -> Sent:
         _, needed = places(arrays)
-        small = None
         with self._lock:
             slot = next((slot for slot in self._free if slot.nbytes >= needed), None)
             if slot is not None:
                 self._free.remove(slot)
             elif self._free:
-                small = self._free.popleft()  # a larger one takes its place
-        if small is not None:
-            small.end()
+                self._free.popleft()  # too small: a larger one takes its place
         with self._here:
             if slot is None:
                 nbytes = max(needed + needed // 4, _ALIGNED)
-                slot = _Slot(self._here, nbytes, self._stream, self._give_back)
-            return Sent(slot.fill(arrays, self._stream), slot)
+                slot = _Slot(self._here, nbytes, self._stream)
+            return Sent(slot.fill(arrays, self._stream), slot, self)
 
-    def _give_back(self, slot: _Slot) -> None:
+    def give_back(self, slot: _Slot) -> None:
+        """Take a slot that was released, for arrays to come."""
         with self._lock:
             self._free.append(slot)
 

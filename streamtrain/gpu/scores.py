@@ -12,6 +12,8 @@ from streamtrain.gpu.device import Device
 from streamtrain.rows import Rows
 from streamtrain.scaling import Scaler
 
+_PIECE = 16 * 10**6  # bytes of cells, and of their scores, sent at a time
+
 
 class DeviceScores:
     """Scores z'W + intercept of cells, by dense tiles in float64.
@@ -34,7 +36,7 @@ class DeviceScores:
     ) -> None:
         n_genes, n_classes = weights.shape
         device.require(
-            8 * (weights.size + TILE * (n_genes + n_classes)),
+            nbytes(n_genes, n_classes),
             f"a model of {n_classes} types and {n_genes:,} genes",
             "raise gpu_memory (--gpu-memory), or leave out device",
         )  # fmt: skip
@@ -51,6 +53,14 @@ class DeviceScores:
 
     def __call__(self, rows: Rows) -> NDArray[np.float64]:
         """Scores, shape (n_obs, n_classes)."""
+        found = np.empty((rows.n_obs, len(self._intercept)))
+        step = max(1, int(_PIECE * rows.n_obs / max(1, 12 * len(rows.data) + found.nbytes)))
+        for start in range(0, rows.n_obs, step):
+            piece = rows.slice(start, min(start + step, rows.n_obs))
+            found[start : start + step] = self._piece(piece)
+        return found
+
+    def _piece(self, rows: Rows) -> NDArray[np.float64]:
         xp, cells = self._device.xp, self._scale(rows)
         found = xp.empty((rows.n_obs, len(self._intercept)))
         for start in range(0, rows.n_obs, TILE):
@@ -59,3 +69,8 @@ class DeviceScores:
         cells.release()
         found += self._intercept
         return self._device.to_host(found)
+
+
+def nbytes(n_genes: int, n_classes: int) -> int:
+    """Bytes on the device of a model, two tiles, and cells under way with their scores."""
+    return 8 * (n_genes * n_classes + 2 * TILE * (n_genes + n_classes)) + 3 * _PIECE

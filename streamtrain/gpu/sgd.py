@@ -188,6 +188,7 @@ class DeviceSGD:
             V = xp.empty((end - first, len(w.columns) * (1 + averaging)), dtype)
             self._steps(Z @ w.U, Z @ Z.T, *(a[first:end] for a in of_cells), alpha, V)
             self._settle(Z.T @ V, whole[block], before[block])
+            del Z  # before the next one is made
         sent.release()
         self._counters.count(taken, steps)
 
@@ -219,9 +220,18 @@ class DeviceSGD:
         )  # fmt: skip
 
     def end_epoch(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Sums of loss and penalty since the last call; see `SGD.end_epoch`."""
+        """Sums of loss and penalty since the last call; see `SGD.end_epoch`.
+
+        Raises
+        ------
+        InputError
+            If the weights overflowed.
+        """
         sums = np.full((2, self.n_columns), np.nan)
-        sums[:, self._active.columns] = self._device.to_host(self._active.sums)[3:]
+        on_host = self._device.to_host(self._active.sums)
+        if not np.isfinite(on_host).all():
+            raise overflow(self.schedules)
+        sums[:, self._active.columns] = on_host[3:]
         self._active.sums[3:] = 0
         return sums[0], sums[1]
 
@@ -266,8 +276,10 @@ class DeviceSGD:
         """Cells on the right side of each column's boundary; see `SGD.n_correct`."""
         if cells.codes is None:
             raise ValueError("a batch needs label codes")
-        codes = cells.codes
-        right = (self.scores(cells) > 0) == (codes[:, None] == self._counters.label)
+        codes, scores = cells.codes, self.scores(cells)
+        if not np.isfinite(scores).all():
+            raise overflow(self.schedules)
+        right = (scores > 0) == (codes[:, None] == self._counters.label)
         counts: NDArray[np.int64] = np.count_nonzero(right, axis=0)
         return counts
 
@@ -330,7 +342,10 @@ def check(penalty: str | None, learning_rate: str) -> None:
 
 
 def nbytes(n_genes: int, n_columns: int, dtype: Any, average: bool | int) -> int:
-    """Bytes on the device of the weights, a tile, and what a block makes of them."""
+    """Bytes on the device of the weights, a tile, and what a block makes of them.
+
+    Of no columns: what all share.
+    """
     arrays = 1 + bool(average)
     item = int(np.dtype(dtype).itemsize)
     weights = n_genes * n_columns * item * (2 * arrays + 1)  # moved, and scaled

@@ -127,9 +127,8 @@ class Counters:
         self._groups = [int(active[at]) for at in first]
 
     def slow(self, columns: NDArray[np.int64]) -> None:
-        """Divide the step of these columns by `SLOWER`."""
+        """Divide the step of these columns by `SLOWER`; they then need new groups."""
         self._slowed[columns] += 1
-        self.regroup(self._active)
 
     def steps(self, taken: NDArray[np.bool_], moves: NDArray[np.bool_], size: int) -> Steps:
         """Step sizes of the next cells: those that each model has `taken`, (models, n).
