@@ -263,7 +263,7 @@ class Settings:
     n_jobs: int | None = None
     use_SGD: bool = False  # noqa: N815 - CellTypist's name
     alpha: list[float] | float = 1e-4
-    step: list[float] | float | Literal["auto"] | None = None
+    step: list[float | Literal["auto"]] | float | Literal["auto"] | None = None
     use_GPU: bool = False  # noqa: N815 - CellTypist's name
     device: Literal["cpu", "gpu"] = "cpu"
     gpu_memory: int | str | None = None

@@ -125,10 +125,11 @@ def test_cli__recipe_and_what_beats_it(folder, capsys, tmp_path, monkeypatch):
     [row] = model.provenance["cross_validation"]
     assert (row["alpha"], row["step"], len(row["folds"])) == (1e-3, "auto", 3)
     assert model.calibration is None
-    assert call(capsys, *train, "--alpha", 1e-3, "--alpha", 1, "--step", 2)[0] == 0
+    steps = ("--step", "auto", "--step", 2)
+    assert call(capsys, *train, "--alpha", 1e-3, "--alpha", 1, *steps)[0] == 0
     report = Model.load("m.zarr").provenance["cross_validation"]
-    assert sorted(row["alpha"] for row in report) == [1e-3, 1]
-    assert {row["step"] for row in report} == {2}
+    assert sorted(row["alpha"] for row in report) == [1e-3, 1e-3, 1, 1]
+    assert {row["step"] for row in report} == {"auto", 2}
     wrong = ["atals" if word == "own.toml" else word for word in train]
     code, _, err = call(capsys, *wrong)
     assert code == 2
