@@ -70,6 +70,7 @@ def test_quality__at_least_celltypists_own(name, balance):
     assert np.mean(ours) >= np.mean(theirs) - noise
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", ["pbmc3k", "worm_neuron_sci"])
 def test_annotate__celltypist_agrees_on_every_cell(tmp_path, name, dtype):

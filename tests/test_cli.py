@@ -390,6 +390,7 @@ def test_cli__starts_within_a_second(arguments):
     assert best < 1
 
 
+@pytest.mark.slow
 def test_cli__demo(tmp_path):
     done = run("demo", cwd=tmp_path)
     made = sorted(p.name for p in (tmp_path / "streamtrain-demo").iterdir())
@@ -410,6 +411,7 @@ def smaller(words):
     return [sizes.get(before, word) for before, word in zip([None, *words], words, strict=False)]
 
 
+@pytest.mark.slow
 def test_readme__its_examples_run(folder, tmp_path, monkeypatch):
     """The commands and the Python of the README, on a small atlas of those names."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")

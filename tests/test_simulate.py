@@ -137,6 +137,7 @@ def test_composition__adds_up(n_obs, n_types, n_donors):
         assert 5 <= cells.sum(axis=0).min() < 100
 
 
+@pytest.mark.slow
 def test_simulate__held_out_donors_are_neither_trivial_nor_hopeless(tmp_path):
     # The setting and a seed that the constants were calibrated by: here 0.71, 0.76 and 0.73 at
     # seeds 0 to 2. A smaller one would say nothing: 6,000 cells give 0.46 to 0.69 over eight seeds.
