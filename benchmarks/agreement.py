@@ -229,7 +229,7 @@ def scores(device: Device, sizes: dict[str, Any]) -> Iterator[Check]:
         kernel.scores(
             cells.data, cells.indices, cells.indptr, weights, constant, 0, rows.n_obs, expected
         )
-        found = DeviceScores(device, weights, intercept).scaled(rule)(rows)
+        found = DeviceScores(DeviceScaler(rule, device), weights, intercept)(rows)
         yield Check(f"scores, {n_classes} classes", distance(found, expected), TRAINED["float64"])
 
 

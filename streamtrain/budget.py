@@ -82,6 +82,15 @@ def parse_bytes(memory: int | float | str | None, name: str = "memory") -> int:
     return int(value)
 
 
+def check_gpu_memory(gpu_memory: int | str | None, *, on_gpu: bool) -> None:
+    """Refuse what is no size, or is given without a GPU."""
+    if gpu_memory is None:
+        return
+    if not on_gpu:
+        raise InputError("gpu_memory is for device='gpu': leave it out, or pass that")
+    parse_bytes(gpu_memory, "gpu_memory")
+
+
 def format_bytes(n: float) -> str:
     """Write a number of bytes for people: 1.5 GB."""
     for unit in ("bytes", "kB", "MB", "GB"):

@@ -344,8 +344,7 @@ def predict(
         overwrite=overwrite, normalize=normalize, check_expression=check_expression, layer=layer,
         gene_key=gene_key, cells=cells, transpose_input=transpose_input, where=where,
         memory=memory, scratch=scratch, n_jobs=n_jobs, device=device, gpu_memory=gpu_memory,
-        progress=not quiet,
-        storage_options=storage_options,
+        progress=not quiet, storage_options=storage_options,
     )  # fmt: skip
     if not quiet:
         print(f"saved as {out}" if out is not None else f"added to obs of {source[0]}")

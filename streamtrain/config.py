@@ -17,7 +17,7 @@ from pathlib import Path
 from textwrap import indent
 from typing import Any, Literal, ParamSpec, TypeVar
 
-from streamtrain.budget import parse_bytes
+from streamtrain.budget import check_gpu_memory
 from streamtrain.errors import InputError, near
 
 P = ParamSpec("P")
@@ -354,10 +354,7 @@ class Settings:
         _choose("learning_rate", self.learning_rate, _RATES)
         _choose("dtype", self.dtype, ("float32", "float64"))
         _choose("device", self.device, ("cpu", "gpu"))
-        if self.gpu_memory is not None and not self.on_gpu:
-            raise InputError("gpu_memory is for device='gpu': leave it out, or pass that")
-        if self.gpu_memory is not None:
-            parse_bytes(self.gpu_memory, "gpu_memory")
+        check_gpu_memory(self.gpu_memory, on_gpu=self.on_gpu)
         if self.tol is not None and self.tol != "auto":
             require_number("tol", self.tol, 0)
         if self.l1_ratio is not None:

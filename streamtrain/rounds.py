@@ -322,7 +322,7 @@ def _fit_sgd(
         cells = stored.ordered.serve(report if drawn else None)
     else:
         cells = gathered(plan, lambda at: spill.gather(record(at)), report if drawn else None)
-    scale = scaler if stored.device is None else on_device(scaler, stored.device)
+    scale = on_device(scaler, stored.device)
     served = Waited(scaled_batches(config, cells, codes, scale))
     first = next(served)
     schedule = schedule_of(config, first.cells.mean_square())
@@ -379,8 +379,10 @@ def with_prior(state: State, cells: NDArray[np.int64], drawn: NDArray[np.int64])
     return replace(state, average_intercept=state.average_intercept + own)
 
 
-def on_device(scaler: Scaler, device: Device) -> DeviceScaler:
-    """The same scaling, on a GPU."""
+def on_device(scaler: Scaler, device: Device | None) -> Scaler | DeviceScaler:
+    """The same scaling, on the GPU if one trains."""
+    if device is None:
+        return scaler
     from streamtrain.gpu.cells import DeviceScaler
 
     return DeviceScaler(scaler, device)

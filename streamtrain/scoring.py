@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from streamtrain.budget import parse_bytes
+from streamtrain.budget import check_gpu_memory
 from streamtrain.errors import InputError, some
 from streamtrain.kernels import predict as kernel
 from streamtrain.model import Model
@@ -25,6 +25,7 @@ from streamtrain.threads import Threads
 
 if TYPE_CHECKING:
     from streamtrain.gpu.device import Device
+    from streamtrain.gpu.scores import DeviceScores
 
 logger = logging.getLogger(__name__)
 
@@ -78,10 +79,7 @@ def device_for(device: str, gpu_memory: int | str | None) -> Device | None:
     """
     if device not in ("cpu", "gpu"):
         raise InputError(f"device must be 'cpu' or 'gpu'; got {device!r}")
-    if gpu_memory is not None:
-        parse_bytes(gpu_memory, "gpu_memory")
-        if device == "cpu":
-            raise InputError("gpu_memory is for device='gpu': leave it out, or pass that")
+    check_gpu_memory(gpu_memory, on_gpu=device == "gpu")
     if device == "cpu":
         return None
     from streamtrain.gpu.device import Device
@@ -206,10 +204,7 @@ class Scorer:
         self._weights = np.ascontiguousarray(coef.T)
         self._intercept = data["intercept"].to_numpy().astype(np.float64)
         self._threads, self._device = threads, device
-        if device is not None:
-            from streamtrain.gpu.scores import DeviceScores
-
-            self._on_device = DeviceScores(device, self._weights, self._intercept)
+        self._on_device: DeviceScores | None = None
         self._scale_by(scaling or Scaling.of(model))
 
     def rescaled(self, scaling: Scaling) -> Scorer:
@@ -227,13 +222,22 @@ class Scorer:
             dtype=np.float64,
         )
         if self._device is not None:
-            self._on_device = self._on_device.scaled(self._scale)
+            self._on_device = self._scores_on(self._device)
             return
         self._constant = self._intercept - self._weights.T @ self._scale.shift
 
+    def _scores_on(self, device: Device) -> DeviceScores:
+        from streamtrain.gpu.cells import DeviceScaler
+        from streamtrain.gpu.scores import DeviceScores
+
+        scale = DeviceScaler(self._scale, device)
+        if self._on_device is not None:
+            return self._on_device.rescaled(scale)
+        return DeviceScores(scale, self._weights, self._intercept)
+
     def __call__(self, rows: Rows) -> NDArray[np.float64]:
         """Scores, shape (n_obs, n_classes), of normalised cells."""
-        if self._device is not None:
+        if self._on_device is not None:
             return self._on_device(rows)
         return linear_scores(self._scale(rows).rows, self._weights, self._constant, self._threads)
 

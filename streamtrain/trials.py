@@ -45,6 +45,7 @@ from streamtrain.solvers.sgd import SGD
 from streamtrain.threads import Threads
 
 if TYPE_CHECKING:
+    from streamtrain.gpu.cells import DeviceScaler
     from streamtrain.gpu.device import Device
     from streamtrain.gpu.sgd import DeviceSGD
 
@@ -168,7 +169,10 @@ def search(
     if together < len(waiting):
         logger.info("%d settings at a time, of %s", together, format_bytes(each))
     drawn = np.zeros_like(outside)
-    run = _Run(config, stored, scaler, whole, folds, judged, outside, room, threads, drawn)
+    run = _Run(
+        config, stored, scaler, whole, _there(whole, stored.device), folds, judged, outside, room,
+        threads, drawn,
+    )  # fmt: skip
     done: list[tuple[Settings, Trial]] = []
     scores: NDArray[np.float32] | None = None  # of the trial chosen so far
     at = 0
@@ -195,6 +199,14 @@ def search(
     return Search(chosen, [trial for _, trial in ranked], best, calibration)
 
 
+def _there(whole: Scaler, device: Device | None) -> DeviceScaler | None:
+    if device is None:
+        return None
+    from streamtrain.gpu.cells import DeviceScaler
+
+    return DeviceScaler(whole, device, np.float64)
+
+
 def _on_device(
     config: Settings, stored: Stored, device: Device, n_genes: int, judged: Judged
 ) -> float:
@@ -215,6 +227,7 @@ class _Run:
     stored: Stored
     scaler: Scaler
     whole: Scaler
+    whole_there: DeviceScaler | None  # the same in float64 on the GPU that trains
     folds: Folds
     judged: Judged
     outside: NDArray[np.int64]  # cells of each class outside of each fold
@@ -234,8 +247,7 @@ class _Run:
         stored, folds, lately = self.stored, self.folds, self.config.n_iter_no_change
         plan = plan_epochs(self.config, stored.drawn, None)
         cells = gathered(plan, lambda at: stored.spill.gather(stored.record(at)))
-        device = stored.device
-        scaler = self.scaler if device is None else on_device(self.scaler, device)
+        scaler = on_device(self.scaler, stored.device)
         served = scaled_batches(self.config, cells, stored.cells.codes, scaler)
         shape = len(configs), len(self.judged.at), len(stored.cells.classes)
         scores = np.empty(shape, np.float32)
@@ -298,8 +310,7 @@ class _Run:
 
     def _scorer(self, states: list[State]) -> Callable[[Rows], list[NDArray[np.float64]]]:
         """What gives the scores of cells, as stored, under each of some models."""
-        device = self.stored.device
-        if device is None:
+        if self.whole_there is None:
             models = [_weights(state, self.whole.shift) for state in states]
 
             def score(rows: Rows) -> list[NDArray[np.float64]]:
@@ -311,7 +322,7 @@ class _Run:
 
         # Cells are centred there: 0 in place of the shift.
         models = [_weights(state, 0 * self.whole.shift) for state in states]
-        each = [DeviceScores(device, *model).scaled(self.whole) for model in models]
+        each = [DeviceScores(self.whole_there, *model) for model in models]
         return lambda rows: [scores(rows) for scores in each]
 
     def _state(self, solver: SGD | DeviceSGD, trial: int, fold: int) -> State:

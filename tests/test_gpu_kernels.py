@@ -19,7 +19,8 @@ from streamtrain.solvers.schedule import LOSSES, Schedule
 from tests import atlas
 from tests.cuda_on_cpu import Module
 from tests.fake_cupy import Cupy, Event
-from tests.test_gpu_sgd import assert_near, problem
+from tests.test_gpu_sgd import problem
+from tests.test_sgd_taken import assert_near
 
 DTYPES = (np.float32, np.float64)
 # float32: a rounding of what is written. The rest is float64, whose sums are in the same order.

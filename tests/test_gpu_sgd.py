@@ -17,10 +17,10 @@ from streamtrain.solvers import sgd
 from streamtrain.solvers.schedule import LOSSES, Schedule
 from streamtrain.threads import Threads
 from tests.test_sgd import expression, scaled_dense
+from tests.test_sgd_taken import assert_near
 
 N_OBS, SIZE = 700, 300
 HOST = Device(np)
-FIELDS = ("coef", "intercept", "average_coef", "average_intercept", "t", "n_averaged")
 
 
 def problem(n_classes, with_mean=True, dtype=np.float64, n_genes=60, genes=np.uint16):
@@ -63,19 +63,6 @@ def train(batches, rule, schedules, n_classes, *, device, state=None, taken=None
             solver.partial_fit(scale(rows), taken=part)
             first += rows.n_obs
         return solver
-
-
-def assert_near(found, expected, within):
-    for name in FIELDS:
-        a, b = getattr(found, name), getattr(expected, name)
-        assert (a is None) == (b is None), name
-        if a is None:
-            continue
-        if name in ("t", "n_averaged"):
-            np.testing.assert_array_equal(a, b, name)
-        else:
-            assert a.dtype == b.dtype, name
-            assert np.linalg.norm(a - b) <= within * np.linalg.norm(b), name
 
 
 SCHEDULES = {

@@ -40,6 +40,7 @@ def assert_near(found, expected, within):
         assert (a is None) == (b is None), name
         if a is None:
             continue
+        assert np.asarray(a).dtype == np.asarray(b).dtype, name
         if within == 0 or name in ("t", "n_averaged"):
             np.testing.assert_array_equal(a, b, name)
         else:

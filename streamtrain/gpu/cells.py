@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,12 +55,17 @@ class DeviceCells:
             )  # fmt: skip
         return out
 
+    def tiles(self) -> Iterator[tuple[slice, Any]]:
+        """Scaled expression of all cells, some at a time, and which they are."""
+        for start in range(0, self.n_obs, TILE):
+            stop = min(start + TILE, self.n_obs)
+            yield slice(start, stop), self.tile(start, stop)
+
     def mean_square(self) -> float:
         """Mean squared length |z|² of the cells."""
         xp = self.scaler.device.xp
         total = xp.zeros(())
-        for start in range(0, self.n_obs, TILE):
-            tile = self.tile(start, min(start + TILE, self.n_obs))
+        for _, tile in self.tiles():
             total += xp.square(tile).sum(dtype=np.float64)
         return float(total) / self.n_obs
 

@@ -23,6 +23,7 @@ from streamtrain.errors import InputError
 
 _SHARE = 0.9  # of the free memory, the rest being for cuBLAS and other processes
 _ALIGNED = 256  # bytes at whose multiples arrays of one upload begin
+_REMEDY = "raise gpu_memory (--gpu-memory), or leave out device"
 THREADS = 256  # of a block of threads
 
 
@@ -156,7 +157,7 @@ class Device:
         host: NDArray[Any] = array if self._here is None else array.get()
         return host
 
-    def require(self, nbytes: float, what: str, remedy: str) -> None:
+    def require(self, nbytes: float, what: str, remedy: str = _REMEDY) -> None:
         """Refuse what does not fit.
 
         Raises

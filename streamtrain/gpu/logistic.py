@@ -163,9 +163,8 @@ class DeviceSums:
         n_genes, n_columns = self._tiles.n_genes, len(self._classes)
         needed = nbytes(n_genes, *self._weights.shape) + _UPLOADS * self._tiles.largest
         self._device.require(
-            needed, f"logistic regression of {n_columns} columns x {n_genes:,} genes",
-            "raise gpu_memory (--gpu-memory), or leave out device",
-        )  # fmt: skip
+            needed, f"logistic regression of {n_columns} columns x {n_genes:,} genes"
+        )
         return self._device.room - needed
 
     def __call__(

@@ -8,9 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamtrain.gpu.cells import TILE, DeviceScaler
-from streamtrain.gpu.device import Device
 from streamtrain.rows import Rows
-from streamtrain.scaling import Scaler
 
 _PIECE = 16 * 10**6  # bytes of cells, and of their scores, sent at a time
 
@@ -20,36 +18,32 @@ class DeviceScores:
 
     Parameters
     ----------
-    device
-        Where.
+    scale
+        How cells are scaled, in float64.
     weights, intercept
         Of the model, shape (genes, n_classes) and (n_classes,).
 
     Raises
     ------
     InputError
-        If the model does not fit there.
+        If the model does not fit on the device.
     """
 
     def __init__(
-        self, device: Device, weights: NDArray[np.float64], intercept: NDArray[np.float64]
+        self, scale: DeviceScaler, weights: NDArray[np.float64], intercept: NDArray[np.float64]
     ) -> None:
         n_genes, n_classes = weights.shape
-        device.require(
-            nbytes(n_genes, n_classes),
-            f"a model of {n_classes} types and {n_genes:,} genes",
-            "raise gpu_memory (--gpu-memory), or leave out device",
-        )  # fmt: skip
-        self._device = device
-        self._weights, self._intercept = map(device.asarray, (weights, intercept))
+        self._device, self._scale = scale.device, scale
+        self._device.require(
+            nbytes(n_genes, n_classes), f"a model of {n_classes} types and {n_genes:,} genes"
+        )
+        self._weights, self._intercept = map(self._device.asarray, (weights, intercept))
 
-    def scaled(self, scaler: Scaler) -> DeviceScores:
+    def rescaled(self, scale: DeviceScaler) -> DeviceScores:
         """The same weights, for cells that are scaled so."""
         other = copy(self)
-        other._scale = DeviceScaler(scaler, self._device, np.float64)
+        other._scale = scale
         return other
-
-    _scale: DeviceScaler
 
     def __call__(self, rows: Rows) -> NDArray[np.float64]:
         """Scores, shape (n_obs, n_classes)."""
@@ -63,9 +57,8 @@ class DeviceScores:
     def _piece(self, rows: Rows) -> NDArray[np.float64]:
         xp, cells = self._device.xp, self._scale(rows)
         found = xp.empty((rows.n_obs, len(self._intercept)))
-        for start in range(0, rows.n_obs, TILE):
-            stop = min(start + TILE, rows.n_obs)
-            found[start:stop] = cells.tile(start, stop) @ self._weights
+        for some, tile in cells.tiles():
+            found[some] = tile @ self._weights
         cells.release()
         found += self._intercept
         return self._device.to_host(found)

@@ -9,7 +9,7 @@ The iterates are those of `solvers.sgd`, with sums in another order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -21,7 +21,7 @@ from streamtrain.errors import InputError
 from streamtrain.gpu.cells import TILE, DeviceCells
 from streamtrain.gpu.device import THREADS, Device
 from streamtrain.kernels import blocks as kernel
-from streamtrain.solvers.counters import Counters, State, overflow
+from streamtrain.solvers.counters import Counters, State, Weights, overflow
 from streamtrain.solvers.schedule import LOSSES, PASSIVE, Loss, Schedule
 from streamtrain.solvers.stripe import Steps
 
@@ -95,13 +95,8 @@ class DeviceSGD:
         self._loss, self._epsilon, self._rate = LOSSES[loss], float(epsilon), float(intercept_rate)
         self.n_columns = (1 if n_classes == 2 else n_classes) * len(self.schedules)
         needed = beside + nbytes(n_genes, self.n_columns, dtype, average)
-        device.require(
-            needed, f"SGD of {self.n_columns} columns x {n_genes:,} genes",
-            "raise gpu_memory (--gpu-memory), or leave out device",
-        )  # fmt: skip
-        if state is None:
-            zero = np.zeros((self.n_columns, n_genes), dtype)
-            state = State(zero, np.zeros(self.n_columns))
+        device.require(needed, f"SGD of {self.n_columns} columns x {n_genes:,} genes")
+        state = state or State.zeros(self.n_columns, n_genes, dtype)
         self._counters = Counters(
             n_classes, self.schedules, self.average, state, class_weight, blocks_of
         )
@@ -260,11 +255,9 @@ class DeviceSGD:
         """Decision scores under the present weights (not the averages), shape (n_obs, columns)."""
         parts = [self._active, *self._frozen]
         on_device = [self._device.xp.empty((cells.n_obs, len(w.columns))) for w in parts]
-        for start in range(0, cells.n_obs, TILE):
-            stop = min(start + TILE, cells.n_obs)
-            Z = cells.tile(start, stop)
+        for some, Z in cells.tiles():
             for w, scores in zip(parts, on_device, strict=True):
-                scores[start:stop] = Z @ w.U
+                scores[some] = Z @ w.U
         cells.release()
         found = np.empty((cells.n_obs, self.n_columns))
         for w, scores in zip(parts, on_device, strict=True):
@@ -291,34 +284,19 @@ class DeviceSGD:
         InputError
             If the weights overflowed.
         """
-        mine = np.flatnonzero(self.model == model)
-        counters, n_genes = self._counters, self._n_genes
-        coef, intercept = np.empty((len(mine), n_genes), self._dtype), np.empty(len(mine))
-        n_averaged = counters.n_averaged[mine]
-        averaged = bool(self.average) and bool(n_averaged.any())
-        average_coef = np.empty_like(coef) if averaged else None
-        average_intercept = np.empty_like(intercept) if averaged else None
+        return self._counters.state(model, self._weights(model), self._n_genes, self._dtype)
+
+    def _weights(self, model: int) -> Iterator[Weights]:
+        """Weights of a model's columns, on the host."""
         for w in (self._active, *self._frozen):
-            own = np.flatnonzero(np.isin(w.columns, mine))
+            own = np.flatnonzero(self.model[w.columns] == model)
             if not len(own):
                 continue
             w = w.take(own, self._device.xp)
-            at = w.columns - mine[0]
-            U, sums = (self._device.to_host(a) for a in (w.U, w.sums))
+            U, A, sums = (self._device.to_host(a) for a in (w.U, w.A, w.sums))
             if not (np.isfinite(U).all() and np.isfinite(sums[0]).all()):
                 raise overflow(self.schedules)
-            coef[at], intercept[at] = U.T, sums[0]
-            if average_coef is not None and average_intercept is not None:
-                n = np.maximum(1, counters.n_averaged[w.columns])
-                # A column frozen before averaging began has none: its weights stand in.
-                none = counters.n_averaged[w.columns] == 0
-                mean = self._device.to_host(w.A).T / n[:, None]
-                average_coef[at] = np.where(none[:, None], U.T, mean)
-                average_intercept[at] = np.where(none, sums[0], sums[1] / n)
-        return State(
-            coef, intercept, average_coef, average_intercept, counters.t[mine],
-            n_averaged if averaged else None,
-        )  # fmt: skip
+            yield w.columns, U, sums[0], A, sums[1]
 
 
 def check(penalty: str | None, learning_rate: str) -> None:

@@ -6,7 +6,7 @@ it has taken, and from which on its weights are averaged.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
@@ -18,6 +18,9 @@ from streamtrain.errors import InputError
 from streamtrain.kernels import sgd as kernel
 from streamtrain.solvers.schedule import SLOWER, Schedule
 from streamtrain.solvers.stripe import Steps
+
+# Columns; their weights, (genes, columns or more), intercepts, and the sums of both.
+Weights = tuple[NDArray[np.int64], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,11 @@ class State:
     average_intercept: NDArray[np.float64] | None = None
     t: float | NDArray[np.float64] = 1.0
     n_averaged: NDArray[np.int64] | None = None
+
+    @classmethod
+    def zeros(cls, n_columns: int, n_genes: int, dtype: Any) -> State:
+        """Nothing learned yet."""
+        return cls(np.zeros((n_columns, n_genes), dtype), np.zeros(n_columns))
 
     @property
     def scoring(self) -> tuple[NDArray[Any], NDArray[np.float64]]:
@@ -156,6 +164,31 @@ class Counters:
         edges = kernel.block_edges(np.concatenate([decay, others]), size)
         largest = int(np.diff(edges).max())
         return Steps(of_group, eta, decay, levy, averaged, alpha, edges, largest)
+
+    def state(self, model: int, parts: Iterable[Weights], n_genes: int, dtype: Any) -> State:
+        """Put together what a solver has of one model, some columns at a time."""
+        mine = np.flatnonzero(self.model == model)
+        coef, intercept = np.empty((len(mine), n_genes), dtype), np.empty(len(mine))
+        n_averaged = self.n_averaged[mine]
+        averaged = self._averages and bool(n_averaged.any())
+        average_coef = np.empty_like(coef) if averaged else None
+        average_intercept = np.empty_like(intercept) if averaged else None
+        for columns, U, b, A, ab in parts:
+            own = np.flatnonzero(self.model[columns] == model)
+            if not len(own):
+                continue
+            at = columns[own] - mine[0]
+            coef[at], intercept[at] = U[:, own].T, b[own]
+            if average_coef is not None and average_intercept is not None:
+                n = n_averaged[at]
+                # A column frozen before averaging began has none: its weights stand in.
+                some, over = n > 0, np.maximum(n, 1)
+                average_coef[at] = np.where(some[:, None], A[:, own].T / over[:, None], coef[at])
+                average_intercept[at] = np.where(some, ab[own] / over, b[own])
+        return State(
+            coef, intercept, average_coef, average_intercept, self.t[mine],
+            n_averaged if averaged else None,
+        )  # fmt: skip
 
     def count(self, taken: NDArray[np.bool_], steps: Steps | None) -> None:
         """Count the steps of a piece; None for no columns that went on."""

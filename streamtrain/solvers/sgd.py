@@ -106,9 +106,7 @@ class SGD:
         self._shift_of_q, self._centred = self._shift, bool(self._shift.any())
         self._dtype, self._threads, n_models = np.dtype(dtype), threads, len(self.schedules)
         self.n_columns = (1 if n_classes == 2 else n_classes) * n_models
-        if state is None:
-            zero = np.zeros((self.n_columns, len(self._shift)), dtype)
-            state = State(zero, np.zeros(self.n_columns))
+        state = state or State.zeros(self.n_columns, len(self._shift), dtype)
         self._counters = Counters(
             n_classes, self.schedules, self.average, state, class_weight, blocks_of
         )
@@ -369,30 +367,12 @@ class SGD:
 
         With `epochs` and an averaged L1 penalty, only at the end: it folds, see `sgd_l1`.
         """
-        mine = np.flatnonzero(self.model == model)
-        coef = np.empty((len(mine), len(self._shift)), self._dtype)
-        intercept = np.empty(len(mine))
-        n_averaged = self._counters.n_averaged[mine]
-        averaged = bool(self.average) and bool(n_averaged.any())
-        average_coef = np.empty_like(coef) if averaged else None
-        average_intercept = np.empty_like(intercept) if averaged else None
-        for stripe in self._stripes + self._frozen:
-            w = stripe.w
-            if self._l1_share:
-                sgd_l1.fold(w, np.inf)
-            for k, column in enumerate(stripe.columns.tolist()):
-                if self.model[column] != model:
-                    continue
-                at, n = column - mine[0], self._counters.n_averaged[column]
-                coef[at], intercept[at] = w.U[:, k], w.b[k]
-                if average_coef is not None and average_intercept is not None:
-                    # A column frozen before averaging began has none: its weights stand in.
-                    average_coef[at] = w.A[:, k] / n if n else coef[at]
-                    average_intercept[at] = w.ab[k] / n if n else w.b[k]
-        return State(
-            coef, intercept, average_coef, average_intercept, self._counters.t[mine],
-            n_averaged if averaged else None,
-        )  # fmt: skip
+        stripes = self._stripes + self._frozen
+        if self._l1_share:
+            for stripe in stripes:
+                sgd_l1.fold(stripe.w, np.inf)
+        parts = ((s.columns, s.w.U, s.w.b, s.w.A, s.w.ab) for s in stripes)
+        return self._counters.state(model, parts, len(self._shift), self._dtype)
 
     @staticmethod
     def nbytes(
