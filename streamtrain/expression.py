@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 TARGET_SUM = 1e4  # transcripts per cell after normalisation, CellTypist's
 TOLERANCE = 1.0  # on that sum, CellTypist's
 _SURE = 10_000  # cells after which their form is judged, before the end of the stream
+_SUMS = ("_seen", "_off", "_fractions", "_done", "_empty")
 MAX_LOG1P = 9.22  # CellTypist's bound on a value; log1p(10,000) is 9.2104
 
 Normalize = Literal["log1p"] | None
@@ -209,6 +210,18 @@ class Expression:
                 "layer=NAME; if these are counts, pass check_expression=False "
                 "(--no-check-expression)."
             )
+
+    def tally(self) -> dict[str, Any]:
+        """What was seen so far, for `merge`."""
+        return {name: getattr(self, name) for name in (*_SUMS, "_most", "_examples", "_off_whole")}
+
+    def merge(self, tally: Mapping[str, Any]) -> None:
+        """Take what another saw of the cells that follow."""
+        for name in _SUMS:
+            setattr(self, name, getattr(self, name) + tally[name])
+        self._most = max(self._most, tally["_most"])
+        self._examples = (self._examples + tally["_examples"])[:3]
+        self._off_whole &= tally["_off_whole"]
 
     def finish(self) -> None:
         """Raise or warn of what only the whole stream shows."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from streamtrain.buffers import empty
 from streamtrain.kernels import moments as kernel
 from streamtrain.kernels.sgd import lengths
+from streamtrain.pairwise import PairwiseSum
 from streamtrain.rows import Rows
 from streamtrain.threads import Threads
 
@@ -84,18 +85,28 @@ class MomentsPass:
     """Moments of a stream of rows, the same to the bit however the stream is cut.
 
     Cells are taken in blocks of `BLOCK` counted from the first cell, whatever slices they arrive
-    in; blocks merge in order. The work is split over genes, so threads change nothing either.
+    in, and blocks merge two by two: so several can take a stretch each, which begins with a block,
+    and merge `sums`. The work is split over genes, so threads change nothing either.
+
+    Parameters
+    ----------
+    n_vars
+        Number of genes.
+    threads
+        They share the genes.
+    first
+        Number of the block that the stream begins with.
     """
 
     BLOCK = 4096
 
-    def __init__(self, n_vars: int, threads: Threads) -> None:
-        self._threads = threads
-        self._total = RunningMoments.empty(n_vars)
+    def __init__(self, n_vars: int, threads: Threads, first: int = 0) -> None:
+        self._threads, self._n_vars, self._at = threads, n_vars, first
+        self._sums: PairwiseSum[RunningMoments] = PairwiseSum()
         self._restart()
 
     def _restart(self) -> None:
-        n_vars = len(self._total.mean)
+        n_vars = self._n_vars
         self._n = 0
         self._block: tuple[Any, ...] = (
             np.zeros(n_vars, np.int64),
@@ -111,7 +122,8 @@ class MomentsPass:
             self._threads.share(rows.n_vars, partial(self._take, rows, start, stop))
             self._n += stop - start
             if self._n == self.BLOCK:
-                self._total += RunningMoments.of_sparse(self._n, *self._block)
+                self._sums.add(RunningMoments.of_sparse(self._n, *self._block), self._at)
+                self._at += 1
                 self._restart()
             start = stop
 
@@ -120,9 +132,18 @@ class MomentsPass:
             rows.data, rows.indices, rows.indptr, start, stop, first_gene, stop_gene, *self._block
         )
 
+    def sums(self) -> PairwiseSum[RunningMoments]:
+        """Moments by block, with those of a block that has begun."""
+        sums: PairwiseSum[RunningMoments] = PairwiseSum()
+        sums.merge(self._sums)
+        if self._n:
+            nonzero, mean, m2 = self._block
+            sums.add(RunningMoments.of_sparse(self._n, nonzero.copy(), mean, m2), self._at)
+        return sums
+
     def result(self) -> RunningMoments:
         """Moments of all cells taken so far."""
-        return self._total + RunningMoments.of_sparse(self._n, *self._block)
+        return self.sums().total(RunningMoments.empty(self._n_vars))
 
 
 def constant_genes(moments: RunningMoments) -> NDArray[np.bool_]:

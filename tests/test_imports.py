@@ -25,8 +25,8 @@ PACKAGE = Path(streamtrain.__file__).parent
 LAYERS = [
     ("errors", "kernels"),
     (
-        "atomic", "budget", "buffers", "config", "partial", "pickled", "progress", "quotas", "rows",
-        "scratch", "threads",
+        "atomic", "budget", "buffers", "config", "pairwise", "partial", "pickled", "progress",
+        "quotas", "rows", "scratch", "threads",
     ),
     ("scaling", "sampling", "strata", "mixing", "expression", "calibration"),
     ("sharded", "shards", "shuffle", "synthetic", "writing"),
@@ -43,11 +43,9 @@ LAYERS = [
     ("estimator", "trials"),
     ("targets",),
     ("first_pass",),
+    ("cluster",),
     ("train",),
-    (
-        "cross_validate", "predict", "evaluate", "plot", "simulate", "cluster", "convert",
-        "conversion",
-    ),
+    ("cross_validate", "predict", "evaluate", "plot", "simulate", "convert", "conversion"),
     ("demo", "cli", "__main__", ""),
 ]
 # fmt: on

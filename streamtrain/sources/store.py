@@ -70,7 +70,9 @@ class StoreSource(MatrixSource):
         return self._path if isinstance(self._path, Path) else None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_root": None, "_matrix": None, "_obs": None, "_threads": None}
+        path = self._path.absolute() if isinstance(self._path, Path) else self._path
+        closed = dict.fromkeys(("_root", "_matrix", "_obs", "_threads"))
+        return {**self.__dict__, **closed, "_path": path}
 
     def _uns(self) -> Any:
         return self._root.get("uns")

@@ -1,0 +1,1 @@
+"""A run's stages enter as tasks; a client of dask.distributed has its workers do them."""

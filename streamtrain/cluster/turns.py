@@ -1,0 +1,74 @@
+"""The turns of a worker's tasks: its bytes and threads, and what it keeps from one to the next."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
+
+from distributed import get_worker
+
+from streamtrain.budget import parse_bytes, release_freed
+from streamtrain.errors import InputError
+from streamtrain.threads import Threads, n_threads
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+_turn = threading.Lock()  # a worker has one budget of memory and threads, for a task at a time
+_kept: dict[str, dict[str, Any]] = {}  # by run
+_closing: dict[str, ExitStack] = {}
+
+
+@contextmanager
+def turn(memory: int | str | None, n_jobs: int | None) -> Iterator[tuple[int, Threads]]:
+    """Wait for this worker's other tasks; give the bytes and the threads of one.
+
+    Parameters
+    ----------
+    memory
+        The run's, of each worker; None for a quarter of what is free, but no more than half of the
+        worker's own limit.
+    n_jobs
+        The run's; a worker's own threads are the most.
+    """
+    worker = get_worker()
+    with _turn:
+        budget = parse_bytes(memory)
+        limit = getattr(getattr(worker, "memory_manager", None), "memory_limit", None)
+        if memory is None and limit:
+            budget = min(budget, int(limit) // 2)
+        n = min(n_threads(n_jobs), int(worker.state.nthreads))
+        with Threads(n) as threads:
+            try:
+                yield budget, threads
+            except FileNotFoundError as error:
+                raise InputError(
+                    f"the worker at {worker.address} finds no {error.filename or error}: put it on "
+                    "a file system that every worker has, under the same path"
+                ) from error
+
+
+def kept(run: str, name: str, make: Callable[[ExitStack], T]) -> T:
+    """Give what this worker keeps for a run under a name, made by the first task that asks.
+
+    Within a `turn`. `make` gets a stack for what is to be closed at the end of the run.
+    """
+    mine = _kept.setdefault(run, {})
+    if name not in mine:
+        with ExitStack() as stack:
+            mine[name] = make(stack)
+            _closing.setdefault(run, ExitStack()).push(stack.pop_all())
+    found: T = mine[name]
+    return found
+
+
+def forget(run: str) -> None:
+    """Close what this worker keeps for a run."""
+    with _turn:
+        _kept.pop(run, None)
+        with _closing.pop(run, ExitStack()):
+            pass
+    release_freed()

@@ -1,0 +1,233 @@
+"""Functions and their arguments in, results out: the tasks of a run, done by a client's workers."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError
+from dataclasses import dataclass, field
+from typing import Any
+
+from distributed import Client, KilledWorker, wait
+from distributed.comm.core import CommClosedError
+
+from streamtrain.cluster.turns import forget
+from streamtrain.errors import InputError
+from streamtrain.sources.base import Source
+from streamtrain.sources.collection import CollectionSource
+from streamtrain.sources.store import StoreSource
+
+logger = logging.getLogger(__name__)
+
+_DEATHS = 20  # of workers during one task, beyond those that the scheduler allows
+_LOOK = 10.0  # seconds after which it is looked whether there are workers at all
+
+
+class SchedulerLostError(ConnectionError):
+    """The connection to the scheduler ended and did not come back."""
+
+
+@dataclass(eq=False)
+class Shared:
+    """An object that every worker has; sent once, and again if all that had it are gone."""
+
+    value: Any
+    future: Any = None
+
+
+@dataclass(eq=False)
+class Task:
+    """A pure function of its arguments, which may be run any number of times."""
+
+    name: str
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    on: str | None
+    future: Any = None
+    deaths: int = 0
+
+
+@dataclass(eq=False)
+class Workers:
+    """The workers of a client for the length of a run; a context manager.
+
+    A task whose worker is killed is run by another, and one whose arguments went with it gets them
+    again. Keys begin with what a task does, which the dashboard shows.
+
+    Parameters
+    ----------
+    client
+        A dask.distributed Client.
+    """
+
+    client: Any
+    run: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+    _n: int = 0
+
+    def __post_init__(self) -> None:
+        self._address = self.client.scheduler.address
+
+    def addresses(self) -> list[str]:
+        """Of the workers at present, in an order of their own."""
+        try:
+            return sorted(self.client.scheduler_info(n_workers=-1)["workers"])
+        except (OSError, CommClosedError) as error:
+            raise self._lost() from error
+
+    @property
+    def n(self) -> int:
+        """Workers at present, one at least."""
+        return max(1, len(self.addresses()))
+
+    def share(self, value: Any) -> Shared:
+        """Send an object to every worker, to be an argument of tasks."""
+        shared = Shared(value)
+        self._send(shared)
+        return shared
+
+    def submit(
+        self, name: str, function: Callable[..., Any], *args: Any, on: str | None = None
+    ) -> Task:
+        """Have a worker call a function.
+
+        Parameters
+        ----------
+        name
+            What it does, such as "read-cells".
+        args
+            Its arguments; of `Task` the result, and of `Shared` the object.
+        on
+            Address of the worker that should rather do it.
+        """
+        task = Task(name, function, args, on)
+        self._start(task)
+        return task
+
+    def result(self, task: Task) -> Any:
+        """Wait for a task.
+
+        Raises
+        ------
+        SchedulerLostError
+            If there is no scheduler any more.
+        InputError
+            If one worker after the other died of it.
+        """
+        while True:
+            try:
+                self._wait(task)
+                return self.client.gather(task.future, direct=True)
+            except KilledWorker as error:
+                self._died(task, error)
+            except (CancelledError, CommClosedError) as error:
+                self._reconnect(error)
+                self._start(task)
+
+    def in_order(self, tasks: Iterable[Callable[[], Task]], ahead: int = 2) -> Iterator[Any]:
+        """Results of tasks in order; `ahead` for each worker are begun at a time."""
+        begun: deque[Task] = deque()
+        for make in tasks:
+            begun.append(make())
+            if len(begun) > ahead * self.n:
+                yield self._taken(begun.popleft())
+        while begun:
+            yield self._taken(begun.popleft())
+
+    def _taken(self, task: Task) -> Any:
+        found = self.result(task)
+        task.future = None
+        return found
+
+    def _send(self, shared: Shared) -> None:
+        # Direct: through the scheduler it would grow by it, for each worker.
+        try:
+            shared.future = self.client.scatter(
+                shared.value, broadcast=True, hash=False, direct=True
+            )
+        except CommClosedError as error:
+            self._reconnect(error)
+            self._send(shared)
+
+    def _start(self, task: Task) -> None:
+        """Submit a task, and whatever it takes that is lost."""
+        args = []
+        for arg in task.args:
+            if isinstance(arg, (Shared, Task)):
+                if arg.future is None or arg.future.cancelled() or arg.future.status == "lost":
+                    self._send(arg) if isinstance(arg, Shared) else self._start(arg)
+                args.append(arg.future)
+            else:
+                args.append(arg)
+        self._n += 1
+        where = {} if task.on is None else {"workers": [task.on], "allow_other_workers": True}
+        task.future = self.client.submit(
+            task.function, *args, key=f"{task.name}-{self.run}-{self._n}", pure=False, **where
+        )
+
+    def _wait(self, task: Task) -> None:
+        """Wait, and say so where no worker is there to do it."""
+        told = False
+        while True:
+            try:
+                wait([task.future], timeout=_LOOK)  # type: ignore[no-untyped-call]
+                return
+            except TimeoutError:
+                if not told and not self.addresses():
+                    logger.warning("%s has no worker: waiting for one to join", self._address)
+                    told = True
+
+    def _died(self, task: Task, error: KilledWorker) -> None:
+        task.deaths += 1
+        if task.deaths > _DEATHS:
+            raise InputError(
+                f"workers died one after the other of {task.name}: where the scheduler's log tells "
+                "of their memory, lower memory (--memory), which is of each worker, or give them "
+                "more"
+            ) from error
+        logger.warning("workers died of %s; it is run again", task.name)
+        self._start(task)
+
+    def _reconnect(self, error: BaseException) -> None:
+        """Wait until the client has its scheduler again."""
+        while self.client.status == "connecting":
+            time.sleep(0.1)
+        if self.client.status != "running":
+            raise self._lost() from error
+
+    def _lost(self) -> SchedulerLostError:
+        return SchedulerLostError(f"the scheduler at {self._address} is lost")
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.client.status == "running":
+            self.client.run(forget, self.run, on_error="ignore")
+
+
+def check(client: Any, source: Source) -> None:
+    """Refuse what workers cannot read, or no workers.
+
+    Raises
+    ------
+    InputError
+        For cells in memory and text tables, a client that is none, or without workers.
+    """
+    if not isinstance(client, Client):
+        raise InputError(f"client must be a dask.distributed Client; got a {type(client).__name__}")
+    members = source.members if isinstance(source, CollectionSource) else [source]
+    for member in members:
+        if not isinstance(member, StoreSource):
+            raise InputError(
+                f"{source.name}: on a cluster each worker reads the cells by itself: pass the path "
+                "or address of an .h5ad or zarr store that all of them can open (streamtrain "
+                "convert writes one)"
+            )
+    if not client.scheduler_info()["workers"]:
+        raise InputError(
+            f"the client {client} has no worker: start some, such as "
+            "dask worker ADDRESS, or wait for them with client.wait_for_workers(1)"
+        )
