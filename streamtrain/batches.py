@@ -36,13 +36,13 @@ class Batch:
 
 
 def planned(
-    plan: Plan, report: Callable[[int, NDArray[Any]], None] | None = None
+    plan: Plan, report: Callable[[int, NDArray[Any]], None] | None = None, first: int = 0
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Epoch and cells of every batch of a plan, in order.
+    """Epoch and cells of every batch of a plan, in order, from the epoch `first` on.
 
     `report` is called with the number of each epoch, from 0, and its cells before the first batch.
     """
-    for epoch in range(plan.epochs):
+    for epoch in range(first, plan.epochs):
         order = plan.epoch(epoch)
         if report is not None:
             report(epoch, order)
@@ -55,12 +55,13 @@ def gathered(
     plan: Plan,
     gather: Callable[[NDArray[np.int64]], Rows],
     report: Callable[[int, NDArray[Any]], None] | None = None,
+    first: int = 0,
 ) -> Served:
     """Epoch, cells and expression of every batch of a plan, in order.
 
-    `gather` gives planned cells by their position in the plan; `report` is as of `planned`.
+    `gather` gives planned cells by their position in the plan; the rest is as of `planned`.
     """
-    for epoch, cells in planned(plan, report):
+    for epoch, cells in planned(plan, report, first):
         yield epoch, cells, gather(cells)
 
 
@@ -71,17 +72,19 @@ def batches(
     *,
     gene_dropout: float = 0.0,
     seed: int = 0,
+    before: int = 0,
 ) -> Iterator[Batch]:
     """Scale what is served, with the class of each cell of the plan.
 
-    Each batch goes without a share `gene_dropout` of the genes, drawn by `seed`.
+    Each batch goes without a share `gene_dropout` of the genes, drawn by `seed` and the number of
+    the batch, `before` being the first.
 
     The next batch is scaled ahead, and the one after it gathered: with one step alone the solver
     waited for a tenth of its time.
     """
 
     def scaled() -> Iterator[Batch]:
-        for number, (epoch, cells, rows) in enumerate(ahead(served)):
+        for number, (epoch, cells, rows) in enumerate(ahead(served), before):
             scale = scaler
             if gene_dropout:
                 n_genes = len(scaler.shift)

@@ -58,6 +58,11 @@ class Cells:
         """Number of cells."""
         return len(self.codes)
 
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Cells of each class, shape (n_classes,)."""
+        return np.bincount(self.codes, minlength=len(self.classes))
+
 
 def select_rows(source: Source, where: str | None) -> NDArray[np.int64] | None:
     """Row numbers of the cells that `where` selects, or None for all.

@@ -19,10 +19,11 @@ from streamtrain.cells import (
     expression_of,
 )
 from streamtrain.config import Settings
+from streamtrain.descent import plan_epochs
 from streamtrain.errors import InputError
 from streamtrain.ordered import PlanOrder
 from streamtrain.progress import counted
-from streamtrain.rounds import check_room, fixed_bytes, needed_room, plan_epochs
+from streamtrain.rounds import check_room, fixed_bytes, needed_room
 from streamtrain.scaling import MomentsPass, RunningMoments
 from streamtrain.scratch import free_disk, require_free
 from streamtrain.sources.base import Source

@@ -20,10 +20,10 @@ from streamtrain.cells import (
     require_file,
 )
 from streamtrain.config import Settings
+from streamtrain.descent import plan_epochs
 from streamtrain.errors import InputError, some
 from streamtrain.holdout import Folds, folds_of, hold_out
 from streamtrain.judged import Judged, judged_cells
-from streamtrain.rounds import plan_epochs
 from streamtrain.sampling_columns import batch_keys, sampling_weights
 from streamtrain.solvers.class_weight import class_weights
 from streamtrain.sources.base import Source

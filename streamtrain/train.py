@@ -37,8 +37,6 @@ from streamtrain.features import Features
 from streamtrain.first_pass import first_pass, room_for_cells
 from streamtrain.model import Model
 from streamtrain.rounds import (
-    Fitted,
-    Stored,
     check,
     check_matrix,
     fit,
@@ -52,6 +50,7 @@ from streamtrain.sources.base import Source
 from streamtrain.sources.collection import CollectionSource, report_files
 from streamtrain.sources.genes import Genes
 from streamtrain.spill import Spill
+from streamtrain.stored import Fitted, Stored
 from streamtrain.targets import Target, cells_taken, listed_genes, recorder, targets_of
 from streamtrain.threads import Threads
 from streamtrain.trials import Search, search

@@ -19,16 +19,9 @@ from streamtrain.batches import Batch, gathered
 from streamtrain.budget import format_bytes
 from streamtrain.calibration import Calibration
 from streamtrain.config import Settings
-from streamtrain.holdout import Folds
-from streamtrain.judged import Judged, macro_f1
-from streamtrain.model_schema import two_rows
-from streamtrain.progress import stage
-from streamtrain.rounds import (
-    Stored,
+from streamtrain.descent import (
     batches_on_device,
     make_sgd,
-    models_bytes,
-    needed_room,
     on_device,
     plan_epochs,
     scaled_batches,
@@ -36,12 +29,18 @@ from streamtrain.rounds import (
     sweep_bytes,
     with_prior,
 )
+from streamtrain.holdout import Folds
+from streamtrain.judged import Judged, macro_f1
+from streamtrain.model_schema import two_rows
+from streamtrain.progress import stage
+from streamtrain.rounds import models_bytes, needed_room
 from streamtrain.rows import Rows
 from streamtrain.scaling import Scaler
 from streamtrain.scoring import linear_scores
 from streamtrain.solvers.counters import State
 from streamtrain.solvers.schedule import Schedule
 from streamtrain.solvers.sgd import SGD
+from streamtrain.stored import Stored
 from streamtrain.threads import Threads
 
 if TYPE_CHECKING:

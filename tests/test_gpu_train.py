@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import streamtrain
-from streamtrain import InputError, rounds
+from streamtrain import InputError, descent
 from streamtrain.gpu import scores, sgd
 from streamtrain.gpu.device import Device
 from streamtrain.gpu.sgd import DeviceSGD
@@ -178,9 +178,9 @@ def test_train__in_plan_order_the_budget_has_the_batches(device, monkeypatch):
     adata = atlas.make(900)
     plain = streamtrain.train(adata, "cell_type", device="gpu", **options, **QUIET)
     beside = []
-    make = rounds.batches_on_device
+    make = descent.batches_on_device
     monkeypatch.setattr(
-        rounds, "batches_on_device", lambda *a: beside.append(make(*a)) or beside[-1]
+        descent, "batches_on_device", lambda *a: beside.append(make(*a)) or beside[-1]
     )
     monkeypatch.setattr(sys.modules["streamtrain.first_pass"], "free_memory", lambda: 1000)
     ordered = streamtrain.train(

@@ -39,6 +39,8 @@ LAYERS = [
     ("voting", "obs_columns", "annotations", "overcluster"),
     ("celltypist_export", "celltypist_import", "model_edit", "model_schema", "model_store"),
     ("solvers", "model", "gpu"),
+    ("stored",),
+    ("descent", "optimum"),
     ("adapt", "rounds", "scoring", "selection", "features", "warm_start", "standardised", "adding"),
     ("estimator", "trials"),
     ("targets",),
@@ -51,7 +53,7 @@ LAYERS = [
 # fmt: on
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # Only these may import them, and inside functions.
-GUARDED = {"gpu": {"rounds", "trials", "scoring"}, "cluster": {"train"}}
+GUARDED = {"gpu": {"descent", "optimum", "rounds", "trials", "scoring"}, "cluster": {"train"}}
 
 
 def layer_of(module):

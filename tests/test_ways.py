@@ -97,8 +97,8 @@ def test_logistic__same_model_on_scratch_and_with_types_in_turn(monkeypatch):
             asked.append(memory)
             super().__init__(*given, memory=0, **options)
 
-    monkeypatch.setattr("streamtrain.rounds.Logistic", Cramped)
-    monkeypatch.setattr("streamtrain.rounds.Tiles", lambda n, dtype, _, s: Tiles(n, dtype, 0, s))
+    monkeypatch.setattr("streamtrain.optimum.Logistic", Cramped)
+    monkeypatch.setattr("streamtrain.optimum.Tiles", lambda n, dtype, _, s: Tiles(n, dtype, 0, s))
     equal(streamtrain.train(adata, "cell_type", **QUIET), reference)
     assert len(asked) == 1
 

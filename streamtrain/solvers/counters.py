@@ -7,7 +7,7 @@ it has taken, and from which on its weights are averaged.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from typing import Any
 
@@ -51,6 +51,26 @@ class State:
         """Nothing learned yet."""
         return cls(np.zeros((n_columns, n_genes), dtype), np.zeros(n_columns))
 
+    def columns(self, which: range) -> State:
+        """Some of the columns, sharing memory with these."""
+        part = slice(which.start, which.stop)
+        arrays = {
+            name: values[part]
+            for name in self.__dataclass_fields__
+            if isinstance(values := getattr(self, name), np.ndarray)
+        }
+        return replace(self, **arrays)
+
+    @classmethod
+    def joined(cls, parts: Sequence[State]) -> State:
+        """Columns of several, one after the other."""
+
+        def all_of(name: str) -> Any:
+            found = [getattr(part, name) for part in parts]
+            return None if found[0] is None else np.concatenate([np.atleast_1d(f) for f in found])
+
+        return cls(*(all_of(name) for name in cls.__dataclass_fields__))
+
     @property
     def scoring(self) -> tuple[NDArray[Any], NDArray[np.float64]]:
         """Coefficients and intercepts that score cells: the averages where there are some."""
@@ -72,7 +92,7 @@ class Counters:
         0, or the step from which weights are averaged.
     state
         Where to continue from, all models' columns.
-    class_weight, blocks_of
+    class_weight, blocks_of, share
         As of `SGD`.
 
     Attributes
@@ -97,20 +117,23 @@ class Counters:
         state: State,
         class_weight: ArrayLike | None,
         blocks_of: Sequence[Schedule],
+        share: range | None = None,
     ) -> None:
         self._schedules, self._blocks_of, n_models = schedules, blocks_of, len(schedules)
         self._averages = bool(average)
         two = n_classes == 2
-        self._each = 1 if two else n_classes
-        n = self._each * n_models
-        self.model = np.repeat(np.arange(n_models), self._each)
+        every = 1 if two else n_classes
+        own = np.arange(every) if share is None else np.array(share)
+        n = len(own) * n_models
+        self.model = np.repeat(np.arange(n_models), len(own))
         # With two classes the one column stands for the second.
-        self.label = np.tile(np.arange(self._each) + two, n_models).astype(np.int32)
+        self.label = np.tile(own + two, n_models).astype(np.int32)
         weight = np.ones(n_classes) if class_weight is None else np.asarray(class_weight, float)
         weight = np.broadcast_to(weight, (n_models, n_classes))
         self.positive = weight[self.model, self.label]
         self.negative = weight[self.model, 0] if two else np.ones(n)
-        self.t = np.array(np.broadcast_to(state.t, n), float)
+        t = np.array(np.broadcast_to(state.t, every * n_models), float).reshape(n_models, every)
+        self.t, self._least = t[:, own].ravel(), t.min(axis=1)
         self._slowed = np.zeros(n, np.int64)
         self.n_averaged = np.zeros(n, np.int64)
         # Steps taken before averaging count in no average.
@@ -119,7 +142,10 @@ class Counters:
             self._average_from = np.maximum(self._average_from, self.t.astype(np.int64))
         elif average:
             since = np.maximum(0, self.t.astype(np.int64) - self._average_from)
-            self.n_averaged[:] = since if state.n_averaged is None else state.n_averaged
+            before = state.n_averaged
+            if before is not None:
+                before = before.reshape(n_models, every)[:, own].ravel()
+            self.n_averaged[:] = since if before is None else before
         self.regroup(np.arange(n))
 
     def regroup(self, active: NDArray[np.int64]) -> None:
@@ -158,7 +184,7 @@ class Counters:
             averaged[g] = counted & (t + before >= self._average_from[column])
             alpha[g] = 0.0 if schedule.penalty is None else schedule.alpha
         others = np.ones((len(self._blocks_of), taken.shape[1]))
-        t_of = cycle(zip(taken, self.t[:: self._each].tolist(), strict=True))
+        t_of = cycle(zip(taken, self._least.tolist(), strict=True))
         for row, schedule, (own, t) in zip(others, self._blocks_of, t_of, strict=False):
             row[own] = schedule.decays(schedule.steps(t, int(np.count_nonzero(own))))
         edges = kernel.block_edges(np.concatenate([decay, others]), size)
@@ -196,7 +222,9 @@ class Counters:
             n = steps.averaged.sum(axis=1)
             self.n_averaged[self._active] += n[self.group[self._active]]
         # As scikit-learn counts, with or without columns that go on.
-        self.t += np.count_nonzero(taken, axis=1)[self.model]
+        n_taken = np.count_nonzero(taken, axis=1)
+        self.t += n_taken[self.model]
+        self._least += n_taken
 
 
 def overflow(schedules: Sequence[Schedule]) -> InputError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from copy import copy, deepcopy
 from itertools import pairwise
 from typing import Any
 
@@ -70,8 +71,10 @@ class SGD:
         Where to continue from, all models' columns.
     blocks_of
         Schedules of all models over the stream, of which these are some, in whole rounds of
-        `taken`: blocks of cells then end as if all were here and none frozen. Sums are rounded by
-        block, and so alike whichever models are trained together.
+        `taken`: blocks of cells then end as if all were here and none frozen or slower. Sums are
+        rounded by block, and so alike whichever models and columns are trained together.
+    share
+        The columns that are trained here, of one model; None for all. `state` is of all.
     """
 
     def __init__(
@@ -91,6 +94,7 @@ class SGD:
         threads: Threads,
         state: State | None = None,
         blocks_of: Sequence[Schedule] = (),
+        share: range | None = None,
     ) -> None:
         self.schedules = [schedule] if isinstance(schedule, Schedule) else list(schedule)
         self.average, self.sparse, self.epochs = int(average), sparse, epochs
@@ -105,18 +109,34 @@ class SGD:
         self._shift = np.ascontiguousarray(shift, np.float64)
         self._shift_of_q, self._centred = self._shift, bool(self._shift.any())
         self._dtype, self._threads, n_models = np.dtype(dtype), threads, len(self.schedules)
-        self.n_columns = (1 if n_classes == 2 else n_classes) * n_models
+        each = 1 if n_classes == 2 else n_classes
+        self.n_columns = (each if share is None else len(share)) * n_models
+        if share is not None and n_models > 1:
+            raise ValueError("columns are shared out of one model")
         state = state or State.zeros(self.n_columns, len(self._shift), dtype)
         self._counters = Counters(
-            n_classes, self.schedules, self.average, state, class_weight, blocks_of
+            n_classes, self.schedules, self.average, state, class_weight, blocks_of, share
         )
+        if share is not None and len(state.coef) > len(share):
+            state = state.columns(share)
         self.model = self._counters.model
         self._frozen: list[Stripe] = []
         # Two classes make one column; of more, a cache line of columns are stepped together. That
         # must not follow from how many there are, as a column's sums are in another order.
-        width = 1 if self.n_columns == n_models == 1 else lanes_of(self._dtype)
+        width = 1 if each == n_models == 1 else lanes_of(self._dtype)
         self._stripes = self._start(state, width)
         self._regroup()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_threads": None}
+
+    def copy(self, threads: Threads) -> SGD:
+        """The same, to go on by itself by these threads; also of one that was pickled."""
+        other = copy(self)
+        other._threads, other._counters = threads, deepcopy(self._counters)
+        other._stripes = [stripe.copy() for stripe in self._stripes]
+        other._frozen = [stripe.copy() for stripe in self._frozen]
+        return other
 
     def _start(self, state: State, width: int) -> list[Stripe]:
         counters, stripes = self._counters, []

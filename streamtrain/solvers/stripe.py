@@ -148,6 +148,13 @@ class Stripe:
         """Columns of the arrays, idle ones included."""
         return len(self.w.b)
 
+    def copy(self) -> Stripe:
+        """The same with arrays of its own, which begin with a cache line."""
+        arrays = [zeros(array.shape, array.dtype) for array in self.w]
+        for new, old in zip(arrays, self.w, strict=True):
+            new[...] = old
+        return Stripe(self.columns, Columns(*arrays))
+
 
 def restripe(stripes: list[Stripe], keep: NDArray[np.bool_], width: int) -> list[Stripe]:
     """Stripes of the columns to `keep` (n_columns,), `width` each; idle ones fill up the last."""
