@@ -100,6 +100,7 @@ def expression_of(
     check: Literal["sum", "range"] | None,
     dtype: Any,
     threads: Threads,
+    judges: bool = True,
 ) -> Expression:
     """Make the normalisation and checks of the cells `rows` of a source, named in its messages.
 
@@ -115,6 +116,7 @@ def expression_of(
         cell=lambda position: name_cell(source, rows, position),
         gene=lambda position: str(source.genes[position]),
         threads=threads,
+        judges=judges,
     )
 
 

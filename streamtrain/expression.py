@@ -48,6 +48,8 @@ class Expression:
         Give the name of a cell by its position in the stream, and of a gene by its position.
     threads
         They share the cells of a block.
+    judges
+        Raise as soon as most cells have the wrong form; else that is left to whoever `merge`s.
     """
 
     def __init__(
@@ -60,8 +62,10 @@ class Expression:
         cell: Callable[[int], str],
         gene: Callable[[int], str],
         threads: Threads,
+        judges: bool = True,
     ) -> None:
         self.name, self.normalize, self.check = name, normalize, check
+        self._judges = judges
         self.dtype = np.dtype(dtype)
         self._cell, self._gene = cell, gene
         self._threads = threads
@@ -153,12 +157,19 @@ class Expression:
         self._off_whole &= not bool(np.any(flags[off] & kernel.FRACTION))
         for i in off[: max(0, 3 - len(self._examples))].tolist():
             self._examples.append(f"{self._cell(position + i)}: {sums[i]:.6g}")
-        if self.check == "sum" and self._off and self._off == len(off):
+        if self._judges:
+            self._judge_sums(self._off - len(off))
+
+    def _judge_sums(self, before: int) -> None:
+        """Warn of the first cells whose sum is off, of which there were `before`; refuse most."""
+        if self.check != "sum":
+            return
+        if self._off and not before:
             logger.warning(
                 "%s: expm1 does not sum to 10,000 in %s; the run will end in an error once all "
                 "cells are read", self.name, self._examples[0],
             )  # fmt: skip
-        if self.check == "sum" and self._off > self._seen / 2:
+        if self._off > self._seen / 2:
             self._refuse_sums(f"of the first {self._seen:,} read")
 
     def _refuse_sums(self, among: str) -> None:
@@ -187,7 +198,7 @@ class Expression:
         if not self._examples:
             i = int(done[0] if len(done) else fractions[0])
             self._examples.append(self._cell(position + i))
-        if self._seen >= _SURE:
+        if self._judges and self._seen >= _SURE:
             self._refuse_logged()
 
     def _refuse_logged(self) -> None:
@@ -216,12 +227,16 @@ class Expression:
         return {name: getattr(self, name) for name in (*_SUMS, "_most", "_examples", "_off_whole")}
 
     def merge(self, tally: Mapping[str, Any]) -> None:
-        """Take what another saw of the cells that follow."""
+        """Take what another saw of the cells that follow; raises as for these cells."""
+        before = self._off
         for name in _SUMS:
             setattr(self, name, getattr(self, name) + tally[name])
         self._most = max(self._most, tally["_most"])
         self._examples = (self._examples + tally["_examples"])[:3]
         self._off_whole &= tally["_off_whole"]
+        self._judge_sums(before)
+        if self.check is not None and tally["_fractions"] and self._seen >= _SURE:
+            self._refuse_logged()
 
     def finish(self) -> None:
         """Raise or warn of what only the whole stream shows."""

@@ -122,9 +122,14 @@ def _in_plan_order(
 
 
 def room_for_cells(
-    budget: int, known: int, source: Source, targets: list[Target], config: Settings
+    budget: int,
+    known: int,
+    source: Source,
+    targets: list[Target],
+    config: Settings,
+    n_columns: int | None = None,
 ) -> int:
-    """Bytes of the budget that are left for cells.
+    """Bytes of the budget that are left for cells, where so many classes (None: all) are trained.
 
     Taken already: the `known` bytes of models to go on from, weights of the columns, moments
     (twelve float64 arrays over the genes, names and temporaries included), and per cell label,
@@ -134,7 +139,7 @@ def room_for_cells(
     behind.
     """
     cells = targets[0].cells
-    n_columns = max(len(target.columns.classes) for target in targets)
+    n_columns = n_columns or max(len(target.columns.classes) for target in targets)
     fixed = known + fixed_bytes(config, source.n_vars, n_columns)
     # Of the other targets codes, and models that are done.
     fixed += 4 * cells.n_obs * (len(targets) - 1)

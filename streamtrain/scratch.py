@@ -9,7 +9,8 @@ import shutil
 import tempfile
 import weakref
 from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import psutil
@@ -110,10 +111,28 @@ class ScratchArray:
         self.dtype = np.dtype(dtype)
         self._place = place_of(folder)
         try:
-            self._file = tempfile.TemporaryFile(dir=self._place, buffering=0)  # noqa: SIM115 - see close
+            self._file: Any = tempfile.TemporaryFile(dir=self._place, buffering=0)  # noqa: SIM115 - see close
         except OSError as error:
             raise _unusable(self._place, error) from error
         self._close = weakref.finalize(self, self._file.close)
+
+    @classmethod
+    def named(cls, path: Path, dtype: Any) -> Self:
+        """A new, empty one in a file that others can open; the caller deletes it."""
+        return cls._in_file(path, dtype, "w+b")
+
+    @classmethod
+    def opened(cls, path: Path, dtype: Any) -> Self:
+        """What stands in a file, to read."""
+        return cls._in_file(path, dtype, "rb")
+
+    @classmethod
+    def _in_file(cls, path: Path, dtype: Any, mode: str) -> Self:
+        array = cls.__new__(cls)
+        array.dtype, array._place = np.dtype(dtype), str(path.parent)
+        array._file = path.open(mode, buffering=0)
+        array._close = weakref.finalize(array, array._file.close)
+        return array
 
     @property
     def shape(self) -> tuple[int]:

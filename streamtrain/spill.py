@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -109,6 +110,12 @@ class Spill:
         self._lengths.append(np.diff(rows.indptr).astype(np.uint32))
         for array, values in zip(self._arrays, (rows.data, rows.indices), strict=True):
             array.append(values)
+
+    def append_all(self, blocks: Iterable[Rows]) -> None:
+        """Write all cells, and finish."""
+        for rows in blocks:
+            self.append(rows)
+        self.finish()
 
     def to_scratch(self) -> None:
         """Keep no cells in memory."""

@@ -88,6 +88,11 @@ class Tiles:
         self._offsets: list[NDArray[np.int64]] = []
 
     @property
+    def held(self) -> int:
+        """Bytes held in memory."""
+        return self._held
+
+    @property
     def nbytes(self) -> int:
         """Bytes held in memory or on scratch."""
         return self._held + sum(file.nbytes for file in self._files)

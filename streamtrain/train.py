@@ -7,22 +7,20 @@ import os
 import platform
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing, nullcontext
-from dataclasses import asdict, dataclass, replace
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streamtrain.adding import Addition
 from streamtrain.budget import (
-    BLOCK,
     format_bytes,
     parse_bytes,
-    release_freed,
 )
 from streamtrain.calibration import Calibration
 from streamtrain.cells import (
@@ -34,31 +32,31 @@ from streamtrain.config import Settings, takes_settings, with_recipe
 from streamtrain.decode.address import located
 from streamtrain.errors import InputError
 from streamtrain.features import Features
-from streamtrain.first_pass import first_pass, room_for_cells
-from streamtrain.model import Model
+from streamtrain.first_pass import room_for_cells
+from streamtrain.local import EndedEarlyError, Local, Place
+from streamtrain.model import Model, check_output
 from streamtrain.rounds import (
     check,
     check_matrix,
-    fit,
-    keeps_apart,
 )
-from streamtrain.scaling import Scaler
+from streamtrain.scaling import RunningMoments
 from streamtrain.scratch import free_disk
 from streamtrain.selection import check_enough, top_genes
+from streamtrain.solvers.counters import State
 from streamtrain.sources import open_expression, open_source
 from streamtrain.sources.base import Source
 from streamtrain.sources.collection import CollectionSource, report_files
 from streamtrain.sources.genes import Genes
-from streamtrain.spill import Spill
-from streamtrain.stored import Fitted, Stored
-from streamtrain.targets import Target, cells_taken, listed_genes, recorder, targets_of
+from streamtrain.stored import Fitted
+from streamtrain.targets import Target, cells_taken, listed_genes, targets_of
 from streamtrain.threads import Threads
-from streamtrain.trials import Search, search
+from streamtrain.trials import Search
 from streamtrain.warm_start import as_model, check_shared, weights_from
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from streamtrain.gpu.device import Device
 
-_KEPT = 0.5  # share of the room for cells that are kept in memory if all of them fit there
+logger = logging.getLogger(__name__)
 
 
 @takes_settings
@@ -69,6 +67,8 @@ def train(
     *,
     progress: bool = True,
     storage_options: Mapping[str, Any] | None = None,
+    client: Any = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     **settings: Any,
 ) -> Model:
     """Train a CellTypist classifier from cells on disk, without holding them in memory.
@@ -96,6 +96,15 @@ def train(
         For an address: region, endpoint, credentials and other settings of obstore's store or
         HTTP client, where they are not in the environment (AWS_*, GOOGLE_*, AZURE_*). They are not
         kept in the model.
+    client
+        A dask.distributed Client, whose workers train: SGD a share of the classes each, logistic
+        regression sums over a share of the cells. They read X by themselves, which must be an .h5ad
+        or zarr store that all of them can open; `memory` and `n_jobs` are of each. The model is
+        that of one process, to the bit for SGD and within 1e-10 for logistic regression. Needs
+        pip install 'streamtrain[cluster]'.
+    checkpoint
+        Folder, ending in .zarr by custom, for the model so far, should the scheduler be lost; pass
+        it as `warm_start` then.
     **settings
         Any field of `Settings`:
         {settings}
@@ -113,13 +122,18 @@ def train(
         If X is a path that does not exist.
     TypeError
         For a keyword that is no setting.
+    ConnectionError
+        If the scheduler of `client` is lost and does not come back.
 
     Warns
     -----
     sklearn.exceptions.ConvergenceWarning
         If cell types did not converge within `max_iter`; the message names them.
     """
-    [outcome] = run(X, [labels], genes, settings, progress, storage_options)
+    [outcome] = run(
+        X, [labels], genes, settings, progress, storage_options, client=client,
+        checkpoint=checkpoint,
+    )  # fmt: skip
     if outcome.unconverged:
         from sklearn.exceptions import ConvergenceWarning
 
@@ -159,6 +173,8 @@ def run(
     storage_options: Mapping[str, Any] | None,
     *,
     refit: bool = True,
+    client: Any = None,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> list[Outcome]:
     """Do what `train` and `cross_validate` do, from one reading for all columns of `labels`."""
     settings = with_recipe(settings)
@@ -171,6 +187,14 @@ def run(
     if X is None or not labels or any(column is None for column in labels):
         raise InputError("train() needs both X and labels")
     device = check(config)
+    if client is not None:
+        from streamtrain.cluster.workers import check as check_client
+
+        check_client(client, config.device)
+    if checkpoint is not None:
+        if client is None:
+            raise InputError("checkpoint is for training by a client: leave it out, or pass client")
+        check_output(checkpoint)
     if config.scratch is not None:
         free_disk(config.scratch)  # refuses what is no folder
     X = located(X, storage_options)
@@ -202,97 +226,57 @@ def run(
             " and ".join(str(len(target.cells.classes)) for target in targets),
             format_bytes(budget),
         )  # fmt: skip
-        with ExitStack() as scratch:
-            kept = room * (_KEPT if config.use_SGD else _KEPT / 2)
-            spill = scratch.enter_context(
-                Spill(source.n_vars, config.dtype, config.scratch, memory=kept, threads=threads)
-            )
-            moments, ordered = first_pass(
-                source, targets, taken, spill, config, room, kept, threads, progress
-            )
-            if ordered is not None:
-                scratch.callback(ordered.close)
-            if spill.nbytes > BLOCK:  # collecting takes 0.1 s, which a small job would notice
-                release_freed()
+        run_of = source, targets, taken, config, room, threads
+        with _place(client, *run_of, device=device, progress=progress) as place:
+            moments = place.first_pass()
             if added is None:
-                features = Features.expressed(source.genes, moments)
-                silent = source.n_vars - len(features.names)
-                if silent:
-                    logger.info("%d non-expressed genes are left out", silent)
-                if listed is not None:
-                    features = features.take(np.flatnonzero(listed[features.at]))
-                    if not len(features.names):
-                        raise InputError(
-                            f"{source.name}: no cell expresses any of the genes of gene_list that "
-                            "it has: name others"
-                        )
-                    logger.info("%d genes of gene_list are trained on", len(features.names))
+                features = _expressed(source, moments, listed)
             else:
                 features = added.features(source.genes, moments)
 
-            def scaler_of(stored: Stored, features: Features, *, apart: bool) -> Scaler:
-                at = features.at if stored.spill is spill else np.arange(len(features.at))
-                return features.scaler(
-                    at, stored.spill.n_vars, with_mean=config.with_mean, dtype=config.dtype,
-                    apart=apart and keeps_apart(config, source.is_sparse),
-                )  # fmt: skip
-
-            def round_of(config: Settings, stored: Stored, features: Features) -> Fitted:
-                scaler = scaler_of(stored, features, apart=True)
-                classes, start = stored.cells.classes, None
-                if added is not None:
-                    start = added.state(classes, features, config)
+            def start_of(target: Target, features: Features) -> State | None:
                 if config.warm_start is not None and before is not None:
-                    start = weights_from(
-                        before, classes, features, with_mean=config.with_mean,
+                    return weights_from(
+                        before, target.columns.classes, features, with_mean=config.with_mean,
                         fit_intercept=config.fit_intercept, dtype=config.dtype,
                     )  # fmt: skip
-                return fit(config, stored, scaler, start, room, threads, progress=progress)
+                if added is None:
+                    return None
+                return added.state(target.columns.classes, features, config)
+
+            def model_of(
+                target: Target, config: Settings, features: Features, fitted: Fitted,
+                found: Search | None,
+            ) -> Model:  # fmt: skip
+                provenance = _provenance(target.labels, source, target.cells, config)
+                n_cells: NDArray[np.int64] | None = target.columns.counts
+                if added is not None:
+                    n_cells = added.n_cells(target.columns.classes, target.columns.counts)
+                    provenance["init"] = added.provenance()
+                if found is not None:
+                    provenance["cross_validation"] = found.report()
+                return _model(
+                    fitted, config, target.columns.classes, n_cells, features, provenance,
+                    None if found is None else found.calibration,
+                )  # fmt: skip
 
             def outcome_of(target: Target) -> Outcome:
-                stored = Stored(
-                    spill, recorder(taken), target.columns, target.cells, target.held_out,
-                    source.is_sparse, ordered, device,
-                )  # fmt: skip
-                chosen, chosen_features, found = config, features, None
-                if target.folds is not None and target.judged is not None:
-                    found = search(
-                        config, stored, scaler_of(stored, features, apart=True),
-                        scaler_of(stored, features, apart=False), target.folds, target.judged,
-                        room, threads, progress=progress,
-                    )  # fmt: skip
+                chosen, own, found = config, features, None
+                if target.folds is not None:
+                    found = place.search(target, features)
                     chosen = found.config
                     if not refit:
                         return Outcome(target.labels, found, None)
                 if config.feature_selection:
-                    check_enough(source.name, len(features.names), config.top_genes)
-                    logger.info("Selecting features by a first round of SGD")
-                    # Of another solver's settings, which a GPU's SGD may not have, by the CPU's.
-                    by = stored if config.use_SGD else replace(stored, device=None)
-                    first = round_of(config.first_round(), by, features)
-                    if first.unconverged:
-                        logger.warning("in the first round %s", first.unconverged)
-                    chosen_features = features.take(top_genes(first.weights, config.top_genes))
-                    del first  # its weights of all genes
-                    logger.info(
-                        "%d features are selected; second round of training",
-                        len(chosen_features.names),
-                    )
-                    fewer = scratch.enter_context(spill.select(chosen_features.at))
-                    stored = replace(stored, spill=fewer)
-                    spill.close()
-                fitted = round_of(chosen, stored, chosen_features)
-                provenance = _provenance(target.labels, source, target.cells, config)
-                n_cells: NDArray[np.int64] | None = stored.counts
-                if added is not None:
-                    n_cells = added.n_cells(target.columns.classes, stored.counts)
-                    provenance["init"] = added.provenance()
-                if found is not None:
-                    provenance["cross_validation"] = found.report()
-                model = _model(
-                    fitted, chosen, target.columns.classes, n_cells, chosen_features, provenance,
-                    None if found is None else found.calibration,
-                )  # fmt: skip
+                    own = _selected(place, config, target, features, source.name)
+                try:
+                    fitted = place.fit(chosen, target, own, start_of(target, own))
+                except EndedEarlyError as error:
+                    so_far = None
+                    if error.fitted is not None:
+                        so_far = model_of(target, chosen, own, error.fitted, found)
+                    raise _ended_early(error, so_far, checkpoint) from error
+                model = model_of(target, chosen, own, fitted, found)
                 return Outcome(target.labels, found, model, fitted.unconverged)
 
             outcomes = [outcome_of(target) for target in targets]
@@ -308,6 +292,69 @@ def _named_model(settings: dict[str, Any], argument: str) -> Model | None:
         named = "a Model" if given is model else str(given)
         settings[argument] = None if model is None else named
     return model
+
+
+def _expressed(
+    source: Source, moments: RunningMoments, listed: NDArray[np.bool_] | None
+) -> Features:
+    """The genes that any cell expresses, of those that are asked for."""
+    features = Features.expressed(source.genes, moments)
+    silent = source.n_vars - len(features.names)
+    if silent:
+        logger.info("%d non-expressed genes are left out", silent)
+    if listed is not None:
+        features = features.take(np.flatnonzero(listed[features.at]))
+        if not len(features.names):
+            raise InputError(
+                f"{source.name}: no cell expresses any of the genes of gene_list that it has: name "
+                "others"
+            )
+        logger.info("%d genes of gene_list are trained on", len(features.names))
+    return features
+
+
+def _selected(
+    place: Place, config: Settings, target: Target, features: Features, name: str
+) -> Features:
+    """The genes that weigh most in a first round, which later rounds take."""
+    check_enough(name, len(features.names), config.top_genes)
+    logger.info("Selecting features by a first round of SGD")
+    first = place.fit(config.first_round(), target, features, None)
+    if first.unconverged:
+        logger.warning("in the first round %s", first.unconverged)
+    selected = features.take(top_genes(first.weights, config.top_genes))
+    del first  # its weights of all genes
+    logger.info("%d features are selected; second round of training", len(selected.names))
+    place.select(selected)
+    return selected
+
+
+def _ended_early(
+    error: EndedEarlyError, so_far: Model | None, checkpoint: str | os.PathLike[str] | None
+) -> ConnectionError:
+    """Save the model so far, and say how to go on."""
+    if so_far is None:
+        return ConnectionError(f"{error}; no epoch had ended: run again")
+    if checkpoint is None:
+        return ConnectionError(
+            f"{error}, and the model so far with it: checkpoint=FOLDER (--checkpoint) would keep it"
+        )
+    so_far.save(checkpoint)
+    return ConnectionError(
+        f"{error}; the model so far is saved as {checkpoint}: go on from it by warm_start="
+        f"{str(checkpoint)!r} (--warm-start)"
+    )
+
+
+def _place(
+    client: Any, *run: Any, device: Device | None, progress: bool
+) -> AbstractContextManager[Place]:
+    """Where to train: here, or by the workers of a client."""
+    if client is None:
+        return Local(*run, device=device, progress=progress)
+    from streamtrain.cluster.training import Cluster
+
+    return Cluster(client, *run, progress=progress)
 
 
 def _open(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +97,10 @@ class Trial:
         }
 
 
+# Settings, how they did, and their scores of the judged cells, where these are kept.
+Tried = tuple[Settings, Trial, NDArray[np.float32] | None]
+
+
 @dataclass(frozen=True, slots=True)
 class Search:
     """What cross-validation found.
@@ -129,63 +133,44 @@ def trials_of(config: Settings) -> list[Settings]:
     return [replace(config, alpha=a, step=s) for a, s in pairs]
 
 
-def search(
-    config: Settings,
-    stored: Stored,
-    scaler: Scaler,
-    whole: Scaler,
-    folds: Folds,
-    judged: Judged,
-    room: float,
-    threads: Threads,
-    *,
-    progress: bool,
-) -> Search:
-    """Try the settings that `config` leaves to choose.
+def search(run: Trials, *, progress: bool) -> Search:
+    """Try the settings that a run leaves to choose, as many side by side as there is room for."""
+    config = run.config
+    log_search(config, run.folds, run.judged)
 
-    Parameters
-    ----------
-    scaler
-        Of the genes to train on.
-    whole
-        The same, with no genes apart.
-    room
-        Bytes for cells, and for the models of all trials but one.
-    """
-    outside = folds.outside(stored.cells.codes, judged.n_classes)
-    waiting = trials_of(config)
+    def found() -> Iterator[Tried]:
+        waiting, together = trials_of(config), run.together()
+        for start in range(0, len(waiting), together):
+            part = waiting[start : start + together]
+            trials, scores = run.of_settings(part, progress=progress)
+            yield from zip(part, trials, scores, strict=True)
+            del scores  # beside which the next ones would stand
+
+    return conclude(config, run.judged, found())
+
+
+def log_search(config: Settings, folds: Folds, judged: Judged) -> None:
+    """Say what is about to be tried."""
     logger.info(
         "cross-validating %d settings in %d folds (%s), judged by %d cells",
-        len(waiting), folds.n, folds.by or "cells of each type", len(judged.at),
+        len(trials_of(config)), folds.n, folds.by or "cells of each type", len(judged.at),
     )  # fmt: skip
-    each = models_bytes(config, len(scaler.shift), judged.n_classes) + judged.score_bytes
-    spill = stored.spill
-    batches = needed_room(config, room, spill.nbytes / max(1, spill.n_obs), spill.entry_bytes)
-    together = 1 + int(max(0, room - spill.held - batches - _SCORING * room) / each)
-    if stored.device is not None:
-        fitting = _on_device(config, stored, stored.device, len(scaler.shift), judged)
-        together = max(1, int(min(together, fitting)))
-    if together < len(waiting):
-        logger.info("%d settings at a time, of %s", together, format_bytes(each))
-    drawn = np.zeros_like(outside)
-    run = _Run(
-        config, stored, scaler, whole, _there(whole, stored.device), folds, judged, outside, room,
-        threads, drawn,
-    )  # fmt: skip
+
+
+def conclude(config: Settings, judged: Judged, tried: Iterable[Tried]) -> Search:
+    """Choose of the trials, and calibrate by the scores of the chosen one."""
     done: list[tuple[Settings, Trial]] = []
     scores: NDArray[np.float32] | None = None  # of the trial chosen so far
-    at = 0
-    for start in range(0, len(waiting), together):
-        part = waiting[start : start + together]
-        found, of_part = run.trials(part, progress)
-        done += zip(part, found, strict=True)
-        at = _chosen([trial for _, trial in done])
-        if at >= start:
-            scores = of_part[at - start].copy()  # no view, which would keep those of all
-        del of_part
+    at = -1
+    for settings, trial, own in tried:
+        done.append((settings, trial))
+        best = _chosen([trial for _, trial in done])
+        # No view, which would keep the scores of all; those of earlier ones are let go.
+        scores = own.copy() if best == len(done) - 1 and own is not None else scores
+        at = best
     ranked = sorted(done, key=lambda pair: -pair[1].value)
-    settings, best = done[at]
-    chosen = replace(settings, epochs=len(best.macro_f1))
+    settings, chosen_trial = done[at]
+    chosen = replace(settings, epochs=len(chosen_trial.macro_f1))
     for row in (trial.row() for _, trial in ranked):
         logger.info(
             "alpha %g, step %s: macro-F1 %.3f, sd %.3f over the folds, in %d epochs",
@@ -195,7 +180,7 @@ def search(
     if config.calibrate and scores is not None:
         calibration = Calibration.fit(scores, judged.codes, judged.weight)
         logger.info("%s", calibration)
-    return Search(chosen, [trial for _, trial in ranked], best, calibration)
+    return Search(chosen, [trial for _, trial in ranked], chosen_trial, calibration)
 
 
 def _there(whole: Scaler, device: Device | None) -> DeviceScaler | None:
@@ -219,23 +204,66 @@ def _on_device(
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
-    """What all trials share."""
+class Trials:
+    """What all trials share.
+
+    Parameters
+    ----------
+    scaler
+        Of the genes to train on.
+    whole
+        The same, with no genes apart.
+    whole_there
+        The same in float64 on the GPU that trains.
+    outside
+        Cells of each class outside of each fold, shape (folds, n_classes).
+    room
+        Bytes for cells, and for the models of all trials but one.
+    drawn
+        Cells of each class that the models of each fold have taken.
+    """
 
     config: Settings
     stored: Stored
     scaler: Scaler
     whole: Scaler
-    whole_there: DeviceScaler | None  # the same in float64 on the GPU that trains
+    whole_there: DeviceScaler | None
     folds: Folds
     judged: Judged
-    outside: NDArray[np.int64]  # cells of each class outside of each fold
+    outside: NDArray[np.int64]
     room: float
     threads: Threads
-    drawn: NDArray[np.int64]  # cells of each class that the models of each fold have taken
+    drawn: NDArray[np.int64]
 
-    def trials(
-        self, configs: list[Settings], progress: bool
+    @classmethod
+    def of(
+        cls, config: Settings, stored: Stored, scaler: Scaler, whole: Scaler, folds: Folds,
+        judged: Judged, room: float, threads: Threads,
+    ) -> Trials:  # fmt: skip
+        """For the cells as they are kept."""
+        outside = folds.outside(stored.cells.codes, judged.n_classes)
+        return cls(
+            config, stored, scaler, whole, _there(whole, stored.device), folds, judged, outside,
+            room, threads, np.zeros_like(outside),
+        )  # fmt: skip
+
+    def together(self) -> int:
+        """Settings that there is room for side by side."""
+        config, stored, spill, room = self.config, self.stored, self.stored.spill, self.room
+        n_genes = len(self.scaler.shift)
+        each = models_bytes(config, n_genes, self.judged.n_classes) + self.judged.score_bytes
+        sizes = spill.nbytes / max(1, spill.n_obs), spill.entry_bytes
+        left = room - spill.held - needed_room(config, room, *sizes) - _SCORING * room
+        together = 1 + int(max(0, left) / each)
+        if stored.device is not None:
+            fitting = _on_device(config, stored, stored.device, n_genes, self.judged)
+            together = max(1, int(min(together, fitting)))
+        if together < len(trials_of(config)):
+            logger.info("%d settings at a time, of %s", together, format_bytes(each))
+        return together
+
+    def of_settings(
+        self, configs: list[Settings], *, progress: bool
     ) -> tuple[list[Trial], NDArray[np.float32]]:
         """Train these side by side, each until its macro-F1 rises no more.
 

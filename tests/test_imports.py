@@ -45,6 +45,7 @@ LAYERS = [
     ("estimator", "trials"),
     ("targets",),
     ("first_pass",),
+    ("local",),
     ("cluster",),
     ("train",),
     ("cross_validate", "predict", "evaluate", "plot", "simulate", "convert", "conversion"),

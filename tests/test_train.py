@@ -246,7 +246,7 @@ UNDRAWABLE = {
 
 @pytest.mark.parametrize(("make", "options", "message"), UNDRAWABLE.values(), ids=UNDRAWABLE.keys())
 def test_train__what_cannot_be_drawn_is_refused_before_reading(make, options, message, monkeypatch):
-    monkeypatch.setattr(sys.modules["streamtrain.train"], "first_pass", None)
+    monkeypatch.setattr(sys.modules["streamtrain.local"], "first_pass", None)
     with pytest.raises(InputError, match=message):
         streamtrain.train(make(), "cell_type", **SMALL | options)
 
@@ -296,7 +296,7 @@ def test_train__same_model_on_any_budget(budget):
 def test_train__same_model_for_any_block(tmp_path, monkeypatch):
     path = stores.write(atlas.make(), tmp_path, "h5ad")
     reference = streamtrain.train(path, "cell_type", **SMALL)
-    module = sys.modules["streamtrain.train"]
+    module = sys.modules["streamtrain.local"]
     monkeypatch.setattr(sys.modules["streamtrain.first_pass"], "BLOCK", 2000)
     monkeypatch.setattr(module, "_KEPT", 1e-6)  # cells go to scratch
     equal(streamtrain.train(path, "cell_type", **SMALL), reference)
@@ -422,7 +422,9 @@ def test_train__scratch_is_given_back(tmp_path):
     source = open_source(adata, scratch=tmp_path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("streamtrain.features.standard_deviation", look)
-        patch.setattr(module, "_KEPT", 1e-6)  # the drawn cells go to scratch, too
+        patch.setattr(
+            sys.modules["streamtrain.local"], "_KEPT", 1e-6
+        )  # drawn cells to scratch, too
         patch.setattr(module, "open_source", lambda *_, **__: source)  # kept beyond the run
         streamtrain.train(adata, "cell_type", scratch=str(tmp_path), **SMALL)
     look(RunningMoments.empty(1))
@@ -486,7 +488,7 @@ def test_train__fractional_counts_are_no_logarithms(monkeypatch, caplog, block):
 def test_train__budgets_are_checked_at_the_first_block(monkeypatch):
     """Before the pass, which may take hours: the scratch that the drawn cells will take."""
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10))
-    module = sys.modules["streamtrain.train"]
+    module = sys.modules["streamtrain.local"]
     monkeypatch.setattr(
         sys.modules["streamtrain.first_pass"], "MomentsPass", lambda *_: SimpleNamespace()
     )  # would fail if used
@@ -616,7 +618,7 @@ def test_train__plan_order_where_blocks_hold_no_drawn_cell(monkeypatch):
     adata.obs["w"] = (np.arange(600) >= 200).astype(float)
     options = SMALL | {"epochs": 2, "batch_number": 4, "batch_size": 50, "sampling_weight": "w"}
     reference = streamtrain.train(adata, "cell_type", **options)
-    monkeypatch.setattr(sys.modules["streamtrain.train"], "_KEPT", 1e-6)
+    monkeypatch.setattr(sys.modules["streamtrain.local"], "_KEPT", 1e-6)
     for name, value in (("BLOCK", 5_000), ("free_memory", lambda: 50_000)):
         monkeypatch.setattr(sys.modules["streamtrain.first_pass"], name, value)
     equal(streamtrain.train(adata, "cell_type", **options), reference)
@@ -625,7 +627,7 @@ def test_train__plan_order_where_blocks_hold_no_drawn_cell(monkeypatch):
 def test_train__scratch_in_plan_order(monkeypatch, caplog):
     """Where the page cache would not hold the drawn cells; the model is the same."""
     adata, options = atlas.make(), SMALL | {"epochs": 3, "batch_number": 4, "batch_size": 50}
-    module = sys.modules["streamtrain.train"]
+    module = sys.modules["streamtrain.local"]
     for way in ({}, {"balance_cell_type": True}, {"quotas": "equal"}, {"where": "donor != 'D1'"}):
         reference = streamtrain.train(adata, "cell_type", **options, **way)
         with monkeypatch.context() as patch, caplog.at_level(logging.INFO, "streamtrain"):

@@ -176,7 +176,7 @@ def test_epochs__same_model_for_any_budget_and_threads(tmp_path, monkeypatch):
     options = {"use_SGD": True, "max_iter": 7, "tol": None} | QUIET
     reference = streamtrain.train(adata, "cell_type", n_jobs=1, **options)
     path = stores.write(adata, tmp_path, "h5ad")
-    monkeypatch.setattr(sys.modules["streamtrain.train"], "_KEPT", 1e-6)  # cells go to scratch
+    monkeypatch.setattr(sys.modules["streamtrain.local"], "_KEPT", 1e-6)  # cells go to scratch
     equal(streamtrain.train(path, "cell_type", n_jobs=3, **options), reference)
     other = streamtrain.train(adata, "cell_type", random_state=1, **options)
     assert not np.array_equal(other.coef_, reference.coef_)

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from typing import Any, TypeVar
 
 from distributed import get_worker
@@ -40,15 +41,19 @@ def turn(memory: int | str | None, n_jobs: int | None) -> Iterator[tuple[int, Th
         limit = getattr(getattr(worker, "memory_manager", None), "memory_limit", None)
         if memory is None and limit:
             budget = min(budget, int(limit) // 2)
-        n = min(n_threads(n_jobs), int(worker.state.nthreads))
-        with Threads(n) as threads:
-            try:
-                yield budget, threads
-            except FileNotFoundError as error:
-                raise InputError(
-                    f"the worker at {worker.address} finds no {error.filename or error}: put it on "
-                    "a file system that every worker has, under the same path"
-                ) from error
+        try:
+            yield budget, _threads(min(n_threads(n_jobs), int(worker.state.nthreads)))
+        except FileNotFoundError as error:
+            raise InputError(
+                f"the worker at {worker.address} finds no {error.filename or error}: put it on a "
+                "file system that every worker has, under the same path"
+            ) from error
+
+
+@cache
+def _threads(n: int) -> Threads:
+    """Threads that stay, as what a worker keeps may work by them."""
+    return Threads(n)
 
 
 def kept(run: str, name: str, make: Callable[[ExitStack], T]) -> T:

@@ -6,10 +6,10 @@ import logging
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from distributed import Client, KilledWorker, wait
 from distributed.comm.core import CommClosedError
@@ -21,6 +21,7 @@ from streamtrain.sources.collection import CollectionSource
 from streamtrain.sources.store import StoreSource
 
 logger = logging.getLogger(__name__)
+K = TypeVar("K")
 
 _DEATHS = 20  # of workers during one task, beyond those that the scheduler allows
 _LOOK = 10.0  # seconds after which it is looked whether there are workers at all
@@ -118,13 +119,25 @@ class Workers:
         """
         while True:
             try:
-                self._wait(task)
+                self._wait([task.future], "ALL_COMPLETED")
                 return self.client.gather(task.future, direct=True)
             except KilledWorker as error:
                 self._died(task, error)
             except (CancelledError, CommClosedError) as error:
                 self._reconnect(error)
                 self._start(task)
+
+    def first_of(self, tasks: Mapping[K, Task]) -> K:
+        """Key of one that has ended, one way or the other."""
+        while True:
+            for key, task in tasks.items():
+                if task.future.status != "pending":
+                    return key
+            self._wait([task.future for task in tasks.values()], "FIRST_COMPLETED")
+
+    def adopt(self, task: Task, result: Any) -> Shared:
+        """Have what a task gave as an argument of others; it stays with the worker that made it."""
+        return Shared(result, task.future)
 
     def in_order(self, tasks: Iterable[Callable[[], Task]], ahead: int = 2) -> Iterator[Any]:
         """Results of tasks in order; `ahead` for each worker are begun at a time."""
@@ -144,8 +157,8 @@ class Workers:
     def _send(self, shared: Shared) -> None:
         # Direct: through the scheduler it would grow by it, for each worker.
         try:
-            shared.future = self.client.scatter(
-                shared.value, broadcast=True, hash=False, direct=True
+            [shared.future] = self.client.scatter(
+                [shared.value], broadcast=True, hash=False, direct=True
             )
         except CommClosedError as error:
             self._reconnect(error)
@@ -167,12 +180,14 @@ class Workers:
             task.function, *args, key=f"{task.name}-{self.run}-{self._n}", pure=False, **where
         )
 
-    def _wait(self, task: Task) -> None:
+    def _wait(self, futures: list[Any], until: str) -> None:
         """Wait, and say so where no worker is there to do it."""
         told = False
         while True:
             try:
-                wait([task.future], timeout=_LOOK)  # type: ignore[no-untyped-call]
+                wait(futures, timeout=_LOOK, return_when=until)  # type: ignore[no-untyped-call]
+                return
+            except CancelledError:  # which `result` looks into
                 return
             except TimeoutError:
                 if not told and not self.addresses():
@@ -208,26 +223,37 @@ class Workers:
             self.client.run(forget, self.run, on_error="ignore")
 
 
-def check(client: Any, source: Source) -> None:
-    """Refuse what workers cannot read, or no workers.
+def check(client: Any, device: str = "cpu") -> None:
+    """Refuse a client that is none, or has no workers, and the GPU.
 
     Raises
     ------
     InputError
-        For cells in memory and text tables, a client that is none, or without workers.
+        With the remedy.
     """
     if not isinstance(client, Client):
         raise InputError(f"client must be a dask.distributed Client; got a {type(client).__name__}")
-    members = source.members if isinstance(source, CollectionSource) else [source]
-    for member in members:
-        if not isinstance(member, StoreSource):
-            raise InputError(
-                f"{source.name}: on a cluster each worker reads the cells by itself: pass the path "
-                "or address of an .h5ad or zarr store that all of them can open (streamtrain "
-                "convert writes one)"
-            )
+    if device != "cpu":
+        raise InputError("a cluster works on CPUs: leave out device='gpu' (--device), or client")
     if not client.scheduler_info()["workers"]:
         raise InputError(
-            f"the client {client} has no worker: start some, such as "
-            "dask worker ADDRESS, or wait for them with client.wait_for_workers(1)"
+            f"the client {client} has no worker: start some, such as dask worker ADDRESS, or wait "
+            "for them with client.wait_for_workers(1)"
+        )
+
+
+def check_source(source: Source) -> None:
+    """Refuse what workers cannot read.
+
+    Raises
+    ------
+    InputError
+        For cells in memory and text.
+    """
+    members = source.members if isinstance(source, CollectionSource) else [source]
+    if not all(isinstance(member, StoreSource) for member in members):
+        raise InputError(
+            f"{source.name}: on a cluster each worker reads the cells by itself: pass the path or "
+            "address of an .h5ad or zarr store that all of them can open (streamtrain convert "
+            "writes one)"
         )

@@ -1,0 +1,285 @@
+"""A source in; its moments, and the cells that training takes as files of workers, out."""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from distributed import get_worker
+from numpy.typing import NDArray
+
+from streamtrain.budget import BLOCK
+from streamtrain.cells import expression_of
+from streamtrain.cluster.turns import kept, turn
+from streamtrain.cluster.workers import Shared, Workers
+from streamtrain.config import Settings
+from streamtrain.expression import Expression
+from streamtrain.first_pass import room_for_cells
+from streamtrain.pairwise import PairwiseSum
+from streamtrain.progress import stage
+from streamtrain.rows import Rows
+from streamtrain.scaling import MomentsPass, RunningMoments
+from streamtrain.scratch import ScratchArray, place_of
+from streamtrain.sources.base import Source
+from streamtrain.sources.collection import CollectionSource
+from streamtrain.sources.store import StoreSource
+from streamtrain.streaming import sweep
+from streamtrain.targets import Target
+from streamtrain.threads import Threads, spans
+
+logger = logging.getLogger(__name__)
+
+_UNITS = 512  # stretches of cells that are read, kept and summed over by themselves, at most
+_LEAST = 2  # blocks of a stretch, at least
+_TASKS = 4  # ranges for each worker: late ones then find some left
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What every task of a run asks for, sent to each worker once.
+
+    Attributes
+    ----------
+    run
+        Name of the run.
+    source, targets, config
+        The run's.
+    taken
+        Which cells any round takes, shape (n,); None for all.
+    columns
+        Classes that one worker trains at a time.
+    """
+
+    run: str
+    source: Source
+    targets: list[Target]
+    config: Settings
+    taken: NDArray[np.bool_] | None
+    columns: int
+
+    @property
+    def n_obs(self) -> int:
+        """Labelled cells."""
+        return self.targets[0].cells.n_obs
+
+    @property
+    def unit(self) -> int:
+        """Cells of a unit: whole blocks of moments, following from the number of cells alone."""
+        blocks = -(-self.n_obs // MomentsPass.BLOCK)
+        height = max(0, math.ceil(math.log2(max(1, blocks / (_LEAST * _UNITS)))))
+        return MomentsPass.BLOCK * _LEAST << height
+
+    @property
+    def n_units(self) -> int:
+        """Number of units; the last may be short."""
+        return -(-self.n_obs // self.unit)
+
+    def cells_of(self, unit: int) -> NDArray[np.int64]:
+        """Positions of those cells of a unit that any round takes, among the labelled cells."""
+        start, stop = unit * self.unit, min((unit + 1) * self.unit, self.n_obs)
+        if self.taken is None:
+            return np.arange(start, stop)
+        return start + np.flatnonzero(self.taken[start:stop])
+
+    def rows_of(self, cells: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows of cells in the source."""
+        rows = self.targets[0].cells.rows
+        return cells if rows is None else rows[cells]
+
+    def expression(self, source: Source, rows: NDArray[np.int64] | None, threads: Threads,
+                   *, check: bool) -> Expression:  # fmt: skip
+        """What checks and normalises."""
+        by: Literal["sum"] | None = "sum" if check and self.config.check_expression else None
+        return expression_of(
+            source, rows, normalize=self.config.normalize, check=by, dtype=self.config.dtype,
+            threads=threads, judges=False,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The taken cells of a unit, normalised, in files of the worker that read them.
+
+    Attributes
+    ----------
+    path
+        Of its files, but for their endings.
+    n_obs, entries
+        Cells, and their entries.
+    """
+
+    path: Path
+    n_obs: int
+    entries: int
+
+    def rows(self, n_vars: int, dtype: Any, nbytes: float) -> Iterator[Rows]:
+        """The cells, about `nbytes` at a time.
+
+        Raises
+        ------
+        OSError
+            Where the files are not, or not whole: another worker's, or one's that has ended.
+        """
+        kinds = {"lengths": np.uint32, "values": dtype, "genes": _gene_type(n_vars)}
+        with ExitStack() as stack:
+            arrays = {}
+            for name, kind in kinds.items():
+                array = ScratchArray.opened(self.path.with_suffix(f".{name}"), kind)
+                arrays[name] = array
+                stack.callback(array.close)
+            sizes = {name: array.shape[0] for name, array in arrays.items()}
+            if sizes != {"lengths": self.n_obs, "values": self.entries, "genes": self.entries}:
+                raise OSError(f"{self.path}: not whole")
+            indptr = np.concatenate([[0], np.cumsum(arrays["lengths"][:], dtype=np.int64)])
+            each = self.entries * sum(np.dtype(k).itemsize for k in kinds.values()) + 1
+            step = max(1, int(nbytes * self.n_obs / each))
+            for start in range(0, self.n_obs, step):
+                edges = indptr[start : start + step + 1]
+                span = slice(int(edges[0]), int(edges[-1]))
+                genes = arrays["genes"][span]
+                yield Rows(arrays["values"][span], genes, edges - edges[0], n_vars)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What reading some units found."""
+
+    sums: PairwiseSum[RunningMoments]
+    tallies: list[dict[str, Any]]
+    parts: list[Part]
+
+
+def first_pass(
+    workers: Workers, job: Job, shared: Shared, threads: Threads, *, progress: bool
+) -> tuple[RunningMoments, list[Part]]:
+    """Read every cell once, by ranges: checks, moments, and the cells that any round takes."""
+    ranges = spans(job.n_units, _TASKS * workers.n)
+    tasks = [workers.submit("read-cells", _read, shared, *ends) for ends in ranges]
+    expression = job.expression(job.source, job.targets[0].cells.rows, threads, check=True)
+    sums: PairwiseSum[RunningMoments] = PairwiseSum()
+    parts: list[Part] = []
+    with stage("Reading", job.n_obs, show=progress) as bar:
+        for task, (_, stop) in zip(tasks, ranges, strict=True):
+            found: _Found = workers.result(task)
+            task.future = None
+            sums.merge(found.sums)
+            parts += found.parts
+            for tally in found.tallies:  # in the order of the cells
+                expression.merge(tally)
+            bar.update(min(stop * job.unit, job.n_obs) - bar.n)
+    expression.finish()
+    return sums.total(RunningMoments.empty(job.source.n_vars)), parts
+
+
+def _read(job: Job, start: int, stop: int) -> _Found:
+    """Read the units start to stop."""
+    with at_work(job) as (source, room, threads):
+        n_vars, block = source.n_vars, int(min(room / 6, BLOCK))
+        sums: PairwiseSum[RunningMoments] = PairwiseSum()
+        tallies, parts = [], []
+        folder = kept(job.run, "folder", lambda stack: stack.enter_context(_folder(job)))
+        for unit in range(start, stop):
+            first, end = unit * job.unit, min((unit + 1) * job.unit, job.n_obs)
+            expression = job.expression(source, job.targets[0].cells.rows, threads, check=True)
+            moments = MomentsPass(n_vars, threads, first // MomentsPass.BLOCK)
+            with _Written(folder / f"{unit}", n_vars, job.config.dtype) as written:
+                rows = job.rows_of(np.arange(first, end))
+                for position, stored in sweep(source, rows, block):
+                    cells = expression(stored, first + position)
+                    moments.update(cells)
+                    if job.taken is not None:
+                        here = job.taken[first + position : first + position + cells.n_obs]
+                        cells = cells.take(np.flatnonzero(here))
+                    written.append(cells)
+            sums.merge(moments.sums())
+            tallies.append(expression.tally())
+            parts.append(written.part)
+        return _Found(sums, tallies, parts)
+
+
+def cells_of(
+    job: Job, part: Part, unit: int, source: Source, room: float, threads: Threads
+) -> Iterator[Rows]:
+    """Taken cells of a unit, in order: of its files, or, where these are not, read once more."""
+    given = 0
+    try:
+        for rows in part.rows(source.n_vars, job.config.dtype, min(room / 6, BLOCK)):
+            yield rows
+            given += rows.n_obs
+        return
+    except OSError as error:
+        logger.info("unit %d is read once more: %s", unit, error)
+    rows_of_unit = job.rows_of(job.cells_of(unit)[given:])
+    expression = job.expression(source, rows_of_unit, threads, check=False)
+    for position, stored in sweep(source, rows_of_unit, int(min(room / 6, BLOCK))):
+        yield expression(stored, position)
+
+
+@contextmanager
+def at_work(job: Job) -> Iterator[tuple[Source, float, Threads]]:
+    """Take this worker's turn; give the source, the bytes for cells, and the threads."""
+    with turn(job.config.memory, job.config.n_jobs) as (budget, threads):
+        source = kept(job.run, "source", lambda stack: _opened(job.source, threads, stack))
+        room = room_for_cells(budget, 0, source, job.targets, job.config, job.columns)
+        yield source, room, threads
+
+
+def _opened(source: Source, threads: Threads, stack: ExitStack) -> Source:
+    for member in source.members if isinstance(source, CollectionSource) else [source]:
+        if isinstance(member, StoreSource):
+            member.use(threads)
+    stack.callback(source.close)
+    return source
+
+
+@contextmanager
+def _folder(job: Job) -> Iterator[Path]:
+    """A folder for this worker's files, on scratch or where the worker keeps its own."""
+    given = job.config.scratch
+    where = Path(get_worker().local_directory if given is None else place_of(given))
+    prefix = f"streamtrain-{job.run}-"
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=where))
+    try:
+        yield folder
+    finally:  # with those of workers that were killed
+        for each in where.glob(f"{prefix}*"):
+            shutil.rmtree(each, ignore_errors=True)
+
+
+class _Written:
+    """Appends cells to the files of a part; a context manager. The part is there in the end."""
+
+    part: Part
+
+    def __init__(self, path: Path, n_vars: int, dtype: Any) -> None:
+        self._path, self._n_obs = path, 0
+        self._values = ScratchArray.named(path.with_suffix(".values"), dtype)
+        self._genes = ScratchArray.named(path.with_suffix(".genes"), _gene_type(n_vars))
+        self._lengths = ScratchArray.named(path.with_suffix(".lengths"), np.uint32)
+
+    def append(self, rows: Rows) -> None:
+        """Write cells after those already there."""
+        self._values.append(rows.data)
+        self._genes.append(rows.indices)
+        self._lengths.append(np.diff(rows.indptr))
+        self._n_obs += rows.n_obs
+
+    def __enter__(self) -> _Written:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.part = Part(self._path, self._n_obs, self._values.shape[0])
+        for array in (self._values, self._genes, self._lengths):
+            array.close()
+
+
+def _gene_type(n_vars: int) -> Any:
+    return np.uint16 if n_vars <= 2**16 else np.int32

@@ -1,0 +1,164 @@
+"""Cells of workers and the weights of a pass in; sums over all cells, for the optimum, out."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamtrain.cluster.reading import Job, Part, at_work, cells_of
+from streamtrain.cluster.turns import kept
+from streamtrain.cluster.workers import Shared, Workers
+from streamtrain.features import Features
+from streamtrain.optimum import weights_of
+from streamtrain.pairwise import PairwiseSum
+from streamtrain.solvers.logistic import TileSums
+from streamtrain.tiles import Tiles
+
+_TILED = 0.5  # share of the room for scaled cells that are held; what is more lies on scratch
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """What one pass sums over some cells; see `solvers.logistic.Sums`."""
+
+    loss: NDArray[np.float64]
+    slope: NDArray[np.float64]
+    total: NDArray[np.float64]
+    bend: NDArray[np.float64]
+
+    def __add__(self, other: _Pass) -> _Pass:
+        return _Pass(
+            self.loss + other.loss, self.slope + other.slope, self.total + other.total,
+            self.bend + other.bend,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Point:
+    """What a pass evaluates, sent to each worker once a pass."""
+
+    columns: NDArray[np.int64]
+    W: NDArray[np.float64]
+    constant: NDArray[np.float64]
+
+
+class ClusterSums:
+    """`Sums` by workers, of which each holds some units of cells and sums over these.
+
+    A unit's cells are summed one after the other, units in a binary tree: the result follows from
+    the number of cells alone. A unit stays where it is; that of a worker which is gone, or a share
+    of them for one that has joined, is read by another.
+
+    Parameters
+    ----------
+    workers, job, shared
+        The run's.
+    parts
+        Files of each unit.
+    features
+        Genes to train on, as shared.
+    target
+        Number of the target.
+    """
+
+    def __init__(
+        self, workers: Workers, job: Job, shared: Shared, parts: Shared, features: Shared,
+        target: int,
+    ) -> None:  # fmt: skip
+        self._workers, self._job, self._given = workers, job, (shared, parts, features, target)
+        self._at: dict[str, list[int]] = {}  # units of each worker
+        self._name = f"tiles-{time.monotonic_ns()}"
+
+    def __call__(
+        self,
+        columns: NDArray[np.int64],
+        W: NDArray[np.float64],
+        constant: NDArray[np.float64],
+        report: Callable[[int], None],
+    ) -> tuple[NDArray[np.float64], ...]:
+        """Sum over all cells; see `Sums`."""
+        workers = self._workers
+        self._place(workers.addresses())
+        point = workers.share(_Point(columns, W, constant))
+        tasks = [
+            workers.submit("sum-cells", _sum, *self._given, self._name, tuple(units), point, on=on)
+            for on, units in self._at.items()
+        ]
+        while len(tasks) > 1:  # neighbours first, so that what travels is what they have in common
+            pairs = [tasks[i : i + 2] for i in range(0, len(tasks), 2)]
+            tasks = [
+                workers.submit("merge-sums", _merged, *pair) if len(pair) == 2 else pair[0]
+                for pair in pairs
+            ]
+        found: PairwiseSum[_Pass] = workers.result(tasks[0])
+        report(self._job.n_obs)
+        shape = len(columns)
+        nothing = _Pass(np.zeros(shape), np.zeros(W.shape), np.zeros(shape), np.zeros(shape))
+        total = found.total(nothing)
+        return total.loss, total.slope, total.total, total.bend
+
+    def _place(self, addresses: list[str]) -> None:
+        """Have every unit at a worker that is there; each has about as many."""
+        n = self._job.n_units
+        placed = {address: self._at.get(address, []) for address in addresses}
+        homeless = sorted(set(range(n)) - {unit for units in placed.values() for unit in units})
+        if len(homeless) == n:
+            edges = [n * i // max(1, len(placed)) for i in range(len(placed) + 1)]
+            placed = {
+                address: list(range(*ends))
+                for address, ends in zip(placed, pairwise(edges), strict=True)
+            }
+            homeless = []
+        most = -(-n // max(1, len(placed)))
+        for units in placed.values():
+            while len(units) > most:
+                homeless.append(units.pop())
+        for unit in homeless:
+            min(placed.values(), key=len).append(unit)
+        self._at = {on: sorted(units) for on, units in placed.items() if units}
+
+
+def _sum(
+    job: Job, parts: list[Part], features: Features, target: int, name: str,
+    units: tuple[int, ...], point: _Point,
+) -> PairwiseSum[_Pass]:  # fmt: skip
+    """Sum over some units; their scaled cells stay for the next pass."""
+    with at_work(job) as (source, room, threads):
+        # Slopes that wait for their neighbours: one for each height of the tree.
+        room -= point.W.nbytes * (1 + math.log2(len(units)))
+        codes = job.targets[target].columns.codes
+        weights = weights_of(job.config, job.targets[target].columns)
+        n_genes, dtype = len(features.names), job.config.dtype
+        stack, held = kept(job.run, name, lambda stack: (stack, dict[int, Tiles]()))
+        sums: PairwiseSum[_Pass] = PairwiseSum()
+        for unit in units:
+            if unit not in held:
+                memory = _TILED * room - sum(tiles.held for tiles in held.values())
+                tiles = Tiles(n_genes, dtype, max(0.0, memory), job.config.scratch)
+                stack.callback(tiles.close)
+                scaler = features.scaler(
+                    features.at, source.n_vars, with_mean=job.config.with_mean,
+                    dtype=dtype, apart=False,
+                )  # fmt: skip
+                at = unit * job.unit
+                given = source, (1 - _TILED) * room, threads
+                for rows in cells_of(job, parts[unit], unit, *given):
+                    tiles.append(scaler(rows.with_codes(codes[at : at + rows.n_obs])).rows)
+                    at += rows.n_obs
+                held[unit] = tiles
+            found = TileSums(held[unit], weights, threads)(
+                point.columns, point.W, point.constant, lambda _: None
+            )
+            sums.add(_Pass(*found), unit)
+        return sums
+
+
+def _merged(one: PairwiseSum[_Pass], other: PairwiseSum[_Pass]) -> PairwiseSum[_Pass]:
+    sums: PairwiseSum[_Pass] = PairwiseSum()
+    return sums.merge(one).merge(other)

@@ -1,0 +1,259 @@
+"""A run in; moments, searches and rounds of training by the workers of a client out.
+
+SGD's classes are shared out: each worker trains some on the same plan. The settings of a search are
+shared out, and the cells of logistic regression. So the model is that of one process.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamtrain.cluster.reading import Job, Part, at_work, cells_of, first_pass
+from streamtrain.cluster.summing import ClusterSums
+from streamtrain.cluster.turns import kept
+from streamtrain.cluster.workers import SchedulerLostError, Shared, Task, Workers, check_source
+from streamtrain.config import Settings
+from streamtrain.descent import Descent, fitted
+from streamtrain.features import Features
+from streamtrain.kernels.lanes import lanes_of
+from streamtrain.local import EndedEarlyError, Local
+from streamtrain.optimum import solve, vectors_bytes
+from streamtrain.progress import stage
+from streamtrain.scaling import RunningMoments
+from streamtrain.solvers.counters import State
+from streamtrain.solvers.logistic import column_classes
+from streamtrain.sources.base import Source
+from streamtrain.stored import Fitted
+from streamtrain.targets import Target
+from streamtrain.threads import Threads
+from streamtrain.trials import Search, Trial, Tried, conclude, log_search, trials_of
+
+logger = logging.getLogger(__name__)
+
+# Seconds that a share trains before its weights come to the driver: what a killed worker, or a lost
+# scheduler, loses.
+_FIRST, _LONGEST = 2.0, 60.0
+
+
+class Cluster:
+    """A run by workers; a context manager. See `local.Place`.
+
+    Parameters
+    ----------
+    client
+        A dask.distributed Client.
+    source, targets, taken, config, room, threads, progress
+        As of `Local`, of the driver, which reads labels and steps logistic regression.
+    """
+
+    def __init__(
+        self,
+        client: Any,
+        source: Source,
+        targets: list[Target],
+        taken: NDArray[np.bool_] | None,
+        config: Settings,
+        room: int,
+        threads: Threads,
+        *,
+        progress: bool,
+    ) -> None:
+        check_source(source)
+        self._workers = Workers(client)
+        self._targets, self._config, self._room = targets, config, room
+        self._threads, self._progress = threads, progress
+        n = max(len(target.columns.classes) for target in targets)
+        columns = n if config.folds is not None else max(map(len, self._shares(n)))
+        sent = [replace(target, labels="") for target in targets]
+        self._job = Job(self._workers.run, source, sent, config, taken, columns)
+        self._of: dict[int, Shared] = {}
+        self._parts = Shared([])
+        self._selected: Features | None = None
+
+    def __enter__(self) -> Cluster:
+        self._workers.__enter__()
+        self._shared = self._workers.share(self._job)
+        logger.info("training by %d workers", self._workers.n)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._workers.__exit__(*error)
+
+    def first_pass(self) -> RunningMoments:
+        """See `Place`."""
+        found, parts = first_pass(
+            self._workers, self._job, self._shared, self._threads, progress=self._progress
+        )
+        self._parts = self._workers.share(parts)
+        return found
+
+    def select(self, features: Features) -> None:
+        """See `Place`."""
+        self._selected = features
+
+    def search(self, target: Target, features: Features) -> Search:
+        """See `Place`; each task tries one setting, in all folds."""
+        if target.folds is None or target.judged is None:
+            raise ValueError("a search needs folds")
+        log_search(self._config, target.folds, target.judged)
+        config, number = self._config, self._number(target)
+        given = self._shared, self._parts, self._feature(features), number
+        waiting = trials_of(config)
+        tasks = (
+            partial(self._workers.submit, "try-settings", _try, *given, settings)
+            for settings in waiting
+        )
+
+        def found() -> Iterator[Tried]:
+            with stage("Cross-validating", len(waiting), " settings", show=self._progress) as bar:
+                tried = self._workers.in_order(tasks)
+                for settings, (trial, scores) in zip(waiting, tried, strict=True):
+                    bar.update()
+                    yield settings, trial, scores
+
+        return conclude(config, target.judged, found())
+
+    def fit(
+        self, config: Settings, target: Target, features: Features, start: State | None
+    ) -> Fitted:
+        """See `Place`."""
+        if config.use_SGD:
+            return self._descend(config, target, features, start)
+        return self._solve(config, target, features, start)
+
+    def _solve(
+        self, config: Settings, target: Target, features: Features, start: State | None
+    ) -> Fitted:
+        """The optimum: steps here, sums over the cells by the workers."""
+        sums = ClusterSums(
+            self._workers, self._job, self._shared, self._parts, self._feature(features),
+            self._number(target),
+        )  # fmt: skip
+        n_genes, n_classes = len(features.names), len(target.columns.classes)
+        scaler = features.scaler(
+            features.at, self._job.source.n_vars, with_mean=config.with_mean, dtype=config.dtype,
+            apart=False,
+        )  # fmt: skip
+        vectors = vectors_bytes(n_genes, n_classes, self._room)
+        given = config, target.columns, scaler.shift, start, sums, vectors, self._threads
+        return solve(*given, progress=self._progress)
+
+    def _shares(self, n_classes: int) -> list[range]:
+        """Columns of the workers, whole cache lines, about as many each."""
+        columns, width = len(column_classes(n_classes)), lanes_of(self._config.dtype)
+        lines = -(-columns // width)
+        n = min(lines, self._workers.n)
+        edges = [min(columns, width * (lines * i // n)) for i in range(n + 1)]
+        return [range(*ends) for ends in pairwise(edges)]
+
+    def _descend(
+        self, config: Settings, target: Target, features: Features, start: State | None
+    ) -> Fitted:
+        """SGD: each task trains some columns, for a while."""
+        workers, number = self._workers, self._number(target)
+        shares = self._shares(len(target.columns.classes))
+        given = self._shared, self._parts, self._feature(features), number
+        selected = features is self._selected
+        first = workers.share(start)
+        runs: list[Descent | None] = [None] * len(shares)
+
+        def submit(i: int, before: Shared, seconds: float) -> Task:
+            rest = selected, config, shares[i], first, before, seconds
+            return workers.submit("train-classes", _descend, *given, *rest)
+
+        nothing = workers.share(None)
+        tasks = {i: submit(i, nothing, _FIRST) for i in range(len(shares))}
+        seconds = dict.fromkeys(tasks, _FIRST)
+        total = config.epochs if config.mini_batch else config.most_passes(target.cells.n_obs)
+        with stage("Training", total * len(shares), " epochs", show=self._progress) as bar:
+            while tasks:
+                i = workers.first_of(tasks)
+                before = runs[i]
+                try:
+                    run: Descent = workers.result(tasks[i])
+                except SchedulerLostError as error:
+                    raise EndedEarlyError(str(error), _so_far(config, target, runs)) from error
+                runs[i] = run
+                bar.update(run.epoch - (0 if before is None else before.epoch))
+                if run.ended:
+                    del tasks[i]
+                    continue
+                seconds[i] = min(2 * seconds[i], _LONGEST)
+                tasks[i] = submit(i, workers.adopt(tasks[i], run), seconds[i])
+        done = [run for run in runs if run is not None]
+        return fitted(config, target.columns, target.held_out, done)
+
+    def _number(self, target: Target) -> int:
+        return next(i for i, own in enumerate(self._targets) if own is target)
+
+    def _feature(self, features: Features) -> Shared:
+        """The genes, sent once."""
+        if id(features) not in self._of:
+            self._of[id(features)] = self._workers.share(features)
+        return self._of[id(features)]
+
+
+def _so_far(config: Settings, target: Target, runs: list[Descent | None]) -> Fitted | None:
+    """The weights as they last came; None where some never did."""
+    done = [run for run in runs if run is not None]
+    if len(done) < len(runs):
+        return None
+    return fitted(replace(config, correct_prior=False), target.columns, target.held_out, done)
+
+
+def _cells(
+    job: Job, parts: list[Part], features: Features, selected: bool, source: Source, room: float,
+    threads: Threads,
+) -> Local:  # fmt: skip
+    """Cells of all units, as a worker keeps them, put together by the first task that asks."""
+
+    def make(stack: ExitStack) -> Local:
+        local = Local(source, job.targets, job.taken, job.config, int(room), threads)
+        stack.enter_context(local)
+        local.spill.append_all(
+            rows
+            for unit, part in enumerate(parts)
+            for rows in cells_of(job, part, unit, source, room / 2, threads)
+        )
+        return local
+
+    local = kept(job.run, "cells", make)
+    if selected and not local.has_selected:
+        local.select(features)
+    return local
+
+
+def _descend(
+    job: Job, parts: list[Part], features: Features, target: int, selected: bool, config: Settings,
+    share: range, start: State | None, before: Descent | None, seconds: float,
+) -> Descent:  # fmt: skip
+    """Train some columns for a while."""
+    with at_work(job) as (source, room, threads):
+        local = _cells(job, parts, features, selected, source, room, threads)
+        end = time.monotonic() + seconds
+        return local.descend(
+            config, job.targets[target], features, start, share=share, before=before,
+            due=lambda: time.monotonic() >= end,
+        )  # fmt: skip
+
+
+def _try(
+    job: Job, parts: list[Part], features: Features, target: int, settings: Settings
+) -> tuple[Trial, NDArray[np.float32] | None]:
+    """Try some settings; their scores come along if they are asked for."""
+    with at_work(job) as (source, room, threads):
+        local = _cells(job, parts, features, False, source, room, threads)
+        [trial], scores = local.trials(job.targets[target], features).of_settings(
+            [settings], progress=False
+        )
+        return trial, scores[0] if job.config.calibrate else None

@@ -1,0 +1,194 @@
+"""A run's cells and settings in; moments, searches and rounds of training by this process out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamtrain.budget import BLOCK, release_freed
+from streamtrain.config import Settings
+from streamtrain.descent import Descent, descend
+from streamtrain.features import Features
+from streamtrain.first_pass import first_pass
+from streamtrain.ordered import PlanOrder
+from streamtrain.rounds import check_room, fit, keeps_apart
+from streamtrain.scaling import RunningMoments, Scaler
+from streamtrain.solvers.counters import State
+from streamtrain.sources.base import Source
+from streamtrain.spill import Spill
+from streamtrain.stored import Fitted, Stored
+from streamtrain.targets import Target, recorder
+from streamtrain.threads import Threads
+from streamtrain.trials import Search, Trials, search
+
+if TYPE_CHECKING:
+    from streamtrain.gpu.device import Device
+
+_KEPT = 0.5  # share of the room for cells that are kept in memory if all of them fit there
+
+
+class EndedEarlyError(Exception):
+    """A round that could not go on.
+
+    Attributes
+    ----------
+    fitted
+        What it had reached; None for nothing.
+    """
+
+    def __init__(self, words: str, fitted: Fitted | None) -> None:
+        super().__init__(words)
+        self.fitted = fitted
+
+
+class Place(Protocol):
+    """Where a run is done: in this process, or by a cluster."""
+
+    def first_pass(self) -> RunningMoments:
+        """Read and check every cell, and keep those that any round takes."""
+        ...
+
+    def search(self, target: Target, features: Features) -> Search:
+        """Try the settings that are left to choose, for a target with folds."""
+        ...
+
+    def select(self, features: Features) -> None:
+        """Let go of all genes but these, which later rounds take."""
+        ...
+
+    def fit(
+        self, config: Settings, target: Target, features: Features, start: State | None
+    ) -> Fitted:
+        """Train once."""
+        ...
+
+
+class Local:
+    """A run in this process; a context manager.
+
+    Parameters
+    ----------
+    source, targets, config
+        The run's.
+    taken
+        Which cells any round takes, shape (n,); None for all.
+    room
+        Bytes for cells.
+    threads
+        They work.
+    device
+        The GPU that trains; None for the CPU.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        targets: list[Target],
+        taken: NDArray[np.bool_] | None,
+        config: Settings,
+        room: int,
+        threads: Threads,
+        *,
+        device: Device | None = None,
+        progress: bool = False,
+    ) -> None:
+        self._source, self._targets, self._taken = source, targets, taken
+        self._config, self.room, self._threads = config, room, threads
+        self._device, self._progress = device, progress
+        self._kept = room * (_KEPT if config.use_SGD else _KEPT / 2)
+        self._stack = ExitStack()
+        self._ordered: PlanOrder | None = None
+        self._selected: Features | None = None
+
+    def __enter__(self) -> Local:
+        spill = Spill(
+            self._source.n_vars, self._config.dtype, self._config.scratch, memory=self._kept,
+            threads=self._threads,
+        )  # fmt: skip
+        self.spill = self._stack.enter_context(spill)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def first_pass(self) -> RunningMoments:
+        """See `Place`."""
+        moments, self._ordered = first_pass(
+            self._source, self._targets, self._taken, self.spill, self._config, self.room,
+            self._kept, self._threads, self._progress,
+        )  # fmt: skip
+        if self._ordered is not None:
+            self._stack.callback(self._ordered.close)
+        if self.spill.nbytes > BLOCK:  # collecting takes 0.1 s, which a small job would notice
+            release_freed()
+        return moments
+
+    def stored(self, target: Target) -> Stored:
+        """The kept cells, as a round takes them."""
+        return Stored(
+            self.spill, recorder(self._taken), target.columns, target.cells, target.held_out,
+            self._source.is_sparse, self._ordered, self._device,
+        )  # fmt: skip
+
+    def scaler(self, features: Features, *, apart: bool = True) -> Scaler:
+        """Scaling of these genes of the kept cells."""
+        whole = features is not self._selected
+        at = features.at if whole else np.arange(len(features.at))
+        return features.scaler(
+            at, self.spill.n_vars, with_mean=self._config.with_mean, dtype=self._config.dtype,
+            apart=apart and keeps_apart(self._config, self._source.is_sparse),
+        )  # fmt: skip
+
+    def trials(self, target: Target, features: Features) -> Trials:
+        """What tries settings, for a target with folds."""
+        if target.folds is None or target.judged is None:
+            raise ValueError("a search needs folds")
+        return Trials.of(
+            self._config, self.stored(target), self.scaler(features),
+            self.scaler(features, apart=False), target.folds, target.judged, self.room,
+            self._threads,
+        )  # fmt: skip
+
+    def search(self, target: Target, features: Features) -> Search:
+        """See `Place`."""
+        return search(self.trials(target, features), progress=self._progress)
+
+    def select(self, features: Features) -> None:
+        """See `Place`."""
+        fewer = self._stack.enter_context(self.spill.select(features.at))
+        self.spill.close()
+        self.spill, self._selected = fewer, features
+
+    @property
+    def has_selected(self) -> bool:
+        """Whether genes were let go."""
+        return self._selected is not None
+
+    def descend(
+        self, config: Settings, target: Target, features: Features, start: State | None, *,
+        share: range, before: Descent | None, due: Callable[[], bool],
+    ) -> Descent:  # fmt: skip
+        """Train some columns by SGD until it is due; the first time the cells must fit."""
+        spill = self.spill
+        if before is None:
+            check_room(config, self.room, spill.nbytes / max(1, spill.n_obs), spill.entry_bytes)
+        given = replace(self.stored(target), share=share), self.scaler(features), start
+        return descend(
+            config, *given, self.room, self._threads, progress=False, before=before, due=due
+        )
+
+    def fit(
+        self, config: Settings, target: Target, features: Features, start: State | None
+    ) -> Fitted:
+        """See `Place`."""
+        stored = self.stored(target)
+        if config.use_SGD != self._config.use_SGD:
+            # Of another solver's settings, which a GPU's SGD may not have, by the CPU's.
+            stored = replace(stored, device=None)
+        given = config, stored, self.scaler(features), start, self.room, self._threads
+        return fit(*given, progress=self._progress)
