@@ -18,7 +18,7 @@ from tests import atlas
 RUN = atlas.MINI | {
     "batch_size": 60, "batch_number": 3, "epochs": 3, "average": True, "progress": False
 }  # fmt: skip
-TRAIN = import_module("streamtrain.train")  # the attribute is the function
+LOCAL = import_module("streamtrain.local")
 TRY = RUN | {"alpha": [1e-3, 0.1], "step": [1.0, 4.0], "folds": 3}
 
 
@@ -58,8 +58,8 @@ def equal(a, b):
 )
 def test_cross_validate__several_columns_are_each_alone(adata, more, monkeypatch):
     """From one reading; to the bit, as each draws its own cells."""
-    reads, real = [], TRAIN.first_pass
-    monkeypatch.setattr(TRAIN, "first_pass", lambda *a: reads.append(len(a)) or real(*a))
+    reads, real = [], LOCAL.first_pass
+    monkeypatch.setattr(LOCAL, "first_pass", lambda *a: reads.append(len(a)) or real(*a))
     columns = ["cell_type", "compartment"]
     both = streamtrain.cross_validate(adata, columns, **TRY | more)
     assert len(reads) == 1
@@ -214,7 +214,7 @@ def test_cross_validate__bad_input(adata, options, words, monkeypatch):
     adata = adata.copy()
     adata.obs["one"] = "x"
     adata.obs["own"] = np.where(adata.obs["compartment"] == "T", "T", "rest")
-    monkeypatch.setattr(TRAIN, "first_pass", None)
+    monkeypatch.setattr(LOCAL, "first_pass", None)
     with pytest.raises(InputError, match=words):
         streamtrain.cross_validate(adata, **{"labels": "cell_type"} | TRY | options)
 

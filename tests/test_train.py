@@ -422,9 +422,7 @@ def test_train__scratch_is_given_back(tmp_path):
     source = open_source(adata, scratch=tmp_path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("streamtrain.features.standard_deviation", look)
-        patch.setattr(
-            sys.modules["streamtrain.local"], "_KEPT", 1e-6
-        )  # drawn cells to scratch, too
+        patch.setattr(sys.modules["streamtrain.local"], "_KEPT", 1e-6)  # to scratch, too
         patch.setattr(module, "open_source", lambda *_, **__: source)  # kept beyond the run
         streamtrain.train(adata, "cell_type", scratch=str(tmp_path), **SMALL)
     look(RunningMoments.empty(1))

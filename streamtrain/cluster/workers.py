@@ -74,7 +74,7 @@ class Workers:
     def addresses(self) -> list[str]:
         """Of the workers at present, in an order of their own."""
         try:
-            return sorted(self.client.scheduler_info(n_workers=-1)["workers"])
+            return sorted(self.client.nthreads())
         except (OSError, CommClosedError) as error:
             raise self._lost() from error
 
@@ -235,7 +235,7 @@ def check(client: Any, device: str = "cpu") -> None:
         raise InputError(f"client must be a dask.distributed Client; got a {type(client).__name__}")
     if device != "cpu":
         raise InputError("a cluster works on CPUs: leave out device='gpu' (--device), or client")
-    if not client.scheduler_info()["workers"]:
+    if not client.nthreads():  # type: ignore[no-untyped-call]
         raise InputError(
             f"the client {client} has no worker: start some, such as dask worker ADDRESS, or wait "
             "for them with client.wait_for_workers(1)"
