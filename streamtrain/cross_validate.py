@@ -52,6 +52,7 @@ def cross_validate(
     refit: bool = True,
     progress: bool = True,
     storage_options: Mapping[str, Any] | None = None,
+    client: Any = None,
     **settings: Any,
 ) -> CrossValidation:
     """Rank settings by cross-validation, for one or several columns of labels, from one reading.
@@ -62,8 +63,8 @@ def cross_validate(
 
     Parameters
     ----------
-    X, genes, progress, storage_options
-        As in `train`.
+    X, genes, progress, storage_options, client
+        As in `train`; the workers of a client try a setting each at a time.
     labels
         As in `train`; or a list of obs columns, each of which is trained on by itself. Cells need
         a label in each of them (`drop_unlabeled`).
@@ -92,7 +93,9 @@ def cross_validate(
     settings = {"use_SGD": True, "mini_batch": True, "folds": _FOLDS} | with_recipe(settings)
     if settings["folds"] is None:
         settings["folds"] = _FOLDS
-    outcomes = run(X, columns, genes, settings, progress, storage_options, refit=refit)
+    outcomes = run(
+        X, columns, genes, settings, progress, storage_options, refit=refit, client=client
+    )
     names = [_name(outcome.labels) for outcome in outcomes]
     models = {
         name: outcome.model

@@ -32,20 +32,6 @@ if TYPE_CHECKING:
 _KEPT = 0.5  # share of the room for cells that are kept in memory if all of them fit there
 
 
-class EndedEarlyError(Exception):
-    """A round that could not go on.
-
-    Attributes
-    ----------
-    fitted
-        What it had reached; None for nothing.
-    """
-
-    def __init__(self, words: str, fitted: Fitted | None) -> None:
-        super().__init__(words)
-        self.fitted = fitted
-
-
 class Place(Protocol):
     """Where a run is done: in this process, or by a cluster."""
 

@@ -21,7 +21,7 @@ from streamtrain.solvers.logistic import (
     column_classes,
     problem_weights,
 )
-from streamtrain.stored import Fitted, Stored, unconverged
+from streamtrain.stored import EndedEarlyError, Fitted, Stored, unconverged
 from streamtrain.threads import Threads
 from streamtrain.tiles import Tiles
 
@@ -91,6 +91,11 @@ def solve(
         Of the scaler, shape (genes,).
     vectors
         Bytes for the solver's vectors.
+
+    Raises
+    ------
+    EndedEarlyError
+        Where `sums` lost a connection; with the weights of that moment.
     """
     most, columns = (
         config.most_passes(cells.n_obs),
@@ -120,7 +125,12 @@ def solve(
                 passes = seen // cells.n_obs
                 logger.info("pass %d: %d of %d cell types done", passes, ended, columns)
 
-        solution = solver.fit(sums, report)
+        try:
+            solution = solver.fit(sums, report)
+        except ConnectionError as error:  # of sums over a cluster
+            coef, intercept = solver.present()
+            so_far = Fitted(State(coef.astype(config.dtype), intercept))
+            raise EndedEarlyError(str(error), so_far) from error
     certificate = solution.certificate
     logger.info("%d passes over the cells", certificate["n_passes"].max())
     not_yet, late = ~certificate["converged"], certificate["n_iter"] >= most

@@ -33,7 +33,7 @@ from streamtrain.decode.address import located
 from streamtrain.errors import InputError
 from streamtrain.features import Features
 from streamtrain.first_pass import room_for_cells
-from streamtrain.local import EndedEarlyError, Local, Place
+from streamtrain.local import Local, Place
 from streamtrain.model import Model, check_output
 from streamtrain.rounds import (
     check,
@@ -47,7 +47,7 @@ from streamtrain.sources import open_expression, open_source
 from streamtrain.sources.base import Source
 from streamtrain.sources.collection import CollectionSource, report_files
 from streamtrain.sources.genes import Genes
-from streamtrain.stored import Fitted
+from streamtrain.stored import EndedEarlyError, Fitted
 from streamtrain.targets import Target, cells_taken, listed_genes, targets_of
 from streamtrain.threads import Threads
 from streamtrain.trials import Search

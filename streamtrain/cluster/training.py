@@ -26,14 +26,14 @@ from streamtrain.config import Settings
 from streamtrain.descent import Descent, fitted
 from streamtrain.features import Features
 from streamtrain.kernels.lanes import lanes_of
-from streamtrain.local import EndedEarlyError, Local
+from streamtrain.local import Local
 from streamtrain.optimum import solve, vectors_bytes
 from streamtrain.progress import stage
 from streamtrain.scaling import RunningMoments
 from streamtrain.solvers.counters import State
 from streamtrain.solvers.logistic import column_classes
 from streamtrain.sources.base import Source
-from streamtrain.stored import Fitted
+from streamtrain.stored import EndedEarlyError, Fitted
 from streamtrain.targets import Target
 from streamtrain.threads import Threads
 from streamtrain.trials import Search, Trial, Tried, conclude, log_search, trials_of

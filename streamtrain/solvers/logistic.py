@@ -290,9 +290,19 @@ class Logistic:
         self._threads = threads
         self._start = start
         size = self.nbytes(len(self._shift))
+        self._points: dict[int, NDArray[np.float64]] = {}  # the best of each class so far
         self._group = len(self._classes)
         if self._group * size > memory:
             self._group = max(1, int(memory // size))
+
+    def present(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Coefficients and intercepts so far, of a class whose turn has not come those it begins by.
+
+        Shapes (columns, genes) and (columns,).
+        """
+        columns = range(len(self._classes))
+        x = np.array([self._points.get(k, self._first(self._problem(k))) for k in columns])
+        return x[:, :-1], x[:, -1]
 
     @staticmethod
     def nbytes(n_genes: int) -> int:
@@ -324,6 +334,7 @@ class Logistic:
     ) -> list[_Ended]:
         active = [self._problem(column) for column in columns]
         points = [self._first(p) for p in active]
+        self._points |= {p.column: x for p, x in zip(active, points, strict=True)}
         ended: dict[int, _Ended] = {}
         while active:
             done = columns.start + len(ended)
@@ -332,6 +343,8 @@ class Logistic:
             self._threads.each(lambda item: self._advance(*item), todo)
             # The vectors of a problem that has ended make room.
             ended |= {p.column: p.end() for p in active if p.over(self._max_iter)}
+            self._points |= {column: end.x for column, end in ended.items()}
+            self._points |= {p.column: p.search.x for p in active if p.search is not None}
             active = [p for p in active if p.column not in ended]
             points = [p.point for p in active]
         return [ended[column] for column in columns]
