@@ -140,7 +140,7 @@ def room_for_cells(
     """
     cells = targets[0].cells
     n_columns = n_columns or max(len(target.columns.classes) for target in targets)
-    fixed = known + fixed_bytes(config, source.n_vars, n_columns)
+    fixed = known + fixed_bytes(config, source.n_vars, n_columns, cells.n_obs)
     # Of the other targets codes, and models that are done.
     fixed += 4 * cells.n_obs * (len(targets) - 1)
     of_class = (1 + bool(config.average)) * source.n_vars * np.dtype(config.dtype).itemsize

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from streamtrain.budget import format_bytes
 from streamtrain.cells import Cells
 from streamtrain.config import Settings
+from streamtrain.pairwise import stretch_of
 from streamtrain.progress import stage
 from streamtrain.scaling import Scaler
 from streamtrain.solvers.counters import State
@@ -43,16 +44,19 @@ def fit_logistic(
     """Train on kept cells; see `rounds.fit`."""
     cells, n_genes = stored.cells, len(scaler.shift)
     room -= stored.spill.held
-    vectors = vectors_bytes(n_genes, len(cells.classes), room)
+    vectors = vectors_bytes(n_genes, cells, room)
     reading = min((room - vectors) / 2, _READING)
     with Tiles(n_genes, config.dtype, room - vectors - reading, config.scratch) as tiles:
         # Alive at a time: a window as stored, scaled and by gene.
-        for rows in stored.sweep(np.arange(cells.n_obs), int(reading / 6), cells.n_obs):
-            tiles.append(scaler(rows).rows)
+        stretch = stretch_of(cells.n_obs)
+        for first in range(0, cells.n_obs, stretch):
+            part = np.arange(first, min(first + stretch, cells.n_obs))
+            for rows in stored.sweep(part, int(reading / 6), cells.n_obs):
+                tiles.append(scaler(rows).rows)
         logger.info("solving on %s of scaled cells", format_bytes(tiles.nbytes))
         weights = weights_of(config, cells)
         if stored.device is None:
-            sums: Sums = TileSums(tiles, weights, threads)
+            sums: Sums = TileSums(tiles, weights, threads, stretch)
         else:
             from streamtrain.gpu.logistic import DeviceSums
 
@@ -60,10 +64,10 @@ def fit_logistic(
         return solve(config, cells, scaler.shift, start, sums, vectors, threads, progress=progress)
 
 
-def vectors_bytes(n_genes: int, n_classes: int, room: float) -> float:
+def vectors_bytes(n_genes: int, cells: Cells, room: float) -> float:
     """Bytes of `room` for the solver's vectors; the cells that do not fit beside lie on scratch."""
-    size = Logistic.nbytes(n_genes)
-    return max(size, min(len(column_classes(n_classes)) * size, 0.75 * room))
+    size = Logistic.nbytes(n_genes, cells.n_obs)
+    return max(size, min(len(column_classes(len(cells.classes))) * size, 0.75 * room))
 
 
 def weights_of(config: Settings, cells: Cells) -> NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Generic, Protocol, TypeVar
 
 
@@ -10,6 +11,19 @@ class _Added(Protocol):
 
 
 T = TypeVar("T", bound=_Added)
+
+
+_LEAST, _MOST = 16_384, 512  # cells of a stretch at least, and stretches at most, about
+
+
+def stretch_of(n_obs: int) -> int:
+    """Cells of a stretch, of which the last may be short; it follows from their number alone.
+
+    A stretch is what a worker of a cluster may take by itself. Its cells are summed one after the
+    other, and stretches as a `PairwiseSum`.
+    """
+    height = max(0, math.ceil(math.log2(max(1, n_obs) / (_LEAST * _MOST))))
+    return _LEAST << height
 
 
 class PairwiseSum(Generic[T]):

@@ -94,7 +94,7 @@ def keeps_apart(config: Settings, is_sparse: bool) -> bool:
     return config.use_SGD and config.penalty in ("l2", None) and not stored
 
 
-def fixed_bytes(config: Settings, n_genes: int, n_classes: int) -> int:
+def fixed_bytes(config: Settings, n_genes: int, n_classes: int, n_obs: int) -> int:
     """Bytes that the solver takes whatever the number of cells, weights to start from included."""
     needs = []
     if config.trains_sgd:
@@ -104,7 +104,7 @@ def fixed_bytes(config: Settings, n_genes: int, n_classes: int) -> int:
         if config.folds is not None:  # one trial at least, and a model of it as it scores
             needs.append(models_bytes(config, n_genes, n_classes) + 24 * n_genes * n_classes)
     if not config.use_SGD:  # weights and scores of all classes, and one class being solved
-        needs.append((16 * n_genes + 24 * MOST) * n_classes + Logistic.nbytes(n_genes))
+        needs.append((16 * n_genes + 24 * MOST) * n_classes + Logistic.nbytes(n_genes, n_obs))
     start = n_genes * n_classes * np.dtype(config.dtype).itemsize * 2
     return max(needs) + start * (config.warm_start is not None or config.init is not None)
 

@@ -172,7 +172,7 @@ def test_solve__classes_in_turns():
     weights = problem_weights("balanced", NAMES, np.bincount(rows.codes))
     found, expected = (
         solve(
-            rows, shift, 4, spec="balanced", memory=2 * Logistic.nbytes(25),
+            rows, shift, 4, spec="balanced", memory=2 * Logistic.nbytes(25, 600),
             sums=make,
         )
         for make in (

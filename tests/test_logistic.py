@@ -193,7 +193,7 @@ def test_logistic__is_the_same_to_the_bit(ratio):
             (1, np.inf, 1e9),
             (3, np.inf, 0),
             (2, 0, 10_000),
-            (2, 3 * Logistic.nbytes(25), 0),
+            (2, 3 * Logistic.nbytes(25, 600), 0),
         ]
     ]
     for one, other in itertools.pairwise(found):

@@ -80,7 +80,7 @@ def test_logistic__same_model_for_any_budget_threads_and_store(tmp_path, more, m
     adata = atlas.make()
     reference = streamtrain.train(adata, "cell_type", n_jobs=1, **more, **QUIET)
     path = stores.write(adata, tmp_path, "zarr")
-    fixed = fixed_bytes(Settings(**more), 120, 5)
+    fixed = fixed_bytes(Settings(**more), 120, 5, 600)
     monkeypatch.setattr(sys.modules["streamtrain.first_pass"], "READING_RESERVE", 0)
     for memory, n_jobs in ((fixed + 20 * 10**6, 2), ("1GB", 3)):
         options = more | QUIET | {"memory": memory, "n_jobs": n_jobs}
@@ -342,7 +342,7 @@ def test_warm_start__other_genes_types_and_scaling(monkeypatch):
     assert len(shared) == 4
     objective = [m.certificate["objective"][shared].mean() for m in (model, cold)]
     assert objective[0] < 0.5 * objective[1]
-    monkeypatch.setattr(sys.modules["streamtrain.train"], "first_pass", None)  # nothing is read
+    monkeypatch.setattr(sys.modules["streamtrain.local"], "first_pass", None)  # nothing is read
     with pytest.raises(InputError, match="the model shares no gene with these cells"):
         streamtrain.train(new[:, 90:], "cell_type", warm_start=old, **options)
 

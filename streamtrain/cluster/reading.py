@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from streamtrain.cluster.workers import Shared, Workers
 from streamtrain.config import Settings
 from streamtrain.expression import Expression
 from streamtrain.first_pass import room_for_cells
-from streamtrain.pairwise import PairwiseSum
+from streamtrain.pairwise import PairwiseSum, stretch_of
 from streamtrain.progress import stage
 from streamtrain.rows import Rows
 from streamtrain.scaling import MomentsPass, RunningMoments
@@ -37,8 +36,6 @@ from streamtrain.threads import Threads, spans
 
 logger = logging.getLogger(__name__)
 
-_UNITS = 512  # stretches of cells that are read, kept and summed over by themselves, at most
-_LEAST = 2  # blocks of a stretch, at least
 _TASKS = 4  # ranges for each worker: late ones then find some left
 
 
@@ -72,10 +69,8 @@ class Job:
 
     @property
     def unit(self) -> int:
-        """Cells of a unit: whole blocks of moments, following from the number of cells alone."""
-        blocks = -(-self.n_obs // MomentsPass.BLOCK)
-        height = max(0, math.ceil(math.log2(max(1, blocks / (_LEAST * _UNITS)))))
-        return MomentsPass.BLOCK * _LEAST << height
+        """Cells of a unit: a stretch, which is whole blocks of moments."""
+        return stretch_of(self.n_obs)
 
     @property
     def n_units(self) -> int:

@@ -17,26 +17,10 @@ from streamtrain.cluster.workers import Shared, Workers
 from streamtrain.features import Features
 from streamtrain.optimum import weights_of
 from streamtrain.pairwise import PairwiseSum
-from streamtrain.solvers.logistic import TileSums
+from streamtrain.solvers.logistic import Pass, TileSums
 from streamtrain.tiles import Tiles
 
 _TILED = 0.5  # share of the room for scaled cells that are held; what is more lies on scratch
-
-
-@dataclass(frozen=True, slots=True)
-class _Pass:
-    """What one pass sums over some cells; see `solvers.logistic.Sums`."""
-
-    loss: NDArray[np.float64]
-    slope: NDArray[np.float64]
-    total: NDArray[np.float64]
-    bend: NDArray[np.float64]
-
-    def __add__(self, other: _Pass) -> _Pass:
-        return _Pass(
-            self.loss + other.loss, self.slope + other.slope, self.total + other.total,
-            self.bend + other.bend,
-        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +80,9 @@ class ClusterSums:
                 workers.submit("merge-sums", _merged, *pair) if len(pair) == 2 else pair[0]
                 for pair in pairs
             ]
-        found: PairwiseSum[_Pass] = workers.result(tasks[0])
+        found: PairwiseSum[Pass] = workers.result(tasks[0])
         report(self._job.n_obs)
-        shape = len(columns)
-        nothing = _Pass(np.zeros(shape), np.zeros(W.shape), np.zeros(shape), np.zeros(shape))
-        total = found.total(nothing)
-        return total.loss, total.slope, total.total, total.bend
+        return found.total(Pass.empty(*W.shape)).arrays()
 
     def _place(self, addresses: list[str]) -> None:
         """Have every unit at a worker that is there; each has about as many."""
@@ -127,7 +108,7 @@ class ClusterSums:
 def _sum(
     job: Job, parts: list[Part], features: Features, target: int, name: str,
     units: tuple[int, ...], point: _Point,
-) -> PairwiseSum[_Pass]:  # fmt: skip
+) -> PairwiseSum[Pass]:  # fmt: skip
     """Sum over some units; their scaled cells stay for the next pass."""
     with at_work(job) as (source, room, threads):
         # Slopes that wait for their neighbours: one for each height of the tree.
@@ -136,7 +117,7 @@ def _sum(
         weights = weights_of(job.config, job.targets[target].columns)
         n_genes, dtype = len(features.names), job.config.dtype
         stack, held = kept(job.run, name, lambda stack: (stack, dict[int, Tiles]()))
-        sums: PairwiseSum[_Pass] = PairwiseSum()
+        sums: PairwiseSum[Pass] = PairwiseSum()
         for unit in units:
             if unit not in held:
                 memory = _TILED * room - sum(tiles.held for tiles in held.values())
@@ -155,10 +136,10 @@ def _sum(
             found = TileSums(held[unit], weights, threads)(
                 point.columns, point.W, point.constant, lambda _: None
             )
-            sums.add(_Pass(*found), unit)
+            sums.add(Pass(*found), unit)
         return sums
 
 
-def _merged(one: PairwiseSum[_Pass], other: PairwiseSum[_Pass]) -> PairwiseSum[_Pass]:
-    sums: PairwiseSum[_Pass] = PairwiseSum()
+def _merged(one: PairwiseSum[Pass], other: PairwiseSum[Pass]) -> PairwiseSum[Pass]:
+    sums: PairwiseSum[Pass] = PairwiseSum()
     return sums.merge(one).merge(other)

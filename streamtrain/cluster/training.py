@@ -139,12 +139,11 @@ class Cluster:
             self._workers, self._job, self._shared, self._parts, self._feature(features),
             self._number(target),
         )  # fmt: skip
-        n_genes, n_classes = len(features.names), len(target.columns.classes)
         scaler = features.scaler(
             features.at, self._job.source.n_vars, with_mean=config.with_mean, dtype=config.dtype,
             apart=False,
         )  # fmt: skip
-        vectors = vectors_bytes(n_genes, n_classes, self._room)
+        vectors = vectors_bytes(len(features.names), target.columns, self._room)
         given = config, target.columns, scaler.shift, start, sums, vectors, self._threads
         return solve(*given, progress=self._progress)
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from streamtrain.kernels import tiles as kernel
 from streamtrain.kernels.lbfgs import dot
+from streamtrain.pairwise import PairwiseSum, stretch_of
 from streamtrain.solvers.class_weight import class_weights
 from streamtrain.solvers.counters import State
 from streamtrain.solvers.lbfgs import LBFGS, MEMORY
@@ -289,14 +290,14 @@ class Logistic:
         self._fit_intercept = fit_intercept
         self._threads = threads
         self._start = start
-        size = self.nbytes(len(self._shift))
+        size = self.nbytes(len(self._shift), int(counts.sum()))
         self._points: dict[int, NDArray[np.float64]] = {}  # the best of each class so far
         self._group = len(self._classes)
         if self._group * size > memory:
             self._group = max(1, int(memory // size))
 
     def present(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Coefficients and intercepts so far, of a class whose turn has not come those it begins by.
+        """Coefficients and intercepts so far, or where a class begins if its turn has not come.
 
         Shapes (columns, genes) and (columns,).
         """
@@ -305,9 +306,10 @@ class Logistic:
         return x[:, :-1], x[:, -1]
 
     @staticmethod
-    def nbytes(n_genes: int) -> int:
-        """Bytes of one class's vectors while it is being solved."""
-        return (2 * MEMORY + 12) * 8 * (n_genes + 1)
+    def nbytes(n_genes: int, n_obs: int) -> int:
+        """Bytes of one class's vectors while it is being solved, over so many cells."""
+        waiting = (n_obs // stretch_of(n_obs)).bit_length()  # slopes of stretches
+        return (2 * MEMORY + 12 + waiting) * 8 * (n_genes + 1)
 
     def fit(self, sums: Sums, report: Callable[[int, int], None]) -> Solution:
         """Solve every class.
@@ -426,25 +428,55 @@ class Sums(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """What `Sums` sums; two of them add up."""
+
+    loss: NDArray[np.float64]
+    slope: NDArray[np.float64]
+    total: NDArray[np.float64]
+    bend: NDArray[np.float64]
+
+    @classmethod
+    def empty(cls, n_genes: int, n_columns: int) -> Pass:
+        """Of no cells."""
+        loss, total, bend = np.zeros((3, n_columns))
+        return cls(loss, np.zeros((n_genes, n_columns)), total, bend)
+
+    def __add__(self, other: Pass) -> Pass:
+        return Pass(*(a + b for a, b in zip(self.arrays(), other.arrays(), strict=True)))
+
+    def arrays(self) -> tuple[NDArray[np.float64], ...]:
+        """As `Sums` gives them."""
+        return self.loss, self.slope, self.total, self.bend
+
+
 class TileSums:
     """`Sums` on the CPU. Threads share the cells for the scores and the genes for the slope.
 
     A cell's scores and a gene's sum are each made by one thread in a fixed order, so neither the
-    number of threads nor the cut into tiles changes the result.
+    number of threads nor the cut into tiles changes the result. Stretches of cells add up two by
+    two, as on a cluster, which so gives the same bits.
 
     Parameters
     ----------
     tiles
-        The scaled cells.
+        The scaled cells, none of whose blocks lie in two stretches.
     weights
         Of `problem_weights`.
     threads
         Who works.
+    stretch
+        Cells of a stretch; None for one alone.
     """
 
-    def __init__(self, tiles: Tiles, weights: NDArray[np.float64], threads: Threads) -> None:
+    def __init__(
+        self, tiles: Tiles, weights: NDArray[np.float64], threads: Threads,
+        stretch: int | None = None,
+    ) -> None:  # fmt: skip
         self._tiles, self._weights, self._threads = tiles, weights, threads
         self._classes = column_classes(len(weights))
+        self._stretch = stretch or max(1, tiles.n_obs)
 
     def __call__(
         self,
@@ -455,19 +487,24 @@ class TileSums:
     ) -> tuple[NDArray[np.float64], ...]:
         """Sum over all cells; see `Sums`."""
         of, weights = self._classes[columns], np.ascontiguousarray(self._weights[:, columns])
-        loss, total, bend = np.zeros((3, len(columns)))
-        slope = np.zeros(W.shape)
+        sums: PairwiseSum[Pass] = PairwiseSum()
+        one, at = Pass.empty(*W.shape), 0
         for block in self._tiles:
+            if at and at % self._stretch == 0:
+                sums.add(one, at // self._stretch - 1)
+                one = Pass.empty(*W.shape)
             parts = np.empty((3, len(block.codes), len(columns)))
             self._threads.share(
                 len(block.tile_cells),
                 partial(_residuals, block, of, weights, W, constant, *parts),
             )
-            self._threads.share(len(W), partial(_slopes, block, parts[1], slope))
-            for part, into in zip(parts, (loss, total, bend), strict=True):
+            self._threads.share(len(W), partial(_slopes, block, parts[1], one.slope))
+            for part, into in zip(parts, (one.loss, one.total, one.bend), strict=True):
                 kernel.add_rows(part, into)
+            at += len(block.codes)
             report(len(block.codes))
-        return loss, slope, total, bend
+        sums.add(one, max(0, at - 1) // self._stretch)
+        return sums.total(one).arrays()
 
 
 def _residuals(block: Block, *rest: Any) -> None:
