@@ -190,7 +190,8 @@ def _begun(
 ) -> Descent:
     """A solver that has taken no step; `first` is the first batch."""
     schedule = schedule_of(config, first.cells.mean_square())
-    solver = make_sgd(config, [schedule], stored, scaler, start, threads)
+    # Blocks of cells then end alike, whichever classes are trained here.
+    solver = make_sgd(config, [schedule], stored, scaler, start, threads, blocks_of=[schedule])
     stopping = None
     if not config.mini_batch or config.early_stopping:
         stopping = Stopping(

@@ -313,7 +313,7 @@ def test_init__refused_before_reading(make, options, message, monkeypatch, tmp_p
     monkeypatch.chdir(tmp_path)
     model = (make or (lambda adata: streamtrain.train(adata, "cell_type", **SMALL)))(old)
     model.save("m.zarr")
-    monkeypatch.setattr(sys.modules["streamtrain.train"], "first_pass", None)
+    monkeypatch.setattr(sys.modules["streamtrain.local"], "first_pass", None)
     with pytest.raises(InputError, match=message):
         streamtrain.train(new, "cell_type", **SMALL | {"init": model} | options)
 
