@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -72,19 +73,19 @@ def batches(
     *,
     gene_dropout: float = 0.0,
     seed: int = 0,
-    before: int = 0,
+    numbers: Iterable[int] | None = None,
 ) -> Iterator[Batch]:
     """Scale what is served, with the class of each cell of the plan.
 
     Each batch goes without a share `gene_dropout` of the genes, drawn by `seed` and the number of
-    the batch, `before` being the first.
+    the batch in the plan: those of `numbers`, or all from 0 on.
 
     The next batch is scaled ahead, and the one after it gathered: with one step alone the solver
     waited for a tenth of its time.
     """
 
     def scaled() -> Iterator[Batch]:
-        for number, (epoch, cells, rows) in enumerate(ahead(served), before):
+        for number, (epoch, cells, rows) in zip(numbers or count(), ahead(served), strict=False):
             scale = scaler
             if gene_dropout:
                 n_genes = len(scaler.shift)

@@ -55,7 +55,7 @@ _REFUSED = {
     "validation_fraction": "early_stopping=True",
     "validation_groups": "early_stopping=True, or folds",
     "l1_ratio": "penalty='elasticnet'", "step": _SGD, "folds": _MINI, "calibrate": _FOLDS,
-    "gene_dropout": _MINI, "correct_prior": f"{_MINI}, and average",
+    "gene_dropout": _MINI, "replicas": _MINI, "correct_prior": f"{_MINI}, and average",
 }  # fmt: skip
 _RECIPES = ("atlas",)
 _WHERE = ("use_GPU", "device", "gpu_memory")  # what a model does not ask for once more
@@ -139,6 +139,12 @@ class Settings:
         Column of obs with a weight for each cell, not negative, or one number a cell: draw cells by
         weight; with balance_cell_type, quotas and batch_key, within the type or batch. Without
         replace successively: each draw by the weights of the cells that are left.
+    replicas
+        Copies of the model to which the mini-batches of an epoch are dealt in turn, and which are
+        averaged after it (local SGD). An approximation, for a cluster that has more workers than
+        the cell types can be shared out among, some 16 a worker: it then trains as many times as
+        fast, each copy taking a share of the steps. The model depends on their number, not on the
+        workers.
     gene_dropout
         Share of the genes that each mini-batch goes without, drawn anew for each: a model that
         relies less on single genes, for cells in which some are missing.
@@ -277,6 +283,7 @@ class Settings:
     correct_prior: bool = False
     batch_key: str | None = None
     sampling_weight: str | None = None
+    replicas: int = 1
     gene_dropout: float = 0.0
     gene_list: str | list[str] | None = None
     folds: int | None = None
@@ -331,7 +338,9 @@ class Settings:
             value = getattr(self, field.name)
             if isinstance(field.default, bool) and field.name != "average":
                 _choose(field.name, value, (True, False))
-        for name in ("batch_number", "batch_size", "epochs", "n_iter_no_change", "top_genes"):
+        for name in (
+            "batch_number", "batch_size", "epochs", "n_iter_no_change", "top_genes", "replicas"
+        ):  # fmt: skip
             require_number(name, getattr(self, name), 1, whole=True)
         if self.max_iter is not None:
             require_number("max_iter", self.max_iter, 1, whole=True)
@@ -453,6 +462,7 @@ class Settings:
         if self.init is not None:
             self._check_init()
         self._check_folds()
+        self._check_replicas()
         for name, way in self._elsewhere(_REFUSED).items():
             raise InputError(f"{name} is for {way}: leave it out, or pass that")
         if self.correct_prior and not self.fit_intercept:
@@ -464,6 +474,21 @@ class Settings:
             raise InputError("penalty='elasticnet' needs l1_ratio, from 0 (l2) to 1 (l1)")
         if self.tol is None and not self.use_SGD:
             raise InputError("tol=None never stops, which SGD alone can do: pass a number")
+
+    def _check_replicas(self) -> None:
+        if self.replicas > self.batch_number:
+            raise InputError(
+                f"replicas={self.replicas} copies need a mini-batch each in every epoch, and "
+                f"batch_number={self.batch_number}: raise it, or lower replicas"
+            )
+        for name, why in (
+            ("early_stopping", "judges the epochs of one"),
+            ("folds", "tries settings of one"),
+        ):
+            if self.replicas > 1 and getattr(self, name):
+                raise InputError(
+                    f"replicas trains copies of a model, and {name} {why}: leave one out"
+                )
 
     def _check_init(self) -> None:
         if not self.use_SGD:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -307,11 +307,13 @@ def scaled_batches(
     served: Served,
     codes: NDArray[np.int32],
     scaler: Scaler | DeviceScaler,
-    before: int = 0,
+    first: int = 0,
+    step: int = 1,
 ) -> Iterator[Batch]:
-    """Mini-batches as training takes them; so many came `before`."""
+    """Mini-batches as training takes them, the `first` and every `step`-th of the plan."""
     share, seed = config.gene_dropout, config.random_state
-    return batches(served, codes, scaler, gene_dropout=share, seed=seed, before=before)
+    numbers = count(first, step)
+    return batches(served, codes, scaler, gene_dropout=share, seed=seed, numbers=numbers)
 
 
 def schedule_of(config: Settings, square: float) -> Schedule:

@@ -106,7 +106,7 @@ def _in_plan_order(
 
     So it is where the drawn cells outgrow the page cache, which would be read cell by cell.
     """
-    way = config.use_SGD and config.mini_batch
+    way = config.use_SGD and config.mini_batch and config.replicas == 1
     if not way or config.early_stopping or config.feature_selection or config.folds is not None:
         return None
     cache = free_memory()

@@ -16,7 +16,7 @@ from streamtrain.descent import Descent, descend
 from streamtrain.features import Features
 from streamtrain.first_pass import first_pass
 from streamtrain.ordered import PlanOrder
-from streamtrain.rounds import check_room, fit, keeps_apart
+from streamtrain.rounds import fit, keeps_apart
 from streamtrain.scaling import RunningMoments, Scaler
 from streamtrain.solvers.counters import State
 from streamtrain.sources.base import Source
@@ -159,10 +159,7 @@ class Local:
         self, config: Settings, target: Target, features: Features, start: State | None, *,
         share: range, before: Descent | None, due: Callable[[], bool],
     ) -> Descent:  # fmt: skip
-        """Train some columns by SGD until it is due; the first time the cells must fit."""
-        spill = self.spill
-        if before is None:
-            check_room(config, self.room, spill.nbytes / max(1, spill.n_obs), spill.entry_bytes)
+        """Train some columns by SGD until it is due."""
         given = replace(self.stored(target), share=share), self.scaler(features), start
         return descend(
             config, *given, self.room, self._threads, progress=False, before=before, due=due

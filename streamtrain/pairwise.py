@@ -51,15 +51,28 @@ class PairwiseSum(Generic[T]):
             self.add(value, number, height)
         return self
 
-    def total(self, nothing: T) -> T:
+    def total(self, nothing: T | None = None) -> T:
         """Sum of all, in the order of their numbers: what has no neighbour is added from the end.
 
         Where there are none it is `nothing`.
+
+        Raises
+        ------
+        ValueError
+            If there are none, and `nothing` is not given.
         """
         if not self._nodes:
+            if nothing is None:
+                raise ValueError("there is nothing to add up")
             return nothing
         start: Any = lambda node: node[0][1] << node[0][0]  # noqa: E731
         (_, total), *rest = sorted(self._nodes.items(), key=start, reverse=True)
         for _, value in rest:
             total = value + total
         return total
+
+
+def merged(one: PairwiseSum[T], other: PairwiseSum[T]) -> PairwiseSum[T]:
+    """What two have taken, in a new one."""
+    both: PairwiseSum[T] = PairwiseSum()
+    return both.merge(one).merge(other)

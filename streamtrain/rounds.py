@@ -15,6 +15,7 @@ from streamtrain.config import Settings
 from streamtrain.descent import batch_size, descend, fitted, sweep_bytes
 from streamtrain.errors import InputError
 from streamtrain.optimum import fit_logistic
+from streamtrain.replicas import fit_replicas
 from streamtrain.scaling import Scaler
 from streamtrain.solvers.counters import State
 from streamtrain.solvers.logistic import Logistic
@@ -81,6 +82,8 @@ def fit(
     given = config, stored, scaler, start, room, threads
     if not config.use_SGD:
         return fit_logistic(*given, progress=progress)
+    if config.replicas > 1:
+        return fit_replicas(config, stored, scaler, start, threads, progress=progress)
     run = descend(*given, progress=progress)
     return fitted(config, stored.cells, stored.held_out, [run])
 

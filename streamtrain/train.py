@@ -186,11 +186,11 @@ def run(
     config = Settings.from_keywords(settings)
     if X is None or not labels or any(column is None for column in labels):
         raise InputError("train() needs both X and labels")
-    device = check(config)
     if client is not None:
         from streamtrain.cluster.workers import check as check_client
 
-        check_client(client, config.device)
+        check_client(client, on_gpu=config.on_gpu)
+    device = check(config)
     if checkpoint is not None:
         if client is None:
             raise InputError("checkpoint is for training by a client: leave it out, or pass client")

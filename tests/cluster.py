@@ -12,7 +12,7 @@ def workers(n, threads=1):
     """A client of `n` worker processes, which a nanny starts again when they die."""
     with (
         LocalCluster(
-            n_workers=n, threads_per_worker=threads, processes=True, dashboard_address=None,
+            n_workers=n, threads_per_worker=threads, processes=True, dashboard_address=":0",
             silence_logs="CRITICAL", memory_limit=0,
         ) as cluster,
         Client(cluster, timeout=20) as client,

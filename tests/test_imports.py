@@ -41,6 +41,7 @@ LAYERS = [
     ("solvers", "model", "gpu"),
     ("stored",),
     ("descent", "optimum"),
+    ("replicas",),
     ("adapt", "rounds", "scoring", "selection", "features", "warm_start", "standardised", "adding"),
     ("estimator", "trials"),
     ("targets",),

@@ -1,6 +1,7 @@
 """Sums over a binary tree: the same to the bit from any hands."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -39,9 +40,11 @@ def test_pairwise__merging_leaves_the_other_and_nothing_is_given_back():
     one.add(np.ones(2), 3)
     both = PairwiseSum().merge(one)
     both.add(np.ones(2), 2)
-    np.testing.assert_array_equal(one.total(None), [1, 1])
-    np.testing.assert_array_equal(both.total(None), [2, 2])
+    np.testing.assert_array_equal(one.total(), [1, 1])
+    np.testing.assert_array_equal(both.total(), [2, 2])
     assert PairwiseSum().total("nothing") == "nothing"
+    with pytest.raises(ValueError, match="nothing to add up"):
+        PairwiseSum().total()
 
 
 def test_pairwise__holds_few():

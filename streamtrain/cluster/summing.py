@@ -7,16 +7,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streamtrain.cluster.reading import Job, Part, at_work, cells_of
 from streamtrain.cluster.turns import kept
-from streamtrain.cluster.workers import Shared, Workers
+from streamtrain.cluster.workers import Workers
 from streamtrain.features import Features
 from streamtrain.optimum import weights_of
-from streamtrain.pairwise import PairwiseSum
+from streamtrain.pairwise import PairwiseSum, merged
 from streamtrain.solvers.logistic import Pass, TileSums
 from streamtrain.tiles import Tiles
 
@@ -41,21 +42,15 @@ class ClusterSums:
 
     Parameters
     ----------
-    workers, job, shared
+    workers, job
         The run's.
-    parts
-        Files of each unit.
-    features
-        Genes to train on, as shared.
-    target
-        Number of the target.
+    given
+        What a task takes first: the run, files of each unit and genes, as shared, and the number
+        of the target.
     """
 
-    def __init__(
-        self, workers: Workers, job: Job, shared: Shared, parts: Shared, features: Shared,
-        target: int,
-    ) -> None:  # fmt: skip
-        self._workers, self._job, self._given = workers, job, (shared, parts, features, target)
+    def __init__(self, workers: Workers, job: Job, given: tuple[Any, ...]) -> None:
+        self._workers, self._job, self._given = workers, job, given
         self._at: dict[str, list[int]] = {}  # units of each worker
         self._name = f"tiles-{time.monotonic_ns()}"
 
@@ -74,13 +69,7 @@ class ClusterSums:
             workers.submit("sum-cells", _sum, *self._given, self._name, tuple(units), point, on=on)
             for on, units in self._at.items()
         ]
-        while len(tasks) > 1:  # neighbours first, so that what travels is what they have in common
-            pairs = [tasks[i : i + 2] for i in range(0, len(tasks), 2)]
-            tasks = [
-                workers.submit("merge-sums", _merged, *pair) if len(pair) == 2 else pair[0]
-                for pair in pairs
-            ]
-        found: PairwiseSum[Pass] = workers.result(tasks[0])
+        found: PairwiseSum[Pass] = workers.result(workers.merged("merge-sums", merged, tasks))
         report(self._job.n_obs)
         return found.total(Pass.empty(*W.shape)).arrays()
 
@@ -138,8 +127,3 @@ def _sum(
             )
             sums.add(Pass(*found), unit)
         return sums
-
-
-def _merged(one: PairwiseSum[Pass], other: PairwiseSum[Pass]) -> PairwiseSum[Pass]:
-    sums: PairwiseSum[Pass] = PairwiseSum()
-    return sums.merge(one).merge(other)

@@ -28,7 +28,10 @@ from streamtrain.features import Features
 from streamtrain.kernels.lanes import lanes_of
 from streamtrain.local import Local
 from streamtrain.optimum import solve, vectors_bytes
+from streamtrain.pairwise import PairwiseSum, merged
 from streamtrain.progress import stage
+from streamtrain.replicas import Replica, averaged, train_replica
+from streamtrain.rounds import check_room
 from streamtrain.scaling import RunningMoments
 from streamtrain.solvers.counters import State
 from streamtrain.solvers.logistic import column_classes
@@ -106,8 +109,7 @@ class Cluster:
         if target.folds is None or target.judged is None:
             raise ValueError("a search needs folds")
         log_search(self._config, target.folds, target.judged)
-        config, number = self._config, self._number(target)
-        given = self._shared, self._parts, self._feature(features), number
+        config, given = self._config, self._given(target, features)
         waiting = trials_of(config)
         tasks = (
             partial(self._workers.submit, "try-settings", _try, *given, settings)
@@ -127,6 +129,8 @@ class Cluster:
         self, config: Settings, target: Target, features: Features, start: State | None
     ) -> Fitted:
         """See `Place`."""
+        if config.use_SGD and config.replicas > 1:
+            return self._average(config, target, features, start)
         if config.use_SGD:
             return self._descend(config, target, features, start)
         return self._solve(config, target, features, start)
@@ -136,8 +140,7 @@ class Cluster:
     ) -> Fitted:
         """The optimum: steps here, sums over the cells by the workers."""
         sums = ClusterSums(
-            self._workers, self._job, self._shared, self._parts, self._feature(features),
-            self._number(target),
+            self._workers, self._job, self._given(target, features)[:4]
         )  # fmt: skip
         scaler = features.scaler(
             features.at, self._job.source.n_vars, with_mean=config.with_mean, dtype=config.dtype,
@@ -159,15 +162,13 @@ class Cluster:
         self, config: Settings, target: Target, features: Features, start: State | None
     ) -> Fitted:
         """SGD: each task trains some columns, for a while."""
-        workers, number = self._workers, self._number(target)
+        workers, given = self._workers, self._given(target, features)
         shares = self._shares(len(target.columns.classes))
-        given = self._shared, self._parts, self._feature(features), number
-        selected = features is self._selected
         first = workers.share(start)
         runs: list[Descent | None] = [None] * len(shares)
 
         def submit(i: int, before: Shared, seconds: float) -> Task:
-            rest = selected, config, shares[i], first, before, seconds
+            rest = config, shares[i], first, before, seconds
             return workers.submit("train-classes", _descend, *given, *rest)
 
         nothing = workers.share(None)
@@ -192,14 +193,42 @@ class Cluster:
         done = [run for run in runs if run is not None]
         return fitted(config, target.columns, target.held_out, done)
 
-    def _number(self, target: Target) -> int:
-        return next(i for i, own in enumerate(self._targets) if own is target)
+    def _average(
+        self, config: Settings, target: Target, features: Features, start: State | None
+    ) -> Fitted:
+        """Copies of the model: each task trains one for an epoch, from the mean of the last."""
+        workers, given = self._workers, self._given(target, features)
+        state: Shared | Task = workers.share(start)
+        drawn: NDArray[np.int64] = np.zeros(len(target.columns.classes), np.int64)
+        last: Replica | None = None
+        with stage("Training", config.epochs, " epochs", show=self._progress) as bar:
+            for epoch in range(config.epochs):
+                copies = [
+                    workers.submit("train-copies", _copy, *given, config, state, epoch, number)
+                    for number in range(config.replicas)
+                ]
+                total = workers.merged("merge-copies", merged, copies)
+                mean = workers.submit("average-copies", _mean, total)
+                try:
+                    last = workers.result(total).total()
+                except SchedulerLostError as error:
+                    so_far = None if last is None else Fitted(last.mean(), eta0=last.eta0)
+                    raise EndedEarlyError(str(error), so_far) from error
+                # With its value, as nothing earlier is kept to make it of once more.
+                state = workers.adopt(mean, last.mean())
+                drawn += last.drawn
+                bar.update()
+        if last is None:
+            raise ValueError("there are no epochs")
+        return averaged(config, target.columns.counts, last, drawn)
 
-    def _feature(self, features: Features) -> Shared:
-        """The genes, sent once."""
+    def _given(self, target: Target, features: Features) -> tuple[Any, ...]:
+        """What tasks take first: run, parts, genes (sent once), target, whether genes are fewer."""
+        number = next(i for i, own in enumerate(self._targets) if own is target)
         if id(features) not in self._of:
             self._of[id(features)] = self._workers.share(features)
-        return self._of[id(features)]
+        genes, selected = self._of[id(features)], features is self._selected
+        return self._shared, self._parts, genes, number, selected
 
 
 def _so_far(config: Settings, target: Target, runs: list[Descent | None]) -> Fitted | None:
@@ -224,12 +253,33 @@ def _cells(
             for unit, part in enumerate(parts)
             for rows in cells_of(job, part, unit, source, room / 2, threads)
         )
+        spill = local.spill
+        check_room(job.config, room, spill.nbytes / max(1, spill.n_obs), spill.entry_bytes)
         return local
 
     local = kept(job.run, "cells", make)
     if selected and not local.has_selected:
         local.select(features)
     return local
+
+
+def _copy(
+    job: Job, parts: list[Part], features: Features, target: int, selected: bool, config: Settings,
+    start: State | None, epoch: int, number: int,
+) -> PairwiseSum[Replica]:  # fmt: skip
+    """Train a copy for an epoch."""
+    sums: PairwiseSum[Replica] = PairwiseSum()
+    with at_work(job) as (source, room, threads):
+        local = _cells(job, parts, features, selected, source, room, threads)
+        stored, scaler = local.stored(job.targets[target]), local.scaler(features)
+        one = train_replica(config, stored, scaler, start, threads, epoch, number)
+    if one is not None:
+        sums.add(one, number)
+    return sums
+
+
+def _mean(copies: PairwiseSum[Replica]) -> State:
+    return copies.total().mean()
 
 
 def _descend(
@@ -247,11 +297,16 @@ def _descend(
 
 
 def _try(
-    job: Job, parts: list[Part], features: Features, target: int, settings: Settings
+    job: Job,
+    parts: list[Part],
+    features: Features,
+    target: int,
+    selected: bool,
+    settings: Settings,
 ) -> tuple[Trial, NDArray[np.float32] | None]:
     """Try some settings; their scores come along if they are asked for."""
     with at_work(job) as (source, room, threads):
-        local = _cells(job, parts, features, False, source, room, threads)
+        local = _cells(job, parts, features, selected, source, room, threads)
         [trial], scores = local.trials(job.targets[target], features).of_settings(
             [settings], progress=False
         )

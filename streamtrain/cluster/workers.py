@@ -6,7 +6,7 @@ import logging
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -139,6 +139,15 @@ class Workers:
         """Have what a task gave as an argument of others; it stays with the worker that made it."""
         return Shared(result, task.future)
 
+    def merged(self, name: str, function: Callable[[Any, Any], Any], tasks: Sequence[Task]) -> Task:
+        """Have results made one, two by two: neighbours first, which travels least."""
+        tasks = list(tasks)
+        while len(tasks) > 1:
+            odd = tasks[len(tasks) & ~1 :]
+            pairs = zip(tasks[::2], tasks[1::2], strict=False)
+            tasks = [self.submit(name, function, *pair) for pair in pairs] + odd
+        return tasks[0]
+
     def in_order(self, tasks: Iterable[Callable[[], Task]], ahead: int = 2) -> Iterator[Any]:
         """Results of tasks in order; `ahead` for each worker are begun at a time."""
         begun: deque[Task] = deque()
@@ -223,7 +232,7 @@ class Workers:
             self.client.run(forget, self.run, on_error="ignore")
 
 
-def check(client: Any, device: str = "cpu") -> None:
+def check(client: Any, *, on_gpu: bool = False) -> None:
     """Refuse a client that is none, or has no workers, and the GPU.
 
     Raises
@@ -233,7 +242,7 @@ def check(client: Any, device: str = "cpu") -> None:
     """
     if not isinstance(client, Client):
         raise InputError(f"client must be a dask.distributed Client; got a {type(client).__name__}")
-    if device != "cpu":
+    if on_gpu:
         raise InputError("a cluster works on CPUs: leave out device='gpu' (--device), or client")
     if not client.nthreads():  # type: ignore[no-untyped-call]
         raise InputError(

@@ -1,0 +1,150 @@
+"""Weights, and an epoch's mini-batches dealt to several copies of a model, in; their mean out.
+
+Data-parallel SGD as of McDonald, Hall and Mann (2010), with an average after every epoch: local SGD
+(Stich 2019). An approximation of SGD over all the batches, each copy taking a share of the steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamtrain.batches import Batch, planned
+from streamtrain.config import Settings
+from streamtrain.descent import (
+    make_sgd,
+    on_device,
+    plan_epochs,
+    scaled_batches,
+    schedule_of,
+    with_prior,
+)
+from streamtrain.pairwise import PairwiseSum
+from streamtrain.progress import stage
+from streamtrain.scaling import Scaler
+from streamtrain.solvers.counters import State
+from streamtrain.stored import Fitted, Stored
+from streamtrain.threads import Threads
+
+_COUNTS = ("t", "n_averaged")
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """Weights of copies, times the steps that each took since the last mean; two of them add up.
+
+    Attributes
+    ----------
+    state
+        Each array times the steps; `t` and `n_averaged` are the largest.
+    drawn
+        Cells of each class that were taken, shape (n_classes,); their sum is the steps.
+    eta0
+        Constant step that `step` came to; None without it.
+    """
+
+    state: State
+    drawn: NDArray[np.int64]
+    eta0: float | None
+
+    def __add__(self, other: Replica) -> Replica:
+        sums: dict[str, Any] = {}
+        for name in State.__dataclass_fields__:
+            one, two = getattr(self.state, name), getattr(other.state, name)
+            add = np.maximum if name in _COUNTS else np.add
+            sums[name] = None if one is None or two is None else add(one, two)
+        return Replica(State(**sums), self.drawn + other.drawn, self.eta0)
+
+    def times(self, factor: float) -> State:
+        """The state with its weights multiplied."""
+        weights = {
+            name: values * values.dtype.type(factor)
+            for name in State.__dataclass_fields__
+            if name not in _COUNTS and (values := getattr(self.state, name)) is not None
+        }
+        return replace(self.state, **weights)
+
+    def mean(self) -> State:
+        """Of all copies that were added up."""
+        return self.times(1 / int(self.drawn.sum()))
+
+
+def train_replica(
+    config: Settings,
+    stored: Stored,
+    scaler: Scaler,
+    start: State | None,
+    threads: Threads,
+    epoch: int,
+    number: int,
+) -> Replica | None:
+    """One epoch of one copy: it takes every `replicas`-th batch, the first that of its `number`.
+
+    None where the epoch has no batch for it.
+    """
+    plan, n = plan_epochs(config, stored.drawn, None), config.replicas
+    scale = on_device(scaler, stored.device)
+    each = -(-plan.epoch_size // plan.batch_size)  # batches of an epoch
+
+    def scaled(batches: Iterator[tuple[int, NDArray[np.int64]]], first: int) -> Iterator[Batch]:
+        served = ((e, cells, stored.spill.gather(stored.record(cells))) for e, cells in batches)
+        return scaled_batches(config, served, stored.cells.codes, scale, first, n)
+
+    batches = scaled(islice(planned(plan, None, epoch), number, each, n), epoch * each + number)
+    first = next(scaled(islice(planned(plan), 1), 0))  # by which `step` goes in every copy
+    schedule = schedule_of(config, first.cells.mean_square())
+    solver, drawn = None, np.zeros(len(stored.cells.classes), np.int64)
+    for batch in batches:
+        solver = solver or make_sgd(
+            config, [schedule], stored, scale, start, threads, blocks_of=[schedule]
+        )
+        solver.partial_fit(batch.cells)
+        drawn += np.bincount(batch.codes, minlength=len(drawn))
+    if solver is None:
+        return None
+    one = Replica(solver.state(), drawn, None if config.step is None else schedule.eta0)
+    return replace(one, state=one.times(int(drawn.sum())))
+
+
+def fit_replicas(
+    config: Settings,
+    stored: Stored,
+    scaler: Scaler,
+    start: State | None,
+    threads: Threads,
+    *,
+    progress: bool,
+) -> Fitted:
+    """Train the copies one after the other, epoch by epoch; see `rounds.fit`."""
+    plan = plan_epochs(config, stored.drawn, None)
+    total: Replica | None = None
+    drawn = np.zeros(len(stored.cells.classes), np.int64)
+    with stage("Training", plan.epochs * plan.epoch_size, show=progress) as bar:
+        for epoch in range(plan.epochs):
+            state = start if total is None else total.mean()
+            copies: PairwiseSum[Replica] = PairwiseSum()
+            for number in range(config.replicas):
+                one = train_replica(config, stored, scaler, state, threads, epoch, number)
+                if one is not None:
+                    copies.add(one, number)
+                    bar.update(int(one.drawn.sum()))
+            total = copies.total()
+            drawn += total.drawn
+    if total is None:
+        raise ValueError("there are no epochs")
+    return averaged(config, stored.cells.counts, total, drawn)
+
+
+def averaged(
+    config: Settings, counts: NDArray[np.int64], last: Replica, drawn: NDArray[np.int64]
+) -> Fitted:
+    """What training ends with, of `counts` cells of each class; so many were `drawn` in all."""
+    state = last.mean()
+    if config.correct_prior:
+        state = with_prior(state, counts, drawn)
+    return Fitted(state, eta0=last.eta0)
