@@ -67,16 +67,18 @@ class Workers:
     client: Any
     run: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     _n: int = 0
+    _direct: bool = True
 
     def __post_init__(self) -> None:
         self._address = self.client.scheduler.address
 
     def addresses(self) -> list[str]:
         """Of the workers at present, in an order of their own."""
-        try:
-            return sorted(self.client.nthreads())
-        except (OSError, CommClosedError) as error:
-            raise self._lost() from error
+        while True:
+            try:
+                return sorted(self.client.nthreads())
+            except OSError as error:
+                self._reconnect(error)
 
     @property
     def n(self) -> int:
@@ -120,7 +122,7 @@ class Workers:
         while True:
             try:
                 self._wait([task.future], "ALL_COMPLETED")
-                return self.client.gather(task.future, direct=True)
+                return self.client.gather(task.future, direct=self._direct)
             except KilledWorker as error:
                 self._died(task, error)
             except (CancelledError, CommClosedError) as error:
@@ -164,14 +166,19 @@ class Workers:
         return found
 
     def _send(self, shared: Shared) -> None:
-        # Direct: through the scheduler it would grow by it, for each worker.
-        try:
-            [shared.future] = self.client.scatter(
-                [shared.value], broadcast=True, hash=False, direct=True
-            )
-        except CommClosedError as error:
-            self._reconnect(error)
-            self._send(shared)
+        while True:
+            there = self.addresses()
+            try:
+                # Direct: through the scheduler, which would grow by it, where workers cannot be
+                # reached from here alone.
+                [shared.future] = self.client.scatter(
+                    [shared.value], broadcast=True, hash=False, direct=self._direct
+                )
+                return
+            except OSError as error:  # CommClosedError and TimeoutError are such
+                self._reconnect(error)
+                if self.addresses() == there:  # of none it is known that it has died
+                    self._direct = False
 
     def _start(self, task: Task) -> None:
         """Submit a task, and whatever it takes that is lost."""
