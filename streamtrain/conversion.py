@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import closing
 from pathlib import Path
@@ -16,10 +16,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from streamtrain.atomic import fsync_tree
-from streamtrain.budget import BLOCK, format_bytes, release_freed
+from streamtrain.budget import BLOCK, READING_RESERVE, format_bytes, release_freed
 from streamtrain.errors import InputError
 from streamtrain.named import PER_CELL, NamedCells
-from streamtrain.partial import Partial, State
+from streamtrain.partial import GrowingFile, Partial, State
 from streamtrain.progress import counted
 from streamtrain.sampling import permutation
 from streamtrain.sharded import Named, ShardedAnnData, create, digest
@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 _EVERY = 60.0  # seconds from one commit to the next; what a kill loses
 _SLICE = 1 << 20  # cells whose places are held at a time beside the permutation
+_LEAST = 32 * 10**6  # bytes of cells that must fit in the budget beside what is fixed
 _VERIFIED = 16 * 10**6  # bytes of stored cells read back at a time
 # Bytes of a text of its own in a column of obs while it is written: 207 of 10 letters.
 _TEXT = 240
@@ -60,7 +61,7 @@ class Conversion:
         self, cells: NamedCells, partial: Partial, settings: State, room: int, pool: Executor
     ) -> None:
         self.cells, self.partial, self.settings, self.pool = cells, partial, settings, pool
-        self.room, self.block, self.window = room, min(BLOCK, room // 6), room // 3
+        self.room, self.block, self.window = room, block_bytes(room), room // 3
         self.dtype = cells.source.dtype
         self._committed = time.monotonic()
         if settings["shuffle"]:
@@ -154,13 +155,24 @@ class Conversion:
             state.get("sizes"),
         )  # fmt: skip
 
+    def places(self) -> NDArray[Any]:
+        """Where each cell goes: the inverse of the permutation, which is drawn again if need be."""
+        n_obs, order = self.cells.n_obs, self._order
+        if order is None:
+            order = permutation(n_obs, self.settings["random_state"])
+        self._order = None
+        place = np.empty_like(order)
+        for start in range(0, n_obs, _SLICE):
+            part = order[start : start + _SLICE]
+            place[part] = np.arange(start, start + len(part))
+        return place
+
     def scatter(self) -> None:
         """Sweep the source once, and append each cell to the bucket of its place."""
         cells, start = self.cells, self.partial.state["swept"]
         if start == cells.n_obs:
             return
-        place = _places(self._order, cells.n_obs, self.settings["random_state"])
-        self._order = None
+        place = self.places()
         buckets = self._buckets()
         for position, block in cells.stream(start, self.block, "Shuffling"):
             start = position + block.rows.n_obs
@@ -193,12 +205,27 @@ class Conversion:
                             self._buckets().delete_before(store.n_obs)
             store.finish()
             release_freed()
-            self._verify(store)
+            start, sums = time.monotonic(), store.files["sums"]
+            self.verify(lambda found: first_different(found, 0, sums, self.room), start)
 
-    def _verify(self, store: ShardedAnnData) -> None:
-        start, n_obs, cause = time.monotonic(), self.cells.n_obs, None
+    def verify(self, differing: Callable[[NamedCells], str | None], start: float) -> None:
+        """Compare what was written with what was read from the source.
+
+        Parameters
+        ----------
+        differing
+            Words the first of the written cells that is different.
+        start
+            When this began, by `time.monotonic`.
+
+        Raises
+        ------
+        OSError
+            If anything is different; then nothing is kept.
+        """
+        n_obs, cause = self.cells.n_obs, None
         try:
-            different = self._difference(store)
+            different = self._difference(differing)
         except READ_ERRORS as error:
             different, cause = f"it cannot be read: {error}", error
         if different is not None:
@@ -210,45 +237,60 @@ class Conversion:
         seconds = time.monotonic() - start
         logger.info("%s cells read back and found the same in %.1f s", f"{n_obs:,}", seconds)
 
-    def _difference(self, store: ShardedAnnData) -> str | None:
-        """Read everything back, and name what differs from what was read from the source.
+    def _difference(self, differing: Callable[[NamedCells], str | None]) -> str | None:
+        """Name what differs.
 
         The columns of obs and var were compared when they were written: it is enough that their
         files are still the same.
         """
         if digest(self.partial.store) != self.partial.state["columns"]:
             return "a column of obs or var is different"
-        # zarr leaves the chunks that it decoded to the garbage collector: 50 MB took 350.
-        nbytes = min(_VERIFIED, self.block // 2)
         threads = self.cells.threads
-        with closing(open_source(self.partial.store, memory=nbytes, threads=threads)) as written:
+        with closing(open_source(self.partial.store, threads=threads)) as written:
             found = NamedCells(written, None, threads, self.cells.progress)
             source = self.cells.source
             if found.n_obs != self.cells.n_obs or list(written.genes) != list(source.genes):
                 return "its cells or genes are different"
-            for position, block in found.stream(0, nbytes, "Checking"):
-                expected = store.files["sums"][position : position + block.rows.n_obs]
-                differ = np.flatnonzero(expected != block.sums)
-                if len(differ):
-                    return f"cell {position + int(differ[0])} is different"
-        return None
+            return differing(found)
+
+
+def first_different(
+    found: NamedCells, before: int, sums: GrowingFile | NDArray[np.uint64], room: int
+) -> str | None:
+    """Word the first cell that has another checksum than `sums` hold; `before` come before these.
+
+    `room` is the bytes for cells.
+    """
+    # zarr leaves the chunks that it decoded to the garbage collector: 50 MB took 350.
+    nbytes = min(_VERIFIED, block_bytes(room) // 2)
+    for position, block in found.stream(0, nbytes, "Checking"):
+        expected = sums[position : position + block.rows.n_obs]
+        differ = np.flatnonzero(expected != block.sums)
+        if len(differ):
+            return f"cell {before + position + int(differ[0])} is different"
+    return None
+
+
+def block_bytes(room: int) -> int:
+    """Bytes of cells that are read at a time."""
+    return min(BLOCK, room // 6)
+
+
+def room_for(budget: int, n_obs: int, shuffle: bool) -> int:
+    """Bytes for cells beside what is fixed."""
+    fixed = READING_RESERVE + (8 * n_obs if shuffle else 0)
+    if budget < fixed + _LEAST:
+        raise InputError(
+            f"memory={format_bytes(budget)} is too small for {n_obs:,} cells: at least "
+            f"{format_bytes(fixed + _LEAST)} are needed (--memory)"
+        )
+    return budget - fixed
 
 
 def _numbered(windows: Iterator[Named], start: int) -> Iterator[tuple[int, Named]]:
     for window in windows:
         yield start, window
         start += window.rows.n_obs
-
-
-def _places(order: NDArray[Any] | None, n_obs: int, seed: int) -> NDArray[Any]:
-    """Where each cell goes: the inverse of the permutation, which is drawn again if need be."""
-    if order is None:
-        order = permutation(n_obs, seed)
-    place = np.empty_like(order)
-    for start in range(0, n_obs, _SLICE):
-        part = order[start : start + _SLICE]
-        place[part] = np.arange(start, start + len(part))
-    return place
 
 
 def require(folder: Path, nbytes: float, what: str, remedy: str) -> None:

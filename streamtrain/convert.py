@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from streamtrain.atomic import check_output
-from streamtrain.budget import READING_RESERVE, format_bytes, parse_bytes, release_freed
+from streamtrain.budget import parse_bytes, release_freed
 from streamtrain.cells import select_rows
-from streamtrain.conversion import Conversion
+from streamtrain.conversion import Conversion, room_for
 from streamtrain.decode.address import Address, located
 from streamtrain.errors import InputError, near, some
 from streamtrain.named import NamedCells
@@ -32,8 +32,6 @@ from streamtrain.threads import Threads
 from streamtrain.writing import COMPRESSION
 
 logger = logging.getLogger(__name__)
-
-_LEAST = 32 * 10**6  # bytes of cells that must fit in the budget beside what is fixed
 
 
 def convert(
@@ -58,6 +56,7 @@ def convert(
     overwrite: bool = False,
     progress: bool = True,
     storage_options: Mapping[str, Any] | None = None,
+    client: Any = None,
 ) -> Path:
     """Write cells as a zarr AnnData that reads fast, in storage order or shuffled.
 
@@ -111,6 +110,12 @@ def convert(
         Show progress on standard error if it takes more than two seconds.
     storage_options
         Credentials and settings of a remote store, as in `open_source`.
+    client
+        A dask.distributed Client, whose workers do the work and give the same bytes. All of them
+        need the source, which must be AnnData on disk or on a server, and the folder of `out`, and
+        `scratch` if it is given, under the same path. `memory` and `n_jobs` are then of each
+        worker. One that dies does not matter, but where this process does, the next call begins
+        anew.
 
     Returns
     -------
@@ -150,6 +155,10 @@ def convert(
         ) as source,
         ThreadPoolExecutor(threads.n, "streamtrain-encode") as pool,
     ):  # fmt: skip
+        if client is not None:
+            from streamtrain.cluster.workers import check
+
+            check(client, source)
         rows = select_rows(source, where)
         cells = NamedCells(source, rows, threads, progress)
         if cells.n_obs == 0:
@@ -167,15 +176,20 @@ def convert(
             "shard_size": int(shard_size),
         }  # fmt: skip
         identity = None if files is None else _identity(source, files)
-        known = None if identity is None else settings | identity
+        known = None if identity is None or client is not None else settings | identity
         _report(source)
         with Partial(target, known) as partial:
-            run = Conversion(cells, partial, settings, _room(budget, cells.n_obs, shuffle), pool)
+            run = Conversion(cells, partial, settings, room_for(budget, cells.n_obs, shuffle), pool)
             run.lay_out()
-            if shuffle:
-                run.scatter()
-                release_freed()
-            run.write()
+            if client is not None:
+                from streamtrain.cluster.converting import distribute
+
+                distribute(run, client, memory, n_jobs)
+            else:
+                if shuffle:
+                    run.scatter()
+                    release_freed()
+                run.write()
             if files is not None and _identity(source, files) != identity:
                 partial.discard()
                 raise InputError(
@@ -200,17 +214,6 @@ def _report(source: Source) -> None:
             "%s: files hold values of different kinds (%s), and each keeps its own: name a matrix "
             "that is the same in all (layer, --layer)", source.name, words,
         )  # fmt: skip
-
-
-def _room(budget: int, n_obs: int, shuffle: bool) -> int:
-    """Bytes for cells beside what is fixed."""
-    fixed = READING_RESERVE + (8 * n_obs if shuffle else 0)
-    if budget < fixed + _LEAST:
-        raise InputError(
-            f"memory={format_bytes(budget)} is too small for {n_obs:,} cells: at least "
-            f"{format_bytes(fixed + _LEAST)} are needed (--memory)"
-        )
-    return budget - fixed
 
 
 def _check(

@@ -235,6 +235,16 @@ def disk_full(path: Path) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[int]:
+    """Open a file for reading."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
 def write_all(handle: int, values: Any, offset: int, path: Path) -> int:
     """Write a buffer of any type to a file at `offset`, and return where it ends."""
     view = memoryview(values).cast("B") if len(values) else memoryview(b"")

@@ -152,30 +152,21 @@ def _layout(n_obs: int) -> dict[str, Any]:
     return {"chunks": (chunk,), "shards": (_PER_SHARD * chunk,) if n_obs > chunk else None}
 
 
-class ShardedAnnData:
-    """Appends cells to the AnnData that `create` laid out; a context manager.
+class CellFiles:
+    """What each cell of an AnnData has beside its entries, kept in files until the end.
 
     Parameters
     ----------
     folder
-        Where its names, lengths and checksums are kept until the end: 20 bytes a cell and the
-        names.
+        Where its names, lengths and checksums are kept: 20 bytes a cell and the names.
     store
-        The AnnData, within `folder`.
-    codec
-        Of X.
-    pool, limit
-        Threads that encode, and chunks that may wait for them.
+        The AnnData that `create` laid out, within `folder`.
     state
-        As `commit` gave it; {} to begin.
+        As `ShardedAnnData.commit` gave it; {} to begin.
     """
 
-    def __init__(
-        self, folder: Path, store: Path, codec: str, pool: Executor, limit: int, state: State
-    ) -> None:
-        self._root: Any = zarr.open_group(store, mode="r+", use_consolidated=False)
-        obs: Any = self._root["obs"]
-        self._names: Any = obs[obs.attrs["_index"]]
+    def __init__(self, folder: Path, store: Path, state: State) -> None:
+        self.root: Any = zarr.open_group(store, mode="r+", use_consolidated=False)
         self._folder = folder
         self.n_obs: int = state.get("n_obs", 0)
         kinds = {"lengths": np.uint32, "sums": np.uint64, "name_lengths": np.uint32}
@@ -183,17 +174,89 @@ class ShardedAnnData:
             name: GrowingFile(folder / name, dtype, self.n_obs) for name, dtype in kinds.items()
         }
         self.files["names"] = GrowingFile(folder / "names", np.uint8, state.get("names", 0))
+
+    def append_names(
+        self, text: NDArray[np.uint8], lengths: NDArray[np.int64], sums: NDArray[np.uint64]
+    ) -> None:
+        """Append names of cells, all their text and the length of each, and checksums."""
+        self.files["sums"].append(sums)
+        self.files["name_lengths"].append(lengths)
+        self.files["names"].append(text)
+        self.n_obs += len(sums)
+
+    def finish_cells(self, nnz: int) -> None:
+        """Write the offsets and the names, and set the length of the matrix."""
+        for name in ("data", "indices"):
+            self.root[f"X/{name}"].resize((nnz,))
+        self._write_offsets(nnz)
+        self._write_names()
+
+    def _write_offsets(self, nnz: int) -> None:
+        x, n = self.root["X"], self.n_obs
+        # scipy wants one type for indices and indptr, where it can.
+        dtype = np.int32 if nnz < 2**31 else np.int64
+        array = x.create_array(
+            "indptr", shape=(n + 1,), dtype=dtype, overwrite=True, compressors=compressor("blosc"),
+            **_layout(n + 1),
+        )  # fmt: skip
+        end = 0
+        for start in range(0, n + 1, _PER_SHARD * _NAMES):
+            lengths = self.files["lengths"][max(0, start - 1) : start + _PER_SHARD * _NAMES - 1]
+            offsets = end + np.cumsum(lengths, dtype=np.int64)
+            if start == 0:
+                offsets = np.concatenate([[0], offsets])
+            array[start : start + len(offsets)] = offsets.astype(dtype)
+            end = int(offsets[-1])
+
+    def _write_names(self) -> None:
+        obs: Any = self.root["obs"]
+        array = obs[obs.attrs["_index"]]
+        array.resize((self.n_obs,))
+        at = 0
+        for start in range(0, self.n_obs, _PER_SHARD * _NAMES):
+            ends = at + np.cumsum(
+                self.files["name_lengths"][start : start + _PER_SHARD * _NAMES], dtype=np.int64
+            )
+            text = self.files["names"][at : int(ends[-1])].tobytes()
+            cuts = [0, *(ends - at).tolist()]
+            names = [text[a:b].decode() for a, b in pairwise(cuts)]
+            array[start : start + len(names)] = np.array(names, object)
+            at = int(ends[-1])
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self.files.values():
+            file.close()
+
+
+class ShardedAnnData(CellFiles):
+    """Appends cells to the AnnData that `create` laid out; a context manager.
+
+    Parameters
+    ----------
+    folder, store, state
+        As of `CellFiles`.
+    codec
+        Of X.
+    pool, limit
+        Threads that encode, and chunks that may wait for them.
+    """
+
+    def __init__(
+        self, folder: Path, store: Path, codec: str, pool: Executor, limit: int, state: State
+    ) -> None:
+        super().__init__(folder, store, state)
         self._turn: int = state.get("turn", 0)
         self._writers = {}
         for name in ("data", "indices"):
             file = self._tail_file(name, self._turn, state.get("tail", 0))
             self._writers[name] = ShardWriter(
-                self._root[f"X/{name}"], codec, pool, limit, state.get(name, {}), file[:]
+                self.root[f"X/{name}"], codec, pool, limit, state.get(name, {}), file[:]
             )
             file.close()
 
     def _tail_file(self, name: str, turn: int, n: int) -> GrowingFile:
-        dtype = self._root[f"X/{name}"].dtype
+        dtype = self.root[f"X/{name}"].dtype
         return GrowingFile(self._folder / f"{name}.tail{turn}", dtype, n)
 
     def append(self, cells: Named) -> None:
@@ -202,10 +265,7 @@ class ShardedAnnData:
         self._writers["data"].append(rows.data)
         self._writers["indices"].append(rows.indices)
         self.files["lengths"].append(np.diff(rows.indptr))
-        self.files["sums"].append(cells.sums)
-        self.files["name_lengths"].append(np.diff(cells.ends, prepend=0))
-        self.files["names"].append(cells.text)
-        self.n_obs += rows.n_obs
+        self.append_names(cells.text, np.diff(cells.ends, prepend=0), cells.sums)
 
     def commit(self) -> State:
         """Have all that was appended written to the disk, and return what going on needs.
@@ -234,43 +294,10 @@ class ShardedAnnData:
         """Write what is left, the offsets and the names."""
         for writer in self._writers.values():
             writer.finish()
-        self._write_offsets()
-        self._write_names()
-
-    def _write_offsets(self) -> None:
-        x, n, nnz = self._root["X"], self.n_obs, self._writers["data"].length
-        # scipy wants one type for indices and indptr, where it can.
-        dtype = np.int32 if nnz < 2**31 else np.int64
-        array = x.create_array(
-            "indptr", shape=(n + 1,), dtype=dtype, overwrite=True, compressors=compressor("blosc"),
-            **_layout(n + 1),
-        )  # fmt: skip
-        end = 0
-        for start in range(0, n + 1, _PER_SHARD * _NAMES):
-            lengths = self.files["lengths"][max(0, start - 1) : start + _PER_SHARD * _NAMES - 1]
-            offsets = end + np.cumsum(lengths, dtype=np.int64)
-            if start == 0:
-                offsets = np.concatenate([[0], offsets])
-            array[start : start + len(offsets)] = offsets.astype(dtype)
-            end = int(offsets[-1])
-
-    def _write_names(self) -> None:
-        array = self._names
-        array.resize((self.n_obs,))
-        at = 0
-        for start in range(0, self.n_obs, _PER_SHARD * _NAMES):
-            ends = at + np.cumsum(
-                self.files["name_lengths"][start : start + _PER_SHARD * _NAMES], dtype=np.int64
-            )
-            text = self.files["names"][at : int(ends[-1])].tobytes()
-            cuts = [0, *(ends - at).tolist()]
-            names = [text[a:b].decode() for a, b in pairwise(cuts)]
-            array[start : start + len(names)] = np.array(names, object)
-            at = int(ends[-1])
+        self.finish_cells(self._writers["data"].length)
 
     def close(self) -> None:
         """Close the files."""
         for writer in self._writers.values():
             writer.close()
-        for file in self.files.values():
-            file.close()
+        super().close()

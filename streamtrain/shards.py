@@ -46,12 +46,16 @@ class ShardWriter:
         Chunks that may wait for being encoded.
     state, tail
         As a former writer's `state` and `tail` gave them.
+    folder
+        Where to put the files; None for where the array is.
     """
 
     def __init__(
-        self, array: Any, codec: str, pool: Executor, limit: int, state: State, tail: NDArray[Any]
-    ) -> None:
+        self, array: Any, codec: str, pool: Executor, limit: int, state: State, tail: NDArray[Any],
+        folder: Path | None = None,
+    ) -> None:  # fmt: skip
         self.array, self.dtype = array, np.dtype(array.dtype)
+        self.folder = folder or Path(array.store_path.store.root, array.path)
         self.chunk: int = array.chunks[0]
         self._per_shard: int = array.shards[0] // self.chunk
         self._encode: Callable[[NDArray[Any]], Any] = encoder(codec)
@@ -88,9 +92,8 @@ class ShardWriter:
             self._store(self._waiting.popleft().result())
 
     def _path(self, shard: int | None = None) -> Path:
-        store = Path(self.array.store_path.store.root, self.array.path)
         key = self.array.metadata.encode_chunk_key((self._shard if shard is None else shard,))
-        return Path(store, key)
+        return Path(self.folder, key)
 
     def files(self) -> Iterator[tuple[Path, int]]:
         """The files written so far, and their bytes."""
@@ -146,14 +149,13 @@ class ShardWriter:
         return state, self._buffer[: self._filled].copy()
 
     def finish(self) -> None:
-        """Write what is left."""
+        """Write what is left; the array's length, now `length`, is set by the caller."""
         if self._filled:
             self._submit(padded(self._buffer[: self._filled], self.chunk))
             self._filled = 0
         self._drain()
         if self._sizes:
             self._end_shard()
-        self.array.resize((self.length,))
 
     def close(self) -> None:
         """Close the open shard."""

@@ -9,8 +9,9 @@ once, a part of its places at a time.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from streamtrain.atomic import fsync
 from streamtrain.kernels import csr
-from streamtrain.partial import read_exactly, write_all
+from streamtrain.partial import opened, read_exactly, write_all
 from streamtrain.rows import Rows
 from streamtrain.sharded import Named
 
@@ -29,6 +30,9 @@ MOST = 1024
 _HEAD = np.dtype("<i8")  # three of them: cells, bytes of names, entries
 _CELL = np.dtype([("place", "<i8"), ("length", "<u4"), ("name", "<u4"), ("sum", "<u8")])
 CELL_BYTES = _CELL.itemsize
+_OFFSET = np.dtype("<i8")
+
+Stretch = tuple[Path, int, int]  # of a file, from and to
 
 
 class Buckets:
@@ -55,7 +59,7 @@ class Buckets:
         self.n_vars, self.n_obs = n_vars, n_obs
         self.sizes = [0] * n_buckets if sizes is None else list(sizes)
         self._dtype, self._index = np.dtype(dtype), index_type(n_vars)
-        self._width = max(1, -(-n_obs // n_buckets))
+        self._width = bucket_width(n_obs, n_buckets)
         self._folder = folder
 
     def _path(self, bucket: int) -> Path:
@@ -63,26 +67,8 @@ class Buckets:
 
     def append(self, cells: Named, places: NDArray[np.int64]) -> None:
         """Append cells, each to the bucket of its place."""
-        bucket_of = places // self._width
-        order = np.argsort(bucket_of, kind="stable")
-        rows = cells.rows.take(order)
-        ends = _offsets(cells.ends)
-        names_ptr = csr.take_indptr(ends, order)
-        text = np.empty(len(cells.text), np.uint8)
-        csr.take_values(cells.text, ends, order, names_ptr, text)
-        meta = np.empty(len(order), _CELL)
-        meta["place"], meta["sum"] = places[order], cells.sums[order]
-        meta["length"], meta["name"] = np.diff(rows.indptr), np.diff(names_ptr)
-        indices = rows.indices.astype(self._index, copy=False)
-        edges = np.flatnonzero(np.diff(bucket_of[order], prepend=-1)).tolist()
-        for lo, hi in zip(edges, [*edges[1:], len(order)], strict=True):
-            entries, names = _span(rows.indptr, lo, hi), _span(names_ptr, lo, hi)
-            head = np.array(
-                [hi - lo, names.stop - names.start, entries.stop - entries.start], _HEAD
-            )
-            first = head.tobytes() + meta[lo:hi].tobytes() + text[names].tobytes()
-            bucket = int(bucket_of[order[lo]])
-            self._write(bucket, (first, indices[entries], rows.data[entries]))
+        for bucket, parts in _cut(cells, places, self._width, self._index):
+            self._write(bucket, parts)
 
     def _write(self, bucket: int, parts: tuple[Any, ...]) -> None:
         path = self._path(bucket)
@@ -134,68 +120,146 @@ class Buckets:
 
     def _window(self, bucket: int, lo: int, hi: int) -> Named:
         path = self._path(bucket)
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            pieces = list(self._pieces(handle, path, self.sizes[bucket], lo, hi))
-            if sum(len(piece.chosen) for piece in pieces) != hi - lo:
-                raise OSError(f"{path} lacks cells: something else wrote to it; delete its folder")
-            cells = np.empty(hi - lo, _CELL)
-            for piece in pieces:
-                cells[piece.at] = piece.cells[piece.chosen]
-            columns = []
-            for field, dtype in (
-                ("name", np.uint8),
-                ("length", self._index),
-                ("length", self._dtype),
-            ):
-                indptr = _offsets(np.cumsum(cells[field], dtype=np.int64))
-                out = np.empty(indptr[-1], dtype)
-                for piece in pieces:
-                    piece.place(handle, path, field, indptr, out)
-                columns.append((out, indptr))
-        finally:
-            os.close(handle)
-        (text, names), (indices, indptr), (data, _) = columns
-        return Named(Rows(data, indices, indptr, self.n_vars), text, names[1:], cells["sum"].copy())
+        whole = [(path, 0, self.sizes[bucket])]
+        return window(whole, lo, hi, self.n_vars, self._dtype, path)
 
-    def _pieces(self, handle: int, path: Path, size: int, lo: int, hi: int) -> Iterator[_Piece]:
-        """Of each append to a bucket, the cells with places `lo` to `hi`."""
-        at = 0
-        while at < size:
+
+def _cut(
+    cells: Named, places: NDArray[np.int64], width: int, index: np.dtype[Any]
+) -> Iterator[tuple[int, tuple[Any, ...]]]:
+    """Sort cells by place; give each bucket that has some, and what is to be written there."""
+    order = np.argsort(places, kind="stable")
+    bucket_of = places[order] // width
+    rows = cells.rows.take(order)
+    ends = _offsets(cells.ends)
+    names_ptr = csr.take_indptr(ends, order)
+    text = np.empty(len(cells.text), np.uint8)
+    csr.take_values(cells.text, ends, order, names_ptr, text)
+    meta = np.empty(len(order), _CELL)
+    meta["place"], meta["sum"] = places[order], cells.sums[order]
+    meta["length"], meta["name"] = np.diff(rows.indptr), np.diff(names_ptr)
+    indices = rows.indices.astype(index, copy=False)
+    edges = np.flatnonzero(np.diff(bucket_of, prepend=-1)).tolist()
+    for lo, hi in zip(edges, [*edges[1:], len(order)], strict=True):
+        entries, names = _span(rows.indptr, lo, hi), _span(names_ptr, lo, hi)
+        head = np.array([hi - lo, names.stop - names.start, entries.stop - entries.start], _HEAD)
+        first = head.tobytes() + meta[lo:hi].tobytes() + text[names].tobytes()
+        yield int(bucket_of[lo]), (first, indices[entries], rows.data[entries])
+
+
+def write_run(
+    path: Path, blocks: Iterator[tuple[Named, NDArray[np.int64]]], n_obs: int, n_vars: int,
+    n_buckets: int,
+) -> None:  # fmt: skip
+    """Write cells and their places to one file, each block of them by bucket.
+
+    At its end stands where each bucket begins and the last one ends, for each block, int64, and
+    the number of blocks.
+    """
+    width, index = bucket_width(n_obs, n_buckets), index_type(n_vars)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    try:
+        end, tables = 0, []
+        for cells, places in blocks:
+            sizes = np.zeros(n_buckets + 1, _OFFSET)
+            sizes[0] = end
+            for bucket, parts in _cut(cells, places, width, index):
+                start = end
+                for part in parts:
+                    end = write_all(handle, part, end, path)
+                sizes[bucket + 1] = end - start
+            tables.append(np.cumsum(sizes))
+        write_all(handle, np.concatenate([*tables, [len(tables)]]).astype(_OFFSET), end, path)
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def run_stretches(path: Path, first: int, last: int, n_buckets: int) -> Iterator[Stretch]:
+    """Where in the file of `write_run` the buckets first to last stand."""
+    with opened(path) as handle:
+        at, table = os.fstat(handle).st_size - _OFFSET.itemsize, n_buckets + 1
+        (n_blocks,) = read_exactly(handle, 1, _OFFSET, at, path).tolist()
+        for block in range(n_blocks):
+            here = at + _OFFSET.itemsize * (table * (block - n_blocks) + first)
+            found = read_exactly(handle, last + 2 - first, _OFFSET, here, path)
+            yield path, int(found[0]), int(found[-1])
+
+
+def window(
+    stretches: Iterable[Stretch], lo: int, hi: int, n_vars: int, dtype: Any, what: object
+) -> Named:
+    """Read the cells of the places `lo` to `hi` from all stretches that have some.
+
+    Raises
+    ------
+    OSError
+        If not all are there; `what` should have had them.
+    """
+    pieces = [piece for part in stretches for piece in _pieces(*part, lo, hi, n_vars, dtype)]
+    if sum(len(piece.chosen) for piece in pieces) != hi - lo:
+        raise OSError(f"{what} lacks cells: something else wrote to it; delete its folder")
+    cells = np.empty(hi - lo, _CELL)
+    for piece in pieces:
+        cells[piece.at] = piece.cells[piece.chosen]
+    columns = []
+    for field, kind in (("name", np.uint8), ("length", index_type(n_vars)), ("length", dtype)):
+        indptr = _offsets(np.cumsum(cells[field], dtype=np.int64))
+        columns.append((field, indptr, np.empty(indptr[-1], kind)))
+    for path, group in groupby(pieces, lambda piece: piece.path):
+        with opened(path) as handle:
+            for piece in group:
+                for field, indptr, out in columns:
+                    piece.place(handle, field, indptr, out)
+    (_, names, text), (_, indptr, indices), (_, _, data) = columns
+    return Named(Rows(data, indices, indptr, n_vars), text, names[1:], cells["sum"].copy())
+
+
+def _pieces(
+    path: Path, at: int, stop: int, lo: int, hi: int, n_vars: int, dtype: Any
+) -> Iterator[_Piece]:
+    """Of each piece in a stretch of a file, the cells with places `lo` to `hi`."""
+    entry = index_type(n_vars).itemsize + np.dtype(dtype).itemsize
+    with opened(path) as handle:
+        while at < stop:
             n, text, entries = read_exactly(handle, 3, _HEAD, at, path).tolist()
             at += 3 * _HEAD.itemsize
             cells = read_exactly(handle, n, _CELL, at, path)
             at += n * _CELL.itemsize
             chosen = np.flatnonzero((cells["place"] >= lo) & (cells["place"] < hi))
             if len(chosen):
-                yield _Piece(cells, chosen, cells["place"][chosen] - lo, at)
-            at += text + entries * (self._index.itemsize + self._dtype.itemsize)
+                yield _Piece(path, cells, chosen, cells["place"][chosen] - lo, at)
+            at += text + entries * entry
 
 
 @dataclass(slots=True)
 class _Piece:
-    """What one append wrote: its cells, which of them are wanted, their places among those wanted.
+    """What one block gave a bucket: its cells, which of them are wanted, their places among those.
 
     `offset` is where what comes next in the file begins: names, then gene positions, then values.
     """
 
+    path: Path
     cells: NDArray[Any]
     chosen: NDArray[np.int64]
     at: NDArray[np.int64]
     offset: int
 
-    def place(
-        self, handle: int, path: Path, field: str, indptr: NDArray[np.int64], out: NDArray[Any]
-    ) -> None:
+    def place(self, handle: int, field: str, indptr: NDArray[np.int64], out: NDArray[Any]) -> None:
         """Read the wanted cells of what comes next, of lengths `field`, to their places."""
         ends = np.cumsum(self.cells[field], dtype=np.int64)
         starts = ends - self.cells[field]
-        # Of a bucket that is read in parts, only the stretch that these cells lie in.
+        # Of a bucket that is read in parts, only the stretch of these cells.
         first, last = int(starts[self.chosen[0]]), int(ends[self.chosen[-1]])
         width = out.dtype.itemsize
-        raw = read_exactly(handle, last - first, out.dtype, self.offset + first * width, path)
+        raw = read_exactly(handle, last - first, out.dtype, self.offset + first * width, self.path)
         csr.place(raw, starts[self.chosen] - first, ends[self.chosen] - first, self.at, indptr, out)
         self.offset += int(ends[-1]) * width
+
+
+def bucket_width(n_obs: int, n_buckets: int) -> int:
+    """Places of each bucket."""
+    return max(1, -(-n_obs // n_buckets))
 
 
 def index_type(n_vars: int) -> np.dtype[Any]:

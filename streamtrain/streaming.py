@@ -64,10 +64,11 @@ def sweep(
     """
     # Asked for here, not while reading ahead: a source that must be transposed first does so in
     # the caller's thread, where an interrupt reaches it.
-    ranges = source.blocks(nbytes)
-    if start:
-        low = start if selected is None else int(selected[start])
-        ranges = ((max(first, low), stop) for first, stop in ranges if stop > low)
+    low, high = start, source.n_obs
+    if selected is not None:
+        wanted = selected[start:]
+        low, high = (int(wanted[0]), int(wanted[-1]) + 1) if len(wanted) else (0, 0)
+    ranges = source.blocks(nbytes, low, high)
     return ahead(_blocks(source, selected, ranges, most))
 
 

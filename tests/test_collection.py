@@ -26,6 +26,7 @@ from streamtrain.sources.forms import FileReport, form_of
 from streamtrain.sources.join_var import join_var
 from streamtrain.sources.joins import distinct_names, join_columns, join_genes
 from streamtrain.sources.members import find_members, natural
+from streamtrain.threads import Threads
 from tests import atlas
 from tests.stores import make_anndata, of_kind, positions, read_all, to_dense, write
 
@@ -165,6 +166,39 @@ def test_collection__pickled_closed_and_few_open(parts):
     next(unfinished)
     source.close()
     del unfinished  # its file is closed already
+
+
+def test_collection__blocks_and_lengths_of_a_range(tmp_path):
+    paths = []
+    for i, kind in enumerate(("csr", "csr", "dense")):
+        adata = make_anndata(kind, n_obs=6 + i)
+        adata.var_names = [f"g{(3 * j) % 11 + (i == 1)}" for j in range(11)]
+        paths.append(tmp_path / f"{i}.h5ad")
+        adata.write_h5ad(paths[-1])
+    source = open_source(paths, join="outer")
+    for start, stop in ((0, 21), (2, 5), (4, 15), (6, 6), (20, 21)):
+        found = list(source.blocks(300, start, stop))
+        assert [i for block in found for i in range(*block)] == list(range(start, stop))
+        if stop <= 13:
+            expected = np.diff(source.read(start, stop).indptr)
+            assert source.lengths(start, stop).tolist() == expected.tolist()
+    assert source.lengths(4, 15) is None  # of a dense file
+    source.close()
+    source = open_source(paths[:2])
+    assert source.lengths(0, 6) is None  # a gene is left out
+    source.close()
+
+
+def test_collection__copy_of_other_threads(parts):
+    source = open_source([path for _, path in parts], join="outer")
+    before = read_all(source, 1 << 20)
+    with Threads(2) as threads:
+        copy = source.with_threads(threads)
+        source.close()
+        np.testing.assert_array_equal(read_all(copy, 1 << 20), before)
+        assert {member._threads for member in copy.members} == {threads}
+        assert threads not in {member._threads for member in source.members}
+        copy.close()
 
 
 def test_collection__many_files_many_threads(tmp_path):

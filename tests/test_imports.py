@@ -35,7 +35,7 @@ LAYERS = [
         "cells", "spill", "streaming", "batches", "sampling_columns", "tiles", "holdout", "named",
         "judged",
     ),
-    ("ordered", "strategies", "serving", "loader"),
+    ("ordered", "strategies", "serving", "loader", "conversion"),
     ("voting", "obs_columns", "annotations", "overcluster"),
     ("celltypist_export", "celltypist_import", "model_edit", "model_schema", "model_store"),
     ("solvers", "model", "gpu"),
@@ -49,13 +49,16 @@ LAYERS = [
     ("local",),
     ("cluster",),
     ("train",),
-    ("cross_validate", "predict", "evaluate", "plot", "simulate", "convert", "conversion"),
+    ("cross_validate", "predict", "evaluate", "plot", "simulate", "convert"),
     ("demo", "cli", "__main__", ""),
 ]
 # fmt: on
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # Only these may import them, and inside functions.
-GUARDED = {"gpu": {"descent", "optimum", "rounds", "trials", "scoring"}, "cluster": {"train"}}
+GUARDED = {
+    "gpu": {"descent", "optimum", "rounds", "trials", "scoring"},
+    "cluster": {"train", "convert", "predict"},
+}
 
 
 def layer_of(module):

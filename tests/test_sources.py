@@ -99,6 +99,42 @@ def test_store__whole_matrix_is_one_block(atlases):
         source.close()
 
 
+@pytest.mark.parametrize("kind", [*KINDS, "view", "dask", "dask_csr"])
+@pytest.mark.parametrize("nbytes", [1, 300, 900, 1 << 20])
+def test_blocks__of_a_range(atlases, kind, nbytes):
+    X = atlases[kind, "h5ad"][1] if kind in KINDS else atlases["csr", "h5ad"][0]
+    if kind == "view":
+        X = X[::-1, 2:]
+    elif kind not in KINDS:
+        X = da.from_array(dense(X.X), chunks=(5, 11))
+        X = X.map_blocks(sp.csr_matrix) if kind == "dask_csr" else X
+    source = open_source(X, genes=list("abcdefghijk") if kind.startswith("dask") else None)
+    for start, stop in ((0, 23), (3, 17), (4, 5), (22, 23), (6, 6)):
+        found = list(source.blocks(nbytes, start, stop))
+        assert [i for block in found for i in range(*block)] == list(range(start, stop))
+        for low, high in found:
+            assert high - low == 1 or source._matrix.row_bytes(low, high).sum() <= nbytes
+    assert list(source.blocks(nbytes, 3)) == list(source.blocks(nbytes, 3, 23))
+    source.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lengths__where_the_offsets_tell(atlases, kind):
+    source = open_source(atlases[kind, "h5ad"][1])
+    found = source.lengths(3, 17)
+    if kind == "csr":
+        assert found.tolist() == np.diff(source.read(3, 17).indptr).tolist()
+    else:
+        assert found is None
+    source.close()
+
+
+def test_dense__blocks_of_a_range_follow_chunks():
+    matrix = DenseMatrix(zarr.array(positions(64, 8), chunks=(10, 8)), "X")
+    row = 8 * (2 * 4 + 4) + 8
+    assert list(matrix.blocks(25 * row + 8, 13, 55)) == [(13, 30), (30, 50), (50, 55)]
+
+
 def test_store__zipped_zarr(atlases, tmp_path):
     adata, path = atlases["csr", "zarr3"]
     packed = shutil.make_archive(str(tmp_path / "atlas.zarr"), "zip", path)
@@ -272,7 +308,7 @@ def test_csc__transposition_and_blocks(
     )
     want = X.tocsr()
     out = []
-    blocks = list(matrix.blocks(nbytes))
+    blocks = list(matrix.blocks(nbytes, 0, shape[0]))
     assert [b for block in blocks for b in block] == sorted(b for block in blocks for b in block)
     assert sum(stop - start for start, stop in blocks) == shape[0]
     for start, stop in blocks:
@@ -291,7 +327,7 @@ def test_csc__transposition_and_blocks(
 @given(st.lists(st.integers(0, 50), max_size=40), st.integers(9, 200), st.integers(1, 9))
 def test_cut__covers_exactly_and_greedily(sizes, nbytes, step):
     sizes = np.array(sizes, np.int64)
-    blocks = list(cut(len(sizes), lambda a, b: sizes[a:b], nbytes, step))
+    blocks = list(cut(lambda a, b: sizes[a:b], nbytes, 0, len(sizes), step))
     assert [i for start, stop in blocks for i in range(start, stop)] == list(range(len(sizes)))
     for start, stop in blocks:
         assert stop - start == 1 or sizes[start:stop].sum() <= nbytes - 8
@@ -303,8 +339,8 @@ def test_dense__blocks_follow_chunks():
     array = zarr.array(positions(64, 8), chunks=(10, 8))
     row = 8 * (2 * 4 + 4) + 8
     matrix = DenseMatrix(array, "X")
-    assert list(matrix.blocks(25 * row + 8))[:2] == [(0, 20), (20, 40)]
-    assert next(matrix.blocks(7 * row + 8)) == (0, 7)
+    assert list(matrix.blocks(25 * row + 8, 0, 64))[:2] == [(0, 20), (20, 40)]
+    assert next(matrix.blocks(7 * row + 8, 0, 64)) == (0, 7)
 
 
 def test_sort_by_row__keeps_order_within_a_row():

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from distributed import get_worker
 
-from streamtrain.budget import parse_bytes, release_freed
+from streamtrain.budget import keep_freed, parse_bytes, release_freed
 from streamtrain.errors import InputError
 from streamtrain.threads import Threads, n_threads
 
@@ -37,6 +37,7 @@ def turn(memory: int | str | None, n_jobs: int | None) -> Iterator[tuple[int, Th
     """
     worker = get_worker()
     with _turn:
+        keep_freed()
         budget = parse_bytes(memory)
         limit = getattr(getattr(worker, "memory_manager", None), "memory_limit", None)
         if memory is None and limit:

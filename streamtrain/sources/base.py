@@ -59,8 +59,10 @@ class Source(Protocol):
         """Names of the cells start to stop, as str."""
         ...
 
-    def blocks(self, nbytes: int) -> Iterator[tuple[int, int]]:
-        """Row ranges (start, stop) in order, covering all cells, each at most `nbytes` decoded.
+    def blocks(
+        self, nbytes: int, start: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[int, int]]:
+        """Row ranges in order, covering the cells start to stop, each at most `nbytes` decoded.
 
         A range holds at least one cell, and follows the chunks on disk where it can.
         """

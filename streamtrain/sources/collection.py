@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +25,7 @@ from streamtrain.sources.joins import distinct_names, is_text, join_columns, joi
 from streamtrain.sources.matrix import parts_of
 from streamtrain.sources.members import Members
 from streamtrain.sources.opened import MatrixSource
+from streamtrain.threads import Threads
 
 logger = logging.getLogger(__name__)
 
@@ -208,16 +210,34 @@ class CollectionSource:
                 parts.append(member.obs_names(low, high))
         return np.concatenate(parts)
 
-    def blocks(self, nbytes: int) -> Iterator[tuple[int, int]]:
-        """Row ranges in order, covering all cells; none spans two files."""
-        for i, first in enumerate(self._starts[:-1].tolist()):
+    def blocks(
+        self, nbytes: int, start: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[int, int]]:
+        """Row ranges in order, covering the cells start to stop; none spans two files."""
+        for i, low, high in parts_of(self._starts, start, self.n_obs if stop is None else stop):
+            first = int(self._starts[i])
             with self._using(i) as member:
                 entry = member.dtype.itemsize + 4
                 kept = self._positions[i] is None and member.dtype == self.dtype
                 copied = 0 if kept else self.dtype.itemsize + 4
                 # While cells are remapped they are there twice.
-                for start, stop in member.blocks(max(1, nbytes * entry // (entry + copied))):
-                    yield first + start, first + stop
+                own = max(1, nbytes * entry // (entry + copied))
+                for begin, end in member.blocks(own, low, high):
+                    yield first + begin, first + end
+
+    def lengths(self, start: int, stop: int) -> NDArray[np.int64] | None:
+        """Stored entries of each cell, shape (stop - start,); None where only reading tells."""
+        found = [np.empty(0, np.int64)]
+        for i, low, high in parts_of(self._starts, start, stop):
+            position = self._positions[i]
+            if position is not None and np.any(position < 0):
+                return None
+            with self._using(i) as member:
+                lengths = member.lengths(low, high)
+            if lengths is None:
+                return None
+            found.append(lengths)
+        return np.concatenate(found)
 
     def read(self, start: int, stop: int) -> Rows:
         """Cells start to stop."""
@@ -300,6 +320,12 @@ class CollectionSource:
                         FileReport(file, m.n_obs, m.n_vars, matched, m.matrix, form_of(m))
                     )
         return self._report
+
+    def with_threads(self, threads: Threads) -> CollectionSource:
+        """Give a closed copy, which decodes on `threads`."""
+        other = copy(self)
+        other.members = [member.with_threads(threads) for member in self.members]
+        return other
 
     def close(self) -> None:
         """Close all files and delete scratch, if any; a later read opens again."""

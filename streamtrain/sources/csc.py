@@ -169,9 +169,9 @@ class CooMatrix:
         """Bytes of each cell."""
         return self._by_row().row_bytes(start, stop)
 
-    def blocks(self, nbytes: int) -> Iterator[tuple[int, int]]:
+    def blocks(self, nbytes: int, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """Row ranges cut by their non-zeros."""
-        return self._by_row().blocks(nbytes)
+        return self._by_row().blocks(nbytes, start, stop)
 
     def read(self, start: int, stop: int) -> Rows:
         """Cells start to stop."""

@@ -57,9 +57,9 @@ class SubsetMatrix:
         ]
         return 2 * np.concatenate([np.empty(0, np.int64), *sizes])[place]
 
-    def blocks(self, nbytes: int) -> Iterator[tuple[int, int]]:
+    def blocks(self, nbytes: int, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """Row ranges cut by the cost of their cells."""
-        return cut(self.shape[0], self.row_bytes, nbytes)
+        return cut(self.row_bytes, nbytes, start, stop)
 
     def read(self, start: int, stop: int) -> Rows:
         """Cells start to stop of the subset."""
@@ -148,18 +148,14 @@ class SlicedMatrix:
         ]
         return np.concatenate(parts) * (2 * (self.dtype.itemsize + 4)) + 8
 
-    def blocks(self, nbytes: int) -> Iterator[tuple[int, int]]:
+    def blocks(self, nbytes: int, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """Row ranges within the chunks.
 
         Sparse chunks are computed here to count their entries, one ahead of the reads that follow.
         """
-        for low, high in zip(self._starts[:-1].tolist(), self._starts[1:].tolist(), strict=True):
-
-            def row_bytes(start: int, stop: int, low: int = low) -> NDArray[np.int64]:
-                return self.row_bytes(low + start, low + stop)
-
-            for start, stop in cut(high - low, row_bytes, nbytes):
-                yield low + start, low + stop
+        for i, low, high in parts_of(self._starts, start, stop):
+            first = int(self._starts[i])
+            yield from cut(self.row_bytes, nbytes, first + low, first + high)
 
     def read(self, start: int, stop: int) -> Rows:
         """Cells start to stop."""

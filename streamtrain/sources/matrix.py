@@ -40,8 +40,8 @@ class Matrix(Protocol):
         """Bytes that each of the cells start to stop takes while it is decoded."""
         ...
 
-    def blocks(self, nbytes: int) -> Iterator[tuple[int, int]]:
-        """Row ranges in order, covering all cells, each of one cell or at most `nbytes`."""
+    def blocks(self, nbytes: int, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Row ranges in order, covering start to stop, each of one cell or at most `nbytes`."""
         ...
 
     def read(self, start: int, stop: int) -> Rows:
@@ -74,21 +74,21 @@ class Matrix(Protocol):
 
 
 def cut(
-    n_obs: int,
     row_bytes: Callable[[int, int], NDArray[np.int64]],
     nbytes: int,
+    start: int,
+    end: int,
     step: int = INDPTR_SLICE,
 ) -> Iterator[tuple[int, int]]:
-    """Cut cells into consecutive ranges of at most `nbytes`, asking for `step` sizes at once."""
-    start = 0
-    while start < n_obs:
-        stop = min(start + step, n_obs)
+    """Cut the cells start to end into ranges of at most `nbytes`; ask for `step` sizes at once."""
+    while start < end:
+        stop = min(start + step, end)
         ends = np.cumsum(row_bytes(start, stop))
         first = done = 0
         while first < len(ends):
             last = int(np.searchsorted(ends, done + nbytes - 8, side="right"))  # 8: indptr[0]
             last = max(last, first + 1)
-            if last == len(ends) and stop < n_obs and first > 0:
+            if last == len(ends) and stop < end and first > 0:
                 break  # the range may go on: ask again from its first cell
             yield start + first, start + last
             first, done = last, int(ends[last - 1])
@@ -198,6 +198,7 @@ class CsrMatrix:
         self._threads = threads
         self._index: RowIndex | None = None
         self._are_counts = True  # as far as has been seen
+        self._told = False  # of large chunks
         wide = indices.dtype.itemsize
         self._entry = self.dtype.itemsize + (4 if indices.dtype == np.int32 else 4 + wide)
         if data.dtype != self.dtype:
@@ -214,21 +215,26 @@ class CsrMatrix:
             raise damaged(self.name, f"the offsets (indptr) at cell {cell} do not ascend")
         return found
 
+    def lengths(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Stored entries of each cell; a gene that a cell repeats counts each time."""
+        return np.diff(self._offsets(start, stop))
+
     def row_bytes(self, start: int, stop: int) -> NDArray[np.int64]:
         """Bytes of each cell: values, stored and int32 gene positions, one offset."""
-        return np.diff(self._offsets(start, stop)) * self._entry + 8
+        return self.lengths(start, stop) * self._entry + 8
 
-    def blocks(self, nbytes: int) -> Iterator[tuple[int, int]]:
+    def blocks(self, nbytes: int, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """Row ranges cut by their non-zeros."""
         chunk = max(_chunk_bytes(self._data), _chunk_bytes(self._indices))
-        if chunk > nbytes:
+        if chunk > nbytes and not self._told:
+            self._told = True
             logger.warning(
                 "%s is stored in chunks of %s, more than the %s that are read at a time: they are "
                 "decoded whole, and take memory beside the budget; raise memory, or rewrite the "
                 "file with smaller chunks (streamtrain convert)",
                 self.name, format_bytes(chunk), format_bytes(nbytes),
             )  # fmt: skip
-        return cut(self.shape[0], self.row_bytes, nbytes)
+        return cut(self.row_bytes, nbytes, start, stop)
 
     def read(self, start: int, stop: int) -> Rows:
         """Cells start to stop, made canonical."""
@@ -420,13 +426,15 @@ class DenseMatrix:
         row = self.shape[1] * (2 * self.dtype.itemsize + 4) + 8
         return np.full(stop - start, row, np.int64)
 
-    def blocks(self, nbytes: int) -> Iterator[tuple[int, int]]:
+    def blocks(self, nbytes: int, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """Row ranges of whole chunks where `nbytes` holds at least one chunk."""
         rows = max(1, (nbytes - 8) // int(self.row_bytes(0, 1)[0]))
         unit = next((unit for unit in self._units if 0 < unit <= rows), 1)
         rows -= rows % unit
-        for start in range(0, self.shape[0], rows):
-            yield start, min(start + rows, self.shape[0])
+        while start < stop:
+            end = min(start + rows - start % unit, stop)
+            yield start, end
+            start = end
 
     def read(self, start: int, stop: int) -> Rows:
         """Cells start to stop, zeros left out (NaN kept)."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,8 @@ from streamtrain.errors import InputError
 from streamtrain.rows import Rows
 from streamtrain.sources.columns import Frame
 from streamtrain.sources.csc import CooMatrix
-from streamtrain.sources.matrix import Matrix
+from streamtrain.sources.matrix import CsrMatrix, Matrix
+from streamtrain.threads import Threads
 
 
 class MatrixSource:
@@ -27,6 +29,7 @@ class MatrixSource:
     """
 
     is_table = False
+    _threads: Threads | None = None
     matrix = "X"  # which matrix of an AnnData is read
 
     def __init__(self, name: str, matrix: Matrix, obs: Frame, genes: NDArray[np.object_]) -> None:
@@ -51,6 +54,12 @@ class MatrixSource:
     def path(self) -> Path | None:
         """Where it lies on disk; None for what is in memory."""
         return None
+
+    def with_threads(self, threads: Threads) -> Self:
+        """Give a closed copy, which decodes on `threads`."""
+        other = copy(self)
+        other._threads = threads
+        return other
 
     def _open(self) -> None:
         """Set `_matrix` and `_obs` again after they were dropped."""
@@ -91,9 +100,19 @@ class MatrixSource:
         """Names of the cells start to stop, as str."""
         return self._parts()[1].index(start, stop)
 
-    def blocks(self, nbytes: int) -> Iterator[tuple[int, int]]:
-        """Row ranges in order, covering all cells, each at most `nbytes` decoded."""
-        return self._parts()[0].blocks(nbytes)
+    def blocks(
+        self, nbytes: int, start: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[int, int]]:
+        """Row ranges in order, covering the cells start to stop, each at most `nbytes` decoded."""
+        return self._parts()[0].blocks(nbytes, start, self.n_obs if stop is None else stop)
+
+    def lengths(self, start: int, stop: int) -> NDArray[np.int64] | None:
+        """Stored entries of each cell, shape (stop - start,); None where only reading tells.
+
+        `read` gives fewer for a cell that repeats a gene.
+        """
+        matrix = self._parts()[0]
+        return matrix.lengths(start, stop) if isinstance(matrix, CsrMatrix) else None
 
     def read(self, start: int, stop: int) -> Rows:
         """Cells start to stop."""
