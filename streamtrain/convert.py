@@ -135,6 +135,10 @@ def convert(
     _check(shuffle, random_state, compression, index_dtype, chunk_size, shard_size)
     if re.match("[a-z0-9]+:/", str(out)):  # Path makes one slash of two
         raise InputError(f"the output must be a folder on a disk, and is {str(out)!r}")
+    if client is not None:
+        from streamtrain.cluster.workers import check
+
+        check(client)
     path = Path(out)
     if path.suffix != ".zarr":
         raise InputError(f"the output must end in .zarr and is {str(path)!r}: rename it")
@@ -156,9 +160,9 @@ def convert(
         ThreadPoolExecutor(threads.n, "streamtrain-encode") as pool,
     ):  # fmt: skip
         if client is not None:
-            from streamtrain.cluster.workers import check
+            from streamtrain.cluster.workers import check_source
 
-            check(client, source)
+            check_source(source)
         rows = select_rows(source, where)
         cells = NamedCells(source, rows, threads, progress)
         if cells.n_obs == 0:

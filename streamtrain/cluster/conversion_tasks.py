@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -17,10 +17,11 @@ import zarr
 from numpy.typing import NDArray
 
 from streamtrain.budget import release_freed
-from streamtrain.cluster.turns import kept, turn
+from streamtrain.cluster.turns import kept, opened, turn
 from streamtrain.conversion import block_bytes, first_different, room_for
 from streamtrain.named import PER_CELL, NamedCells
-from streamtrain.partial import opened, read_exactly
+from streamtrain.partial import opened as open_descriptor
+from streamtrain.partial import read_exactly
 from streamtrain.sharded import Named
 from streamtrain.shards import ShardWriter
 from streamtrain.shuffle import bucket_width, index_type, run_stretches, window, write_run
@@ -183,8 +184,8 @@ def check_cells(job: Job, cells: Range) -> str | None:
     with _at_work(job, "check_cells") as (room, threads):
         sums = _values(job.folder / "sums", np.uint64, cells)
         try:
-            written = _kept(
-                job, "written", threads, lambda own: open_source(job.store, threads=own)
+            written = opened(
+                job.run, "written", threads, lambda own: open_source(job.store, threads=own)
             )
             found = NamedCells(written, np.arange(*cells), threads, progress=False)
             return first_different(found, cells[0], sums, room)
@@ -203,25 +204,15 @@ def _at_work(job: Job, task: str) -> Iterator[tuple[int, Threads]]:
         yield room_for(budget, job.n_obs, shuffle=False), threads
 
 
-def _kept(job: Job, name: str, threads: Threads, make: Callable[[Threads], Source]) -> Source:
-    """Keep a source open from one task to the next, with threads of its own."""
-
-    def opening(stack: ExitStack) -> Source:
-        own = stack.enter_context(Threads(threads.n))
-        return stack.enter_context(closing(make(own)))
-
-    return kept(job.run, name, opening)
-
-
 def _source(job: Job, threads: Threads) -> Source:
-    return _kept(job, "source", threads, job.source.with_threads)
+    return opened(job.run, "source", threads, job.source.with_threads)
 
 
 def _values(path: Path, dtype: Any, cells: Range) -> NDArray[Any]:
     """Values of a range of cells from a file of them all."""
     start, stop = cells
     kind = np.dtype(dtype)
-    with opened(path) as handle:
+    with open_descriptor(path) as handle:
         return read_exactly(handle, stop - start, kind, start * kind.itemsize, path)
 
 

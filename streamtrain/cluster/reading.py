@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from streamtrain.budget import BLOCK
 from streamtrain.cells import expression_of
-from streamtrain.cluster.turns import kept, turn
+from streamtrain.cluster.turns import kept, opened, turn
 from streamtrain.cluster.workers import Shared, Workers
 from streamtrain.config import Settings
 from streamtrain.expression import Expression
@@ -28,8 +28,6 @@ from streamtrain.rows import Rows
 from streamtrain.scaling import MomentsPass, RunningMoments
 from streamtrain.scratch import ScratchArray, place_of
 from streamtrain.sources.base import Source
-from streamtrain.sources.collection import CollectionSource
-from streamtrain.sources.store import StoreSource
 from streamtrain.streaming import sweep
 from streamtrain.targets import Target
 from streamtrain.threads import Threads, spans
@@ -222,17 +220,9 @@ def cells_of(
 def at_work(job: Job) -> Iterator[tuple[Source, float, Threads]]:
     """Take this worker's turn; give the source, the bytes for cells, and the threads."""
     with turn(job.config.memory, job.config.n_jobs) as (budget, threads):
-        source = kept(job.run, "source", lambda stack: _opened(job.source, threads, stack))
+        source = opened(job.run, "source", threads, job.source.with_threads)
         room = room_for_cells(budget, 0, source, job.targets, job.config, job.columns)
         yield source, room, threads
-
-
-def _opened(source: Source, threads: Threads, stack: ExitStack) -> Source:
-    for member in source.members if isinstance(source, CollectionSource) else [source]:
-        if isinstance(member, StoreSource):
-            member.use(threads)
-    stack.callback(source.close)
-    return source
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import cache
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ from distributed import get_worker
 
 from streamtrain.budget import keep_freed, parse_bytes, release_freed
 from streamtrain.errors import InputError
+from streamtrain.sources.base import Source
 from streamtrain.threads import Threads, n_threads
 
 T = TypeVar("T")
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 _turn = threading.Lock()  # a worker has one budget of memory and threads, for a task at a time
 _kept: dict[str, dict[str, Any]] = {}  # by run
 _closing: dict[str, ExitStack] = {}
+_over: set[str] = set()  # runs that have ended, of which tasks may still come where one failed
 
 
 @contextmanager
@@ -62,6 +64,8 @@ def kept(run: str, name: str, make: Callable[[ExitStack], T]) -> T:
 
     Within a `turn`. `make` gets a stack for what is to be closed at the end of the run.
     """
+    if run in _over:
+        raise RuntimeError(f"run {run} is over")
     mine = _kept.setdefault(run, {})
     if name not in mine:
         with ExitStack() as stack:
@@ -71,9 +75,15 @@ def kept(run: str, name: str, make: Callable[[ExitStack], T]) -> T:
     return found
 
 
+def opened(run: str, name: str, threads: Threads, make: Callable[[Threads], Source]) -> Source:
+    """Give a source that this worker keeps open for a run, and that decodes by its threads."""
+    return kept(run, name, lambda stack: stack.enter_context(closing(make(threads))))
+
+
 def forget(run: str) -> None:
     """Close what this worker keeps for a run."""
     with _turn:
+        _over.add(run)
         _kept.pop(run, None)
         with _closing.pop(run, ExitStack()):
             pass

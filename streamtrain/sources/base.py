@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from streamtrain.rows import Rows
+from streamtrain.threads import Threads
 
 
 class Source(Protocol):
@@ -90,6 +91,10 @@ class Source(Protocol):
 
     def cell_entries(self) -> float:
         """Stored entries of a cell, on average; of a dense matrix the genes."""
+        ...
+
+    def with_threads(self, threads: Threads) -> Self:
+        """Give a closed copy, which decodes on `threads`."""
         ...
 
     def close(self) -> None:

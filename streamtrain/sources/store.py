@@ -69,10 +69,6 @@ class StoreSource(MatrixSource):
         """Where it lies on disk; None on a server."""
         return self._path if isinstance(self._path, Path) else None
 
-    def use(self, threads: Threads) -> None:
-        """Decode by these threads, from the next opening on."""
-        self._threads = threads
-
     def __getstate__(self) -> dict[str, Any]:
         path = self._path.absolute() if isinstance(self._path, Path) else self._path
         closed = dict.fromkeys(("_root", "_matrix", "_obs", "_threads"))
