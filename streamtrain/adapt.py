@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby
 from typing import Any, Literal
 
 import numpy as np
@@ -14,8 +13,8 @@ from numpy.typing import NDArray
 from streamtrain.errors import InputError
 from streamtrain.model import Model
 from streamtrain.rows import Rows
-from streamtrain.scaling import MomentsPass, RunningMoments, constant_genes, standard_deviation
-from streamtrain.scoring import Part, Scaling, Scorer, part_at
+from streamtrain.scaling import RunningMoments, constant_genes, standard_deviation
+from streamtrain.scoring import Part, Scaling, Scorer
 from streamtrain.threads import Threads
 
 logger = logging.getLogger(__name__)
@@ -160,7 +159,7 @@ def adapt_parts(
     model: Model,
     parts: Sequence[Part],
     n_vars: int,
-    blocks: Iterable[tuple[int, Rows]],
+    moments: Iterable[tuple[int, RunningMoments]],
     sampled: Sampled,
     threads: Threads,
 ) -> tuple[list[Scaling | None], dict[str, dict[str, Any]]]:
@@ -175,8 +174,8 @@ def adapt_parts(
         and else scales as the model does.
     n_vars
         Number of genes of the source.
-    blocks
-        All cells, normalised, with the position of the first; each block of one part.
+    moments
+        Of each part that has cells, with its place; asked for where they are needed.
     sampled
         Gives cells of a part, evenly spaced, at most as many as asked for.
 
@@ -202,8 +201,8 @@ def adapt_parts(
     own: list[list[Scaling]] = [[] for _ in parts]
     if not all(refused):
         amounts = ((1.0, 1.0),) if how == "genes" else tuple((way, way / 2) for way in WAYS)
-        for i, moments in _moments(parts, n_vars, blocks, threads):
-            own[i] = [own_scaling(model, parts[i], moments, *amount) for amount in amounts]
+        for i, seen in moments:
+            own[i] = [own_scaling(model, parts[i], seen, *amount) for amount in amounts]
     found: list[Scaling | None] = [None] * len(parts)
     decisions: dict[str, dict[str, Any]] = {}
     for i, part in enumerate(parts):
@@ -268,14 +267,3 @@ def _by_evidence(
         word = "goes" if way == 1 else "does not go"
         reason += f"; it {word} all the way, at {further}"
     return Decision(found.enough, reason, part.n_obs, found.value, way)
-
-
-def _moments(
-    parts: Sequence[Part], n_vars: int, blocks: Iterable[tuple[int, Rows]], threads: Threads
-) -> Iterator[tuple[int, RunningMoments]]:
-    """Moments of each part that has cells, with its place."""
-    for i, cells in groupby(blocks, key=lambda block: part_at(parts, block[0])):
-        moments = MomentsPass(n_vars, threads)
-        for _, rows in cells:
-            moments.update(rows)
-        yield i, moments.result()

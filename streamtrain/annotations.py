@@ -59,10 +59,18 @@ class JoinedLabels:
 
     def codes(self, flags: NDArray[np.bool_]) -> NDArray[np.int32]:
         """Code of the label of each cell; `flags` are (n_obs, n_types)."""
-        found, which = np.unique(np.packbits(flags, axis=1), axis=0, return_inverse=True)
+        found, first, which = np.unique(
+            np.packbits(flags, axis=1), axis=0, return_index=True, return_inverse=True
+        )
         kinds = np.unpackbits(found, axis=1, count=flags.shape[1]).astype(bool)
-        table = [self._code("|".join(self._cell_types[kind]) or UNASSIGNED) for kind in kinds]
-        return np.array(table, np.int32)[which.reshape(-1)]
+        table = np.empty(len(kinds), np.int32)
+        for i in np.argsort(first):  # so that codes do not depend on how cells are cut
+            table[i] = self._code("|".join(self._cell_types[kinds[i]]) or UNASSIGNED)
+        return table[which.reshape(-1)]
+
+    def recoded(self, codes: NDArray[np.int32], names: list[str]) -> NDArray[np.int32]:
+        """Codes here of the next cells, whose labels another has numbered, as `names` are."""
+        return np.array([self._code(name) for name in names], np.int32)[codes]
 
     def _code(self, label: str) -> int:
         if label not in self._codes:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from functools import partial
 from numbers import Real
 from pathlib import Path
@@ -17,35 +17,31 @@ from numpy.typing import NDArray
 
 from streamtrain import overcluster
 from streamtrain.adapt import Adapt, adapt_parts, kept_bytes
+from streamtrain.annotating import Detail, Passes, Query, Rule, blocks_within
 from streamtrain.annotations import (
     TABLES,
     Calls,
     Frame,
-    JoinedLabels,
     Kept,
     Layout,
     ObsOutput,
     Output,
     TableFile,
 )
-from streamtrain.budget import BLOCK, READING_RESERVE, format_bytes, parse_bytes
-from streamtrain.calibration import probabilities as probabilities_of
-from streamtrain.cells import Labels, expression_of, require_file, select_rows
+from streamtrain.budget import parse_bytes
+from streamtrain.cells import Labels, require_file, select_rows
 from streamtrain.decode.address import Address, located
 from streamtrain.errors import InputError
 from streamtrain.expression import MAX_LOG1P, Normalize
 from streamtrain.model import Model
 from streamtrain.obs_columns import ObsFile
 from streamtrain.overcluster import over_cluster
-from streamtrain.progress import counted
-from streamtrain.rows import Rows
-from streamtrain.scoring import Part, PartScorer, device_for, parts_of
+from streamtrain.scoring import device_for, parts_of
 from streamtrain.sources import is_text, open_expression, open_source
 from streamtrain.sources.base import Source
 from streamtrain.sources.collection import report_files
 from streamtrain.sources.lines import read_lines
 from streamtrain.sources.members import Members, find_members
-from streamtrain.streaming import sweep
 from streamtrain.threads import Threads
 from streamtrain.voting import given_clusters, majority
 
@@ -53,7 +49,6 @@ logger = logging.getLogger(__name__)
 
 Mode = Literal["best match", "prob match"]
 Names = Sequence[str] | NDArray[Any] | str | os.PathLike[str] | None
-Detail = Literal["probabilities", "scores"] | None
 COPIES = (".h5ad", ".zarr")
 LABELLED = ("predicted_labels", "conf_score")
 VOTED = ("predicted_labels", "over_clustering", "majority_voting", "conf_score")
@@ -88,6 +83,7 @@ def predict(
     n_jobs: int | None = None,
     device: Literal["cpu", "gpu"] = "cpu",
     gpu_memory: int | str | None = None,
+    client: Any = None,
     progress: bool = True,
     storage_options: Mapping[str, Any] | None = None,
 ) -> pd.DataFrame | None:
@@ -149,6 +145,11 @@ def predict(
         that are not. Of text tables fractions are warned of, and no more, as in `train`.
     layer, gene_key, where, memory, scratch, n_jobs, device, gpu_memory
         As in `train`.
+    client
+        A dask.distributed Client, whose workers then predict ranges of the cells, each within
+        `memory` and on `n_jobs` of its own threads; what they find is written here. X is a path or
+        address of .h5ad or zarr that all of them can open. The result is the same, to the bit.
+        Clusters that majority voting makes are made here, as is the choice of "auto".
     cells
         Names of the cells, where X has none: a list, or a text file with one a line.
     transpose_input
@@ -189,6 +190,10 @@ def predict(
         raise InputError(
             "probabilities and scores both add a column for each cell type: choose one"
         )
+    if client is not None:
+        from streamtrain.cluster.workers import check, check_source
+
+        check(client, on_gpu=device == "gpu")
     on = device_for(device, gpu_memory)
     X = located(X, storage_options)
     members = find_members(X)
@@ -229,7 +234,10 @@ def predict(
                 join=None, memory=budget // 4, scratch=scratch, progress=progress, threads=threads,
             )
         ) as source,
+        ExitStack() as stack,
     ):  # fmt: skip
+        if client is not None:
+            check_source(source)
         report_files(source, normalize, "range" if check_expression else None)
         rows = select_rows(source, where)
         n_obs = source.n_obs if rows is None else len(rows)
@@ -249,59 +257,33 @@ def predict(
         elif majority_voting:
             overcluster.check(n_obs, budget)
         parts = parts_of(model, source, rows)
-        kept_beside = kept_bytes(adapt, model, len(parts))
-        nbytes, most = _block(budget, model, source, bool(details), kept_beside)
-        checked = False
-
-        def expressed(stage: str) -> Iterator[tuple[int, Rows]]:
-            nonlocal checked
-            first, checked = not checked, True
-            expression = expression_of(
-                source, rows, normalize=normalize, dtype=np.float64, threads=threads,
-                check="range" if first and check_expression else None,
-            )  # fmt: skip
-            stored = sweep(source, rows, nbytes, most)
-            for position, block in counted(stored, stage, n_obs, show=progress):
-                yield position, expression(block, position)
-            if first:
-                expression.finish()
-
-        calibration = model.calibration
-        temperature = None if calibration is None else calibration.temperature
-
-        def sampled(part: Part, n: int) -> Iterator[Rows]:
-            n = min(n, part.n_obs)
-            at = part.start + np.arange(n) * part.n_obs // n
-            chosen = at if rows is None else rows[at]
-            expression = expression_of(
-                source, chosen, normalize=normalize, dtype=np.float64, threads=threads, check=None
-            )
-            step = max(1, min(most, int(nbytes / (12 * source.cell_entries() + 1))))
-            for start in range(0, n, step):
-                yield expression(source.take(chosen[start : start + step]), start)
-
-        scalings, decisions = None, {}
-        if adapt != "none":
-            scalings, decisions = adapt_parts(
-                adapt, model, parts, source.n_vars, expressed("Reading"), sampled, threads
-            )
-        scorer = PartScorer(model, parts, source.n_vars, threads, scalings, on)
-        joined = JoinedLabels(model.cell_types) if mode == "prob match" else None
+        beside = kept_bytes(adapt, model, len(parts))
+        temperature = None if model.calibration is None else model.calibration.temperature
+        rule = Rule(p_thres if mode == "prob match" else None, detail, temperature)
+        nbytes, most = blocks_within(budget, model, source.n_vars, bool(details), beside)
+        query = Query(
+            source, rows, model, rule, parts, normalize=normalize,
+            check_expression=check_expression, nbytes=nbytes, most=most, threads=threads,
+            progress=progress, device=on,
+        )  # fmt: skip
         layout = Layout(
-            labels=list(model.cell_types) if joined is None else joined.names,
-            fixed=joined is None,
+            labels=list(model.cell_types) if query.joined is None else query.joined.names,
+            fixed=query.joined is None,
             details=details,
             names=_names(source, rows, cells),
         )
-        calls: Iterable[Calls] = (
-            annotate(scorer(block, position), position, joined, p_thres, detail, temperature)
-            for position, block in expressed("Predicting")
-        )
+        passes = stack.enter_context(_passes(query, client, memory, n_jobs, beside))
+        scalings, decisions = None, {}
+        if adapt != "none":
+            scalings, decisions = adapt_parts(
+                adapt, model, parts, source.n_vars, passes.moments(), query.sampled, threads
+            )
+        calls: Iterable[Calls] = passes.calls(scalings)
         if majority_voting:
             calls = kept = Kept(calls, n_obs, 1 + len(details), scratch)
             layout.clusters = clusters or over_cluster(
                 None if source.is_table or isinstance(X, Members) else X, rows, source.n_vars,
-                lambda: expressed("Reading"),
+                lambda: query.expressed("Reading"),
                 threads=threads, scratch=scratch, show=progress,
             )  # fmt: skip
             layout.majority = majority(layout.clusters, kept.pieces(), layout.labels, min_prop)
@@ -311,37 +293,15 @@ def predict(
         return table
 
 
-def annotate(
-    scores: NDArray[np.float64],
-    position: int,
-    joined: JoinedLabels | None,
-    p_thres: float,
-    detail: Detail,
-    temperature: float | None = None,
-) -> Calls:
-    """Turn scores, shape (n_obs, n_types), into labels and confidences.
+def _passes(
+    query: Query, client: Any, memory: int | str | None, n_jobs: int | None, beside: int
+) -> AbstractContextManager[Passes]:
+    """Have a client's workers go over the cells, or this process."""
+    if client is None:
+        return nullcontext(query)
+    from streamtrain.cluster.predicting import ClusterPasses
 
-    Parameters
-    ----------
-    position
-        Of the first cell.
-    joined
-        Labels for every type with a probability above `p_thres`; None for the best type alone.
-    detail
-        What to keep of each type as well.
-    temperature
-        Of a calibrated model.
-    """
-    probability = probabilities_of(scores, temperature)
-    if joined is None:
-        codes = scores.argmax(axis=1).astype(np.int32)
-    else:
-        codes = joined.codes(probability > p_thres)
-    values = probability.max(axis=1, keepdims=True)
-    if detail is not None:
-        more = probability if detail == "probabilities" else scores
-        values = np.concatenate([values, more], axis=1)
-    return Calls(position, codes, values)
+    return ClusterPasses(query, client, memory, n_jobs, beside)
 
 
 def _file(
@@ -414,26 +374,3 @@ def _names(
         return found(first, int(wanted[-1]) + 1)[wanted - first]
 
     return selected
-
-
-def _block(
-    budget: int, model: Model, source: Source, probabilities: bool, beside: int
-) -> tuple[int, int]:
-    """Bytes of a block of stored cells, and the most cells that one may hold.
-
-    Half of what is left beside the weights goes to the cells: alive at a time are two blocks as
-    stored and as read, and the normalised and scaled values in float64. The other half goes to
-    what a cell gets, however sparse it is: scores and probabilities, a copy for the table and one
-    for the file, its name and labels.
-    """
-    n_classes = len(model.cell_types)
-    fixed = 2 * model.dataset["coef"].size * 8 + 12 * 8 * source.n_vars + READING_RESERVE + beside
-    least = 8 * 10**6
-    if budget < fixed + least:
-        raise InputError(
-            f"memory={format_bytes(budget)} is too small for this model: at least "
-            f"{format_bytes(fixed + least)} are needed"
-        )
-    room = (budget - fixed) // 2
-    per_cell = 8 * n_classes * (8 if probabilities else 4) + 500
-    return min(room // 10, BLOCK), max(1, room // per_cell)

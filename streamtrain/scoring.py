@@ -224,7 +224,12 @@ class Scorer:
         if self._device is not None:
             self._on_device = self._scores_on(self._device)
             return
-        self._constant = self._intercept - self._weights.T @ self._scale.shift
+        # Of a cell whose entries are all -m. By BLAS the sum would depend on its threads, which
+        # are others on a cluster's workers.
+        shift = self._scale.shift
+        every = np.arange(len(shift), dtype=np.int32)
+        nothing = Rows(-shift, every, np.array([0, len(shift)]), len(shift))
+        (self._constant,) = linear_scores(nothing, self._weights, self._intercept, self._threads)
 
     def _scores_on(self, device: Device) -> DeviceScores:
         from streamtrain.gpu.cells import DeviceScaler

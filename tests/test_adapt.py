@@ -10,7 +10,7 @@ import pytest
 import scipy.sparse as sp
 
 import streamtrain
-from streamtrain import InputError, Model, adapt, cli
+from streamtrain import InputError, Model, adapt, annotating, cli
 from streamtrain.rows import Rows
 from streamtrain.scaling import RunningMoments
 from streamtrain.scoring import Part, Scaling, Scorer, shared_genes
@@ -266,7 +266,8 @@ def test_adapt__same_however_it_is_read(tmp_path, model, how, monkeypatch):
     monkeypatch.setattr(adapt, "SAMPLE", 350)
     expected = streamtrain.predict(model, adata, adapt=how, scores=True, **QUIET)
     assert decision(expected)["adapted"]
-    monkeypatch.setattr(sys.modules["streamtrain.predict"], "_block", lambda *_: (10**5, 37))
+    module = sys.modules["streamtrain.predict"]
+    monkeypatch.setattr(module, "blocks_within", lambda *_: (10**5, 37))
     for X, n_jobs in ((adata, 1), (paths[0], 2), (paths[1], 3)):
         found = streamtrain.predict(model, X, adapt=how, scores=True, n_jobs=n_jobs, **QUIET)
         pd.testing.assert_frame_equal(found, expected)
@@ -356,7 +357,7 @@ def test_auto__few_cells_are_left_as_they_are(model, monkeypatch):
     def read(*_):
         raise AssertionError("nothing needs to be read for it")
 
-    monkeypatch.setattr(adapt, "_moments", read)
+    monkeypatch.setattr(annotating, "MomentsPass", read)
     table = streamtrain.predict(model, adata, adapt="auto", **QUIET)
     found = decision(table)
     assert found == {

@@ -1,5 +1,7 @@
 """Labels that join several types, and calls kept on scratch."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -27,6 +29,22 @@ def test_joined_labels__a_type_that_looks_joined():
     codes = labels.codes(np.array([[1, 0, 1], [0, 1, 0]], bool))
     assert labels.names == ["a|b"]
     assert codes.tolist() == [0, 0]
+
+
+def test_joined_labels__are_numbered_as_they_occur():
+    """However the cells are cut, and by whom."""
+    flags = np.random.default_rng(0).random((200, 3)) > 0.5
+    expected = ["|".join(np.array(["a", "b", "c"])[row]) or "Unassigned" for row in flags]
+    types = np.array(["a", "b", "c"], dtype=object)
+    for cuts in ([0, 200], [0, 1, 2, 90, 200]):
+        one, gathered, codes = JoinedLabels(types), JoinedLabels(types), []
+        for start, stop in itertools.pairwise(cuts):
+            codes += one.codes(flags[start:stop]).tolist()
+            other = JoinedLabels(types)
+            found = gathered.recoded(other.codes(flags[start:stop]), other.names)
+            assert found.tolist() == codes[start:stop]
+        assert [one.names[code] for code in codes] == expected
+        assert one.names == gathered.names == list(dict.fromkeys(expected))
 
 
 def blocks(sizes, n_values):

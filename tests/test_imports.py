@@ -42,7 +42,10 @@ LAYERS = [
     ("stored",),
     ("descent", "optimum"),
     ("replicas",),
-    ("adapt", "rounds", "scoring", "selection", "features", "warm_start", "standardised", "adding"),
+    (
+        "adapt", "annotating", "rounds", "scoring", "selection", "features", "warm_start",
+        "standardised", "adding",
+    ),
     ("estimator", "trials"),
     ("targets",),
     ("first_pass",),

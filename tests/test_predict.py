@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from scipy.special import expit, softmax
+from threadpoolctl import threadpool_limits
 
 import streamtrain
-from streamtrain import InputError, Model
+from streamtrain import InputError, Model, annotating
 from tests import atlas, stores
 
 QUIET = {"progress": False}
@@ -114,17 +115,37 @@ def test_predict__counts(model):
     assert (normalised["predicted_labels"] == raw["predicted_labels"]).mean() > 0.995
 
 
+def test_predict__whatever_threads_blas_has():
+    """On a cluster's workers it has one."""
+    rng = np.random.default_rng(0)
+    weights, genes = rng.normal(size=(300, 4000)), [f"g{j}" for j in range(4000)]
+    model = Model.build(
+        coef=weights, intercept=np.zeros(300), cell_types=[f"t{k}" for k in range(300)],
+        genes=genes, mean=rng.random(4000), var=np.ones(4000), scale=np.ones(4000),
+    )  # fmt: skip
+    adata = ad.AnnData(sp.random(9, 4000, 0.1, "csr", rng=rng), var=pd.DataFrame(index=genes))
+    tables = []
+    for n in (1, 2):
+        with threadpool_limits(n):
+            tables.append(
+                streamtrain.predict(model, adata, scores=True, check_expression=False, **QUIET)
+            )
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
+
+
 def test_predict__cells_of_a_block_are_bounded(model, monkeypatch):
     """A budget for few cells at a time gives the same table."""
     import sys
 
     seen = []
-    module = sys.modules["streamtrain.predict"]
-    real = module.annotate
+    real = annotating.annotate
     monkeypatch.setattr(
-        module, "annotate", lambda scores, *more: seen.append(len(scores)) or real(scores, *more)
+        annotating,
+        "annotate",
+        lambda scores, *more: seen.append(len(scores)) or real(scores, *more),
     )
-    monkeypatch.setattr(module, "_block", lambda *_: (10**6, 37))
+    module = sys.modules["streamtrain.predict"]
+    monkeypatch.setattr(module, "blocks_within", lambda *_: (10**6, 37))
     found = streamtrain.predict(model, query(), **QUIET)
     assert max(seen) == 37
     monkeypatch.undo()
@@ -142,9 +163,8 @@ def test_predict__a_type_named_like_a_column():
 
 @pytest.mark.parametrize("kind", stores.KINDS)
 def test_predict__files_agree_with_the_frame(tmp_path, model, kind, monkeypatch):
-    import sys
 
-    monkeypatch.setattr(sys.modules["streamtrain.predict"], "BLOCK", 3000)  # several blocks
+    monkeypatch.setattr(annotating, "BLOCK", 3000)  # several blocks
     adata = query()
     frame = streamtrain.predict(model, adata, probabilities=True, **QUIET)
     adata.X = stores.of_kind(adata.X.toarray(), kind)
@@ -263,7 +283,8 @@ def test_predict__clusters_in_any_form(tmp_path, model, form):
 def test_predict__voted_files_agree_with_the_frame(tmp_path, model, mode, monkeypatch):
     import sys
 
-    monkeypatch.setattr(sys.modules["streamtrain.predict"], "_block", lambda *_: (3000, 37))
+    module = sys.modules["streamtrain.predict"]
+    monkeypatch.setattr(module, "blocks_within", lambda *_: (3000, 37))
     adata = query()
     adata.obs["leiden"] = clusters()
     options = {
@@ -452,9 +473,8 @@ def test_predict__bad_input(model, make, options, message):
 
 
 def test_predict__nothing_half_written(tmp_path, model, monkeypatch):
-    import sys
 
-    monkeypatch.setattr(sys.modules["streamtrain.predict"], "BLOCK", 3000)
+    monkeypatch.setattr(annotating, "BLOCK", 3000)
     adata = atlas.make()
     adata.X.data[-1] = np.nan  # in the last block
     for name in ("p.parquet", "p.csv"):

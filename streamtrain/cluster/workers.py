@@ -8,6 +8,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -235,8 +236,9 @@ class Workers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.client.status == "running":
-            self.client.run(forget, self.run, on_error="ignore")
+        with suppress(OSError):  # the client may not know yet that its scheduler is lost
+            if self.client.status == "running":
+                self.client.run(forget, self.run, on_error="ignore")
 
 
 def check(client: Any, *, on_gpu: bool = False) -> None:
