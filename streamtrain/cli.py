@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import logging
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import Field, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 from cyclopts import App, Parameter
 from cyclopts import convert as convert_tokens
 
-from streamtrain.config import Settings
+from streamtrain.config import Settings, with_recipe
 from streamtrain.errors import InputError, some
 
 # Heavy modules (numba, xarray, anndata) load inside the commands: --help takes 0.2 s, not 3 s.
@@ -85,6 +87,9 @@ def train(
     genes: str | None = None,
     overwrite: bool = False,
     quiet: bool = False,
+    scheduler: str | None = None,
+    workers: int | None = None,
+    checkpoint: Path | None = None,
     storage_options: dict[str, str] | None = None,
     settings: _SettingsGiven = _Given(),  # noqa: B008 - never changed
 ) -> None:
@@ -96,6 +101,8 @@ def train(
     --out model.zarr
 
     streamtrain train lung.h5ad gut.zarr --join outer --labels cell_type --out model.zarr
+
+    streamtrain train atlas.zarr --labels cell_type --scheduler tcp://head:8786 --out model.zarr
 
     Parameters
     ----------
@@ -117,6 +124,17 @@ def train(
         Replace outputs that exist.
     quiet
         Print nothing but warnings and errors.
+    scheduler
+        Have the workers of a dask cluster train: the address of its scheduler, tcp://host:8786 or
+        tls://host:8786, or the file that dask scheduler --scheduler-file FILE.json writes. They
+        read SOURCE by themselves, under the path given here; memory, n-jobs and scratch are of
+        each. The model is the same. Needs pip install 'streamtrain[cluster]' on every machine.
+    workers
+        The same by so many processes that are started on this machine, and end with the command.
+        They share out its CPUs, or have n-jobs threads each.
+    checkpoint
+        Folder for the model so far, in case the scheduler is lost, to pass as warm-start then. The
+        default is NAME.checkpoint.zarr beside the output, or -2, -3 where that is there.
     storage_options
         Of a server: --storage-options.region eu-west-1, endpoint, skip_signature and so on.
         Credentials belong into the environment (AWS_*, GOOGLE_*, AZURE_*), not here where
@@ -134,11 +152,14 @@ def train(
             raise InputError(f"--celltypist must end in .pkl; got {str(celltypist)!r}")
         if celltypist.resolve() == out.resolve():
             raise InputError(f"--out and --celltypist must differ; got {str(out)!r} for both")
-    model = run(
-        _one(source), labels, genes, progress=not quiet, storage_options=storage_options,
-        **settings.given,
-    )  # fmt: skip
-    model.save(out, overwrite=overwrite)
+    with _cluster(scheduler, workers, settings.given) as client:
+        if client is not None and checkpoint is None:
+            checkpoint = _checkpoint(out)
+        model = run(
+            _one(source), labels, genes, progress=not quiet, storage_options=storage_options,
+            client=client, checkpoint=checkpoint, **settings.given,
+        )  # fmt: skip
+        model.save(out, overwrite=overwrite)
     if celltypist is not None:
         model.to_celltypist(celltypist, overwrite=overwrite)
     if not quiet:
@@ -157,6 +178,8 @@ def cross_validate(
     genes: str | None = None,
     overwrite: bool = False,
     quiet: bool = False,
+    scheduler: str | None = None,
+    workers: int | None = None,
     storage_options: dict[str, str] | None = None,
     settings: _SettingsGiven = _Given(),  # noqa: B008 - never changed
 ) -> None:
@@ -188,6 +211,10 @@ def cross_validate(
         Replace outputs that exist.
     quiet
         Print nothing but warnings and errors.
+    scheduler
+        As of streamtrain train; each worker tries a setting at a time.
+    workers
+        As of streamtrain train.
     storage_options
         As of streamtrain train.
     """
@@ -204,10 +231,11 @@ def cross_validate(
         raise InputError(f"--labels must differ, in the names of files too; got {some(labels, 9)}")
     for path in paths.values() if refit else ():
         models.check_output(path, overwrite)
-    found = run(
-        _one(source), labels, genes, refit=refit, progress=not quiet,
-        storage_options=storage_options, **settings.given,
-    )  # fmt: skip
+    with _cluster(scheduler, workers, settings.given) as client:
+        found = run(
+            _one(source), labels, genes, refit=refit, progress=not quiet,
+            storage_options=storage_options, client=client, **settings.given,
+        )  # fmt: skip
     with atomic.replacing(out, overwrite, folder=False) as partial:
         found.table.to_csv(partial, index=False)
     for name, model in found.models.items():
@@ -249,6 +277,8 @@ def predict(
     gpu_memory: str | None = None,
     overwrite: bool = False,
     quiet: bool = False,
+    scheduler: str | None = None,
+    workers: int | None = None,
     storage_options: dict[str, str] | None = None,
 ) -> None:
     """Annotate the cells of SOURCE with MODEL, in a table or in columns of obs.
@@ -327,6 +357,10 @@ def predict(
         Replace the output, or columns of obs, if they exist.
     quiet
         Print nothing but warnings and errors.
+    scheduler
+        As of streamtrain train: workers annotate some of the cells each, with the same result.
+    workers
+        As of streamtrain train.
     storage_options
         Of a server: --storage-options.region eu-west-1, endpoint, skip_signature and so on.
         Credentials belong into the environment (AWS_*, GOOGLE_*, AZURE_*), not here where
@@ -337,15 +371,17 @@ def predict(
         raise InputError("say where the predictions go: --out FILE, or --in-place")
     from streamtrain.predict import predict as run
 
-    run(
-        model, _one(source), genes, mode=mode, p_thres=p_thres, majority_voting=majority_voting,
-        over_clustering=over_clustering, min_prop=min_prop, probabilities=probabilities,
-        scores=scores, adapt=adapt, out=out, in_place=in_place, prefix=prefix,
-        overwrite=overwrite, normalize=normalize, check_expression=check_expression, layer=layer,
-        gene_key=gene_key, cells=cells, transpose_input=transpose_input, where=where,
-        memory=memory, scratch=scratch, n_jobs=n_jobs, device=device, gpu_memory=gpu_memory,
-        progress=not quiet, storage_options=storage_options,
-    )  # fmt: skip
+    with _cluster(scheduler, workers, {"n_jobs": n_jobs, "memory": memory}) as client:
+        run(
+            model, _one(source), genes, mode=mode, p_thres=p_thres, majority_voting=majority_voting,
+            over_clustering=over_clustering, min_prop=min_prop, probabilities=probabilities,
+            scores=scores, adapt=adapt, out=out, in_place=in_place, prefix=prefix,
+            overwrite=overwrite, normalize=normalize, check_expression=check_expression,
+            layer=layer, gene_key=gene_key, cells=cells, transpose_input=transpose_input,
+            where=where, memory=memory, scratch=scratch, n_jobs=n_jobs, device=device,
+            gpu_memory=gpu_memory, progress=not quiet, storage_options=storage_options,
+            client=client,
+        )  # fmt: skip
     if not quiet:
         print(f"saved as {out}" if out is not None else f"added to obs of {source[0]}")
 
@@ -469,6 +505,8 @@ def convert(
     n_jobs: int | None = None,
     overwrite: bool = False,
     quiet: bool = False,
+    scheduler: str | None = None,
+    workers: int | None = None,
     storage_options: dict[str, str] | None = None,
 ) -> None:
     """Write the cells of SOURCES as one zarr AnnData that reads fast, shuffled if asked.
@@ -527,6 +565,10 @@ def convert(
         Replace the output if it exists.
     quiet
         Print nothing but warnings and errors.
+    scheduler
+        As of streamtrain train: workers write some of the cells each, to the same output.
+    workers
+        As of streamtrain train.
     storage_options
         Of a server, as of streamtrain train.
     """
@@ -534,14 +576,15 @@ def convert(
     from streamtrain.convert import convert as run
 
     sizes = {"chunk_size": chunk_size, "shard_size": shard_size}
-    run(
-        _one(sources), out, join=join, storage_options=storage_options, shuffle=shuffle,
-        random_state=random_state, layer=layer, gene_key=gene_key, genes=genes,
-        transpose_input=transpose_input, where=where, compression=compression,
-        index_dtype=index_dtype, memory=memory, scratch=scratch, n_jobs=n_jobs,
-        overwrite=overwrite, progress=not quiet,
-        **{name: size for name, size in sizes.items() if size is not None},
-    )  # fmt: skip
+    with _cluster(scheduler, workers, {"n_jobs": n_jobs, "memory": memory}) as client:
+        run(
+            _one(sources), out, join=join, storage_options=storage_options, shuffle=shuffle,
+            random_state=random_state, layer=layer, gene_key=gene_key, genes=genes,
+            transpose_input=transpose_input, where=where, compression=compression,
+            index_dtype=index_dtype, memory=memory, scratch=scratch, n_jobs=n_jobs,
+            overwrite=overwrite, progress=not quiet, client=client,
+            **{name: size for name, size in sizes.items() if size is not None},
+        )  # fmt: skip
     if not quiet:
         print(f"saved as {out}")
 
@@ -569,6 +612,24 @@ def demo(folder: Path = Path("streamtrain-demo"), *, overwrite: bool = False) ->
 
 def _one(source: list[str]) -> str | list[str]:
     return source[0] if len(source) == 1 else source
+
+
+def _cluster(
+    scheduler: str | None, workers: int | None, settings: dict[str, Any]
+) -> AbstractContextManager[Any]:
+    """A client where one is asked for, else None; dask is not imported then."""
+    from streamtrain.cluster.connect import connected
+
+    settings = with_recipe(settings)
+    memory, n_jobs = settings.get("memory"), settings.get("n_jobs")
+    return connected(scheduler, workers, memory=memory, n_jobs=n_jobs)
+
+
+def _checkpoint(out: Path) -> Path:
+    """A name beside the output that is free: this run may start from an earlier one's."""
+    name = out.name.removesuffix(".zarr")
+    names = (f"{name}.checkpoint{i}.zarr" for i in itertools.chain([""], itertools.count(-2, -1)))
+    return next(path for path in map(out.with_name, names) if not path.exists())
 
 
 def _log(quiet: bool) -> None:

@@ -60,7 +60,7 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # Only these may import them, and inside functions.
 GUARDED = {
     "gpu": {"descent", "optimum", "rounds", "trials", "scoring"},
-    "cluster": {"train", "convert", "predict"},
+    "cluster": {"train", "convert", "predict", "cli"},
 }
 
 
