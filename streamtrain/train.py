@@ -193,7 +193,10 @@ def run(
     device = check(config)
     if checkpoint is not None:
         if client is None:
-            raise InputError("checkpoint is for training by a client: leave it out, or pass client")
+            raise InputError(
+                "checkpoint is for training by a client: leave it out, or pass client (--workers, "
+                "--scheduler)"
+            )
         check_output(checkpoint)
     if config.scratch is not None:
         free_disk(config.scratch)  # refuses what is no folder

@@ -435,6 +435,7 @@ def test_readme__its_examples_run(folder, tmp_path, monkeypatch):
         "train",
         "train",
         "predict",
+        "train",
         "convert",
         "predict",
         "simulate",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -80,8 +81,13 @@ def opened(run: str, name: str, threads: Threads, make: Callable[[Threads], Sour
     return kept(run, name, lambda stack: stack.enter_context(closing(make(threads))))
 
 
-def forget(run: str) -> None:
-    """Close what this worker keeps for a run."""
+async def forget(run: str) -> None:
+    """Close what this worker keeps for a run, once its task has ended."""
+    # In a thread: the worker's loop has to answer its scheduler all the while.
+    await asyncio.to_thread(_forget, run)
+
+
+def _forget(run: str) -> None:
     with _turn:
         _over.add(run)
         _kept.pop(run, None)

@@ -202,7 +202,8 @@ class Workers:
         told = False
         while True:
             try:
-                wait(futures, timeout=_LOOK, return_when=until)  # type: ignore[no-untyped-call]
+                with self.client.as_current():  # which `wait` waits by
+                    wait(futures, timeout=_LOOK, return_when=until)  # type: ignore[no-untyped-call]
                 return
             except CancelledError:  # which `result` looks into
                 return
@@ -235,10 +236,11 @@ class Workers:
     def __enter__(self) -> Workers:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with suppress(OSError):  # the client may not know yet that its scheduler is lost
             if self.client.status == "running":
-                self.client.run(forget, self.run, on_error="ignore")
+                # After an error, or Ctrl-C, the tasks that run may take hours to end.
+                self.client.run(forget, self.run, on_error="ignore", wait=kind is None)
 
 
 def check(client: Any, *, on_gpu: bool = False) -> None:
