@@ -236,11 +236,11 @@ class Workers:
     def __enter__(self) -> Workers:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, *error: Any) -> None:
         with suppress(OSError):  # the client may not know yet that its scheduler is lost
             if self.client.status == "running":
                 # After an error, or Ctrl-C, the tasks that run may take hours to end.
-                self.client.run(forget, self.run, on_error="ignore", wait=kind is None)
+                self.client.run(forget, self.run, on_error="ignore", wait=error[0] is None)
 
 
 def check(client: Any, *, on_gpu: bool = False) -> None:
