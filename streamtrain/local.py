@@ -89,7 +89,7 @@ class Local:
         self._kept = room * (_KEPT if config.use_SGD else _KEPT / 2)
         self._stack = ExitStack()
         self._ordered: PlanOrder | None = None
-        self._selected: Features | None = None
+        self.has_selected = False  # whether genes were let go
 
     def __enter__(self) -> Local:
         spill = Spill(
@@ -123,8 +123,7 @@ class Local:
 
     def scaler(self, features: Features, *, apart: bool = True) -> Scaler:
         """Scaling of these genes of the kept cells."""
-        whole = features is not self._selected
-        at = features.at if whole else np.arange(len(features.at))
+        at = np.arange(len(features.at)) if self.has_selected else features.at
         return features.scaler(
             at, self.spill.n_vars, with_mean=self._config.with_mean, dtype=self._config.dtype,
             apart=apart and keeps_apart(self._config, self._source.is_sparse),
@@ -148,12 +147,7 @@ class Local:
         """See `Place`."""
         fewer = self._stack.enter_context(self.spill.select(features.at))
         self.spill.close()
-        self.spill, self._selected = fewer, features
-
-    @property
-    def has_selected(self) -> bool:
-        """Whether genes were let go."""
-        return self._selected is not None
+        self.spill, self.has_selected = fewer, True
 
     def descend(
         self, config: Settings, target: Target, features: Features, start: State | None, *,

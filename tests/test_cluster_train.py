@@ -15,7 +15,7 @@ import streamtrain
 from streamtrain import InputError
 from streamtrain.cluster import training
 from streamtrain.cluster.turns import turn
-from streamtrain.cluster.workers import Workers
+from streamtrain.cluster.workers import Shared, Workers
 from tests import atlas
 from tests.cluster import workers
 from tests.models import assert_same
@@ -168,7 +168,7 @@ class Killer(Workers):
         (1, "read-cells", (1, 2), MINI),
         (2, "train-classes", (2, 4), MINI | {"epochs": 12}),
         (2, "sum-cells", (3, 8), {"max_iter": 8}),
-        (2, "train-copies", (2, 5), MINI | {"replicas": 3}),
+        (2, "train-copies", (2, 4), MINI | {"replicas": 3}),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*cell types did not converge")
@@ -254,6 +254,49 @@ def test_train__a_scheduler_that_is_killed(way, path, tmp_path, monkeypatch):
     assert (labels.to_numpy() == truth).mean() > 0.8
     more = way | ({"epochs": 1} if "epochs" in way else {"max_iter": 1})
     streamtrain.train(path, "cell_type", warm_start=tmp_path / "so-far.zarr", **more, **QUIET)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*cell types did not converge")
+def test_workers__tasks_whose_arguments_died_are_run_again(path):
+    """Also where the scheduler allows no death of a task's worker."""
+    way = {"max_iter": 4}
+    one = streamtrain.train(path, "cell_type", **way, **QUIET)
+
+    def allow(n, dask_scheduler):
+        before, dask_scheduler.allowed_failures = dask_scheduler.allowed_failures, n
+        return before
+
+    with workers(2) as own, pytest.MonkeyPatch.context() as patch:
+        own.run_on_scheduler(allow, 0)
+        patch.setattr(training, "Workers", Killer)
+        patch.setattr(Killer, "of", "sum-cells")
+        patch.setattr(Killer, "times", (4,))
+        patch.setattr(Killer, "submitted", 0)
+        assert_same(streamtrain.train(path, "cell_type", client=own, **way, **QUIET), one)
+
+
+def test_train__what_dask_spilled_and_read_again(client, path):
+    """Selected genes are then another object."""
+    way = MINI | {"feature_selection": True, "top_genes": 5, "epochs": 8}
+    one = streamtrain.train(path, "cell_type", **way, **QUIET)
+
+    class Anew(Workers):
+        def submit(self, name, function, *args, **more):
+            args = [self.share(a.value) if isinstance(a, Shared) else a for a in args]
+            return super().submit(name, function, *args, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "Workers", Anew)
+        patch.setattr(training, "_FIRST", 0.0)
+        assert_same(streamtrain.train(path, "cell_type", client=client, **way, **QUIET), one)
+
+
+def test_train__a_client_that_is_not_the_default(client, path):
+    with Client(client.scheduler.address, set_as_default=False) as other:
+        streamtrain.train(path, "cell_type", client=other, **MINI, **QUIET)
+    with pytest.raises(InputError, match="must be connected, and not asynchronous; it is closed"):
+        streamtrain.train(path, "cell_type", client=other, **MINI, **QUIET)
 
 
 BAD = {

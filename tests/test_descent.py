@@ -9,6 +9,7 @@ import pytest
 
 import streamtrain
 from streamtrain import descent, rounds
+from streamtrain.solvers.counters import State
 from tests import atlas
 from tests.models import assert_same
 
@@ -68,6 +69,21 @@ def test_descend__in_pieces_and_shares(way, n_types, edges, monkeypatch):
     whole = streamtrain.train(adata, "cell_type", **way, **QUIET)
     monkeypatch.setattr("streamtrain.local.fit", in_pieces(edges))
     assert_same(streamtrain.train(adata, "cell_type", **way, **QUIET), whole)
+
+
+def test_state__joined_where_some_have_no_averages():
+    """Frozen before averaging began: their weights stand in, as for single columns."""
+    one = State(np.ones((2, 3)), np.ones(2), t=np.full(2, 9.0))
+    other = State(
+        np.zeros((1, 3)), np.zeros(1), np.full((1, 3), 0.5), np.full(1, 0.5), np.full(1, 9.0),
+        np.array([4]),
+    )  # fmt: skip
+    for parts, at in (([one, other], [0, 0, 4]), ([other, one], [4, 0, 0])):
+        joined = State.joined(parts)
+        np.testing.assert_array_equal(joined.n_averaged, at)
+        np.testing.assert_array_equal(joined.average_coef[np.array(at) == 0], np.ones((2, 3)))
+        np.testing.assert_array_equal(joined.t, [9, 9, 9])
+    assert State.joined([one, one]).average_coef is None
 
 
 @pytest.mark.parametrize("option", ["warm_start", "init"])

@@ -7,8 +7,12 @@ The paths lie on a file system that all nodes have. A job that ends, or is preem
 worker was doing; others do it.
 """
 
+import os
 import sys
 from pathlib import Path
+
+# Before dask is imported: the scheduler runs in this process.
+os.environ.setdefault("DASK_CONFIG", str(Path(__file__).resolve().parent / "dask.yaml"))
 
 from dask_jobqueue import SLURMCluster
 from distributed import Client

@@ -124,7 +124,7 @@ class _Stages:
 
         `starts` are the cells that each begins with, of which progress is shown.
         """
-        submit = partial(self.workers.submit, name, task, self.job, *given)
+        submit = partial(self.workers.submit, name, task, self.job, *given, alone=True)
         found = self.workers.in_order(partial(submit, item) for item in items)
         pairs = zip(starts, zip(items, found, strict=True), strict=True)
         cells = self.conversion.cells

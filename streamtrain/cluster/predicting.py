@@ -244,7 +244,16 @@ class ClusterPasses:
         query = self._query
         expression, first = query.begin()
         tasks: Iterator[Callable[[], Task]] = (
-            partial(self._workers.submit, name, task, self._shared, *args, cells, expression.check)
+            partial(
+                self._workers.submit,
+                name,
+                task,
+                self._shared,
+                *args,
+                cells,
+                expression.check,
+                alone=True,
+            )
             for cells in self._stretches(size)
         )
         results = ((found.position, found) for found in self._workers.in_order(tasks))

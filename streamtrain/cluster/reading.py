@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,9 +25,10 @@ from streamtrain.expression import Expression
 from streamtrain.first_pass import room_for_cells
 from streamtrain.pairwise import PairwiseSum, stretch_of
 from streamtrain.progress import stage
+from streamtrain.rounds import check_room
 from streamtrain.rows import Rows
 from streamtrain.scaling import MomentsPass, RunningMoments
-from streamtrain.scratch import ScratchArray, place_of
+from streamtrain.scratch import ScratchArray, free_disk, place_of, require_free
 from streamtrain.sources.base import Source
 from streamtrain.streaming import sweep
 from streamtrain.targets import Target
@@ -155,14 +157,15 @@ def first_pass(
 ) -> tuple[RunningMoments, list[Part]]:
     """Read every cell once, by ranges: checks, moments, and the cells that any round takes."""
     ranges = spans(job.n_units, _TASKS * workers.n)
-    tasks = [workers.submit("read-cells", _read, shared, *ends) for ends in ranges]
+    tasks = (
+        partial(workers.submit, "read-cells", _read, shared, *ends, alone=True) for ends in ranges
+    )
     expression = job.expression(job.source, job.targets[0].cells.rows, threads, check=True)
     sums: PairwiseSum[RunningMoments] = PairwiseSum()
     parts: list[Part] = []
     with stage("Reading", job.n_obs, show=progress) as bar:
-        for task, (_, stop) in zip(tasks, ranges, strict=True):
-            found: _Found = workers.result(task)
-            task.future = None
+        results: Iterator[_Found] = workers.in_order(tasks)
+        for found, (_, stop) in zip(results, ranges, strict=True):
             sums.merge(found.sums)
             parts += found.parts
             for tally in found.tallies:  # in the order of the cells
@@ -186,6 +189,8 @@ def _read(job: Job, start: int, stop: int) -> _Found:
             with _Written(folder / f"{unit}", n_vars, job.config.dtype) as written:
                 rows = job.rows_of(np.arange(first, end))
                 for position, stored in sweep(source, rows, block):
+                    if unit == start and position == 0:
+                        _check_fits(job, stored, stop - start, room)
                     cells = expression(stored, first + position)
                     moments.update(cells)
                     if job.taken is not None:
@@ -196,6 +201,18 @@ def _read(job: Job, start: int, stop: int) -> _Found:
             tallies.append(expression.tally())
             parts.append(written.part)
         return _Found(sums, tallies, parts)
+
+
+def _check_fits(job: Job, first: Rows, n_units: int, room: float) -> None:
+    """Refuse by the first cells what the others will not fit in: batches, or scratch."""
+    config = job.config
+    entry = np.dtype(config.dtype).itemsize + np.dtype(_gene_type(first.n_vars)).itemsize
+    cell = len(first.data) / first.n_obs * entry
+    if config.trains_sgd:
+        check_room(config, room, cell, entry)
+    share = 1.0 if job.taken is None else float(job.taken.mean())
+    place = config.scratch or get_worker().local_directory
+    require_free(place, cell * share * n_units * job.unit, "reading")
 
 
 def cells_of(
@@ -219,9 +236,16 @@ def cells_of(
 @contextmanager
 def at_work(job: Job) -> Iterator[tuple[Source, float, Threads]]:
     """Take this worker's turn; give the source, the bytes for cells, and the threads."""
-    with turn(job.config.memory, job.config.n_jobs) as (budget, threads):
+    with turn(job.config.memory, job.config.n_jobs) as (now, threads):
+        # As at first: what is free changes with what others on the machine do.
+        budget = kept(job.run, "budget", lambda _: now)
         source = opened(job.run, "source", threads, job.source.with_threads)
-        room = room_for_cells(budget, 0, source, job.targets, job.config, job.columns)
+        known = 0
+        if job.config.warm_start is not None or job.config.init is not None:  # it comes whole
+            n_all = max(len(target.columns.classes) for target in job.targets)
+            each = 2 * source.n_vars * np.dtype(job.config.dtype).itemsize
+            known = max(0, n_all - job.columns) * each
+        room = room_for_cells(budget, known, source, job.targets, job.config, job.columns)
         yield source, room, threads
 
 
@@ -229,6 +253,8 @@ def at_work(job: Job) -> Iterator[tuple[Source, float, Threads]]:
 def _folder(job: Job) -> Iterator[Path]:
     """A folder for this worker's files, on scratch or where the worker keeps its own."""
     given = job.config.scratch
+    if given is not None:
+        free_disk(given)  # refuses what is no folder here
     where = Path(get_worker().local_directory if given is None else place_of(given))
     prefix = f"streamtrain-{job.run}-"
     folder = Path(tempfile.mkdtemp(prefix=prefix, dir=where))

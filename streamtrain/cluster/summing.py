@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from streamtrain.budget import format_bytes
 from streamtrain.cluster.reading import Job, Part, at_work, cells_of
-from streamtrain.cluster.turns import kept
+from streamtrain.cluster.turns import kept, let_go
 from streamtrain.cluster.workers import Workers
+from streamtrain.errors import InputError
 from streamtrain.features import Features
 from streamtrain.optimum import weights_of
 from streamtrain.pairwise import PairwiseSum, merged
@@ -100,13 +102,21 @@ def _sum(
 ) -> PairwiseSum[Pass]:  # fmt: skip
     """Sum over some units; their scaled cells stay for the next pass."""
     with at_work(job) as (source, room, threads):
+        let_go(job.run, "cells")  # those by which genes were selected
         # Slopes that wait for their neighbours: one for each height of the tree.
         room -= point.W.nbytes * (1 + math.log2(len(units)))
+        if room <= 0:
+            raise InputError(
+                f"memory is too small for the slopes of {len(point.columns)} cell types x "
+                f"{len(point.W):,} genes: {format_bytes(-room + 1)} more are needed; raise memory"
+            )
         codes = job.targets[target].columns.codes
         weights = weights_of(job.config, job.targets[target].columns)
         n_genes, dtype = len(features.names), job.config.dtype
         stack, held = kept(job.run, name, lambda stack: (stack, dict[int, Tiles]()))
         sums: PairwiseSum[Pass] = PairwiseSum()
+        for unit in set(held) - set(units):  # of a worker that has joined
+            held.pop(unit).close()
         for unit in units:
             if unit not in held:
                 memory = _TILED * room - sum(tiles.held for tiles in held.values())

@@ -38,7 +38,7 @@ from streamtrain.solvers.logistic import column_classes
 from streamtrain.sources.base import Source
 from streamtrain.stored import EndedEarlyError, Fitted
 from streamtrain.targets import Target
-from streamtrain.threads import Threads
+from streamtrain.threads import Threads, spans
 from streamtrain.trials import Search, Trial, Tried, conclude, log_search, trials_of
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,11 @@ class Cluster:
         self._targets, self._config, self._room = targets, config, room
         self._threads, self._progress = threads, progress
         n = max(len(target.columns.classes) for target in targets)
-        columns = n if config.folds is not None else max(map(len, self._shares(n)))
+        columns = n
+        if config.use_SGD and config.folds is None:
+            columns = max(map(len, self._shares(n)))
+        if config.replicas > 1:  # of one copy, what others add up to, and their sum
+            columns = 3 * n
         sent = [replace(target, labels="") for target in targets]
         self._job = Job(self._workers.run, source, sent, config, taken, columns)
         self._of: dict[int, Shared] = {}
@@ -112,7 +116,7 @@ class Cluster:
         config, given = self._config, self._given(target, features)
         waiting = trials_of(config)
         tasks = (
-            partial(self._workers.submit, "try-settings", _try, *given, settings)
+            partial(self._workers.submit, "try-settings", _try, *given, settings, alone=True)
             for settings in waiting
         )
 
@@ -169,7 +173,8 @@ class Cluster:
 
         def submit(i: int, before: Shared, seconds: float) -> Task:
             rest = config, shares[i], first, before, seconds
-            return workers.submit("train-classes", _descend, *given, *rest)
+            on = before.on or workers.idlest()
+            return workers.submit("train-classes", _descend, *given, *rest, on=on)
 
         nothing = workers.share(None)
         tasks = {i: submit(i, nothing, _FIRST) for i in range(len(shares))}
@@ -182,14 +187,17 @@ class Cluster:
                 try:
                     run: Descent = workers.result(tasks[i])
                 except SchedulerLostError as error:
-                    raise EndedEarlyError(str(error), _so_far(config, target, runs)) from error
+                    raise EndedEarlyError(str(error), _so_far(runs)) from error
                 runs[i] = run
                 bar.update(run.epoch - (0 if before is None else before.epoch))
                 if run.ended:
                     del tasks[i]
                     continue
                 seconds[i] = min(2 * seconds[i], _LONGEST)
-                tasks[i] = submit(i, workers.adopt(tasks[i], run), seconds[i])
+                # From here, not as the task's result, which would be made of all that came before.
+                on, tasks[i].future = tasks[i].on, None
+                there = on if on in workers.addresses() else workers.idlest()
+                tasks[i] = submit(i, workers.share(run, there), seconds[i])
         done = [run for run in runs if run is not None]
         return fitted(config, target.columns, target.held_out, done)
 
@@ -198,24 +206,24 @@ class Cluster:
     ) -> Fitted:
         """Copies of the model: each task trains one for an epoch, from the mean of the last."""
         workers, given = self._workers, self._given(target, features)
-        state: Shared | Task = workers.share(start)
+        state = workers.share(start)
         drawn: NDArray[np.int64] = np.zeros(len(target.columns.classes), np.int64)
         last: Replica | None = None
         with stage("Training", config.epochs, " epochs", show=self._progress) as bar:
             for epoch in range(config.epochs):
                 copies = [
-                    workers.submit("train-copies", _copy, *given, config, state, epoch, number)
-                    for number in range(config.replicas)
+                    workers.submit(
+                        "train-copies", _copies, *given, config, state, epoch, numbers, alone=True
+                    )
+                    for numbers in spans(config.replicas, workers.n)
                 ]
                 total = workers.merged("merge-copies", merged, copies)
-                mean = workers.submit("average-copies", _mean, total)
                 try:
                     last = workers.result(total).total()
                 except SchedulerLostError as error:
                     so_far = None if last is None else Fitted(last.mean(), eta0=last.eta0)
                     raise EndedEarlyError(str(error), so_far) from error
-                # With its value, as nothing earlier is kept to make it of once more.
-                state = workers.adopt(mean, last.mean())
+                state = workers.share(last.mean())
                 drawn += last.drawn
                 bar.update()
         if last is None:
@@ -231,12 +239,12 @@ class Cluster:
         return self._shared, self._parts, genes, number, selected
 
 
-def _so_far(config: Settings, target: Target, runs: list[Descent | None]) -> Fitted | None:
+def _so_far(runs: list[Descent | None]) -> Fitted | None:
     """The weights as they last came; None where some never did."""
     done = [run for run in runs if run is not None]
     if len(done) < len(runs):
         return None
-    return fitted(replace(config, correct_prior=False), target.columns, target.held_out, done)
+    return Fitted(State.joined([run.solver.state() for run in done]), eta0=done[0].eta0)
 
 
 def _cells(
@@ -263,23 +271,20 @@ def _cells(
     return local
 
 
-def _copy(
+def _copies(
     job: Job, parts: list[Part], features: Features, target: int, selected: bool, config: Settings,
-    start: State | None, epoch: int, number: int,
+    start: State | None, epoch: int, numbers: tuple[int, int],
 ) -> PairwiseSum[Replica]:  # fmt: skip
-    """Train a copy for an epoch."""
+    """Train some copies for an epoch, one after the other."""
     sums: PairwiseSum[Replica] = PairwiseSum()
     with at_work(job) as (source, room, threads):
         local = _cells(job, parts, features, selected, source, room, threads)
         stored, scaler = local.stored(job.targets[target]), local.scaler(features)
-        one = train_replica(config, stored, scaler, start, threads, epoch, number)
-    if one is not None:
-        sums.add(one, number)
+        for number in range(*numbers):
+            one = train_replica(config, stored, scaler, start, threads, epoch, number)
+            if one is not None:
+                sums.add(one, number)
     return sums
-
-
-def _mean(copies: PairwiseSum[Replica]) -> State:
-    return copies.total().mean()
 
 
 def _descend(

@@ -21,8 +21,7 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 _turn = threading.Lock()  # a worker has one budget of memory and threads, for a task at a time
-_kept: dict[str, dict[str, Any]] = {}  # by run
-_closing: dict[str, ExitStack] = {}
+_kept: dict[str, dict[str, tuple[Any, ExitStack]]] = {}  # by run and name
 _over: set[str] = set()  # runs that have ended, of which tasks may still come where one failed
 
 
@@ -70,10 +69,16 @@ def kept(run: str, name: str, make: Callable[[ExitStack], T]) -> T:
     mine = _kept.setdefault(run, {})
     if name not in mine:
         with ExitStack() as stack:
-            mine[name] = make(stack)
-            _closing.setdefault(run, ExitStack()).push(stack.pop_all())
-    found: T = mine[name]
+            made = make(stack)
+            mine[name] = made, stack.pop_all()
+    found: T = mine[name][0]
     return found
+
+
+def let_go(run: str, name: str) -> None:
+    """Close what is kept under a name, if it is there; within a `turn`."""
+    if name in _kept.get(run, {}):
+        _kept[run].pop(name)[1].close()
 
 
 def opened(run: str, name: str, threads: Threads, make: Callable[[Threads], Source]) -> Source:
@@ -88,9 +93,9 @@ async def forget(run: str) -> None:
 
 
 def _forget(run: str) -> None:
+    _over.add(run)  # at once: tasks that wait for their turn end then
     with _turn:
-        _over.add(run)
+        for name in reversed(list(_kept.get(run, {}))):
+            let_go(run, name)
         _kept.pop(run, None)
-        with _closing.pop(run, ExitStack()):
-            pass
     release_freed()

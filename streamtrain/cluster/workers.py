@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import suppress
@@ -34,9 +34,10 @@ class SchedulerLostError(ConnectionError):
 
 @dataclass(eq=False)
 class Shared:
-    """An object that every worker has; sent once, and again if all that had it are gone."""
+    """An object that every worker has, or one; sent once, and again if all that had it are gone."""
 
     value: Any
+    on: str | None = None
     future: Any = None
 
 
@@ -69,6 +70,7 @@ class Workers:
     run: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     _n: int = 0
     _direct: bool = True
+    _placed: list[Task] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._address = self.client.scheduler.address
@@ -86,14 +88,19 @@ class Workers:
         """Workers at present, one at least."""
         return max(1, len(self.addresses()))
 
-    def share(self, value: Any) -> Shared:
-        """Send an object to every worker, to be an argument of tasks."""
-        shared = Shared(value)
+    def share(self, value: Any, on: str | None = None) -> Shared:
+        """Send an object to every worker, or `on` one, to be an argument of tasks."""
+        shared = Shared(value, on)
         self._send(shared)
         return shared
 
     def submit(
-        self, name: str, function: Callable[..., Any], *args: Any, on: str | None = None
+        self,
+        name: str,
+        function: Callable[..., Any],
+        *args: Any,
+        on: str | None = None,
+        alone: bool = False,
     ) -> Task:
         """Have a worker call a function.
 
@@ -105,10 +112,24 @@ class Workers:
             Its arguments; of `Task` the result, and of `Shared` the object.
         on
             Address of the worker that should rather do it.
+        alone
+            It takes a worker's turn, and should rather go to the one with the fewest such tasks:
+            dask takes a worker with eight threads for one that does eight at a time.
         """
-        task = Task(name, function, args, on)
+        task = Task(name, function, args, self.idlest() if alone else on)
         self._start(task)
+        if task.on is not None:
+            self._placed.append(task)
         return task
+
+    def idlest(self) -> str | None:
+        """Address of the worker to which the fewest tasks were given that have not ended."""
+        self._placed = [
+            task for task in self._placed
+            if task.future is not None and task.future.status == "pending"
+        ]  # fmt: skip
+        load = Counter(task.on for task in self._placed)
+        return min(self.addresses(), key=lambda address: load[address], default=None)
 
     def result(self, task: Task) -> Any:
         """Wait for a task.
@@ -138,10 +159,6 @@ class Workers:
                     return key
             self._wait([task.future for task in tasks.values()], "FIRST_COMPLETED")
 
-    def adopt(self, task: Task, result: Any) -> Shared:
-        """Have what a task gave as an argument of others; it stays with the worker that made it."""
-        return Shared(result, task.future)
-
     def merged(self, name: str, function: Callable[[Any, Any], Any], tasks: Sequence[Task]) -> Task:
         """Have results made one, two by two: neighbours first, which travels least."""
         tasks = list(tasks)
@@ -167,14 +184,22 @@ class Workers:
         return found
 
     def _send(self, shared: Shared) -> None:
+        told = False
         while True:
             there = self.addresses()
+            if not there:
+                told = self._tell_none(told)
+                time.sleep(0.5)
+                continue
+            where = [shared.on] if shared.on in there else None
+            one = {} if shared.on is None else {"workers": where or there[:1]}
             try:
                 # Direct: through the scheduler, which would grow by it, where workers cannot be
                 # reached from here alone.
                 [shared.future] = self.client.scatter(
-                    [shared.value], broadcast=True, hash=False, direct=self._direct
-                )
+                    [shared.value], broadcast=shared.on is None, hash=False, direct=self._direct,
+                    **one,
+                )  # fmt: skip
                 return
             except OSError as error:  # CommClosedError and TimeoutError are such
                 self._reconnect(error)
@@ -186,7 +211,7 @@ class Workers:
         args = []
         for arg in task.args:
             if isinstance(arg, (Shared, Task)):
-                if arg.future is None or arg.future.cancelled() or arg.future.status == "lost":
+                if arg.future is None or arg.future.status in ("cancelled", "lost", "error"):
                     self._send(arg) if isinstance(arg, Shared) else self._start(arg)
                 args.append(arg.future)
             else:
@@ -208,9 +233,13 @@ class Workers:
             except CancelledError:  # which `result` looks into
                 return
             except TimeoutError:
-                if not told and not self.addresses():
-                    logger.warning("%s has no worker: waiting for one to join", self._address)
-                    told = True
+                if not self.addresses():
+                    told = self._tell_none(told)
+
+    def _tell_none(self, told: bool) -> bool:
+        if not told:
+            logger.warning("%s has no worker: waiting for one to join", self._address)
+        return True
 
     def _died(self, task: Task, error: KilledWorker) -> None:
         task.deaths += 1
@@ -253,6 +282,9 @@ def check(client: Any, *, on_gpu: bool = False) -> None:
     """
     if not isinstance(client, Client):
         raise InputError(f"client must be a dask.distributed Client; got a {type(client).__name__}")
+    if client.asynchronous or client.status != "running":
+        state = "asynchronous" if client.asynchronous else client.status
+        raise InputError(f"client must be connected, and not asynchronous; it is {state}")
     if on_gpu:
         raise InputError("a cluster works on CPUs: leave out device='gpu' (--device), or client")
     if not client.nthreads():  # type: ignore[no-untyped-call]

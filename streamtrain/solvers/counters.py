@@ -64,6 +64,15 @@ class State:
     @classmethod
     def joined(cls, parts: Sequence[State]) -> State:
         """Columns of several, one after the other."""
+        if any(part.n_averaged is not None for part in parts):  # elsewhere weights stand in
+            none = [np.zeros(len(part.coef), np.int64) for part in parts]
+            parts = [
+                part if part.n_averaged is not None
+                else replace(
+                    part, average_coef=part.coef, average_intercept=part.intercept, n_averaged=n
+                )
+                for part, n in zip(parts, none, strict=True)
+            ]  # fmt: skip
 
         def all_of(name: str) -> Any:
             found = [getattr(part, name) for part in parts]
