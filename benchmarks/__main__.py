@@ -40,8 +40,8 @@ def run(
     Parameters
     ----------
     suites
-        Of read, sample, step, train, scale, solve, quality and gpu; or all, of which gpu is left
-        out where there is none.
+        Of read, sample, step, train, scale, solve, quality, cluster and gpu; or all, of which gpu
+        is left out where there is none.
     set
         A setting of conf/bench/SUITE.toml: size=smoke, repeats=5, cells=200000, ...
     out

@@ -31,8 +31,8 @@ Work = Callable[[dict[str, Any]], Iterator[Any]]
 
 _PACKAGES = (
     "streamtrain", "anndata", "annbatch", "celltypist", "cuml-cu12", "cuml-cu13", "cupy-cuda12x",
-    "cupy-cuda13x", "h5py", "numba", "numpy", "scdataset", "scikit-learn", "scipy", "torch", "zarr",
-    "zarrs",
+    "cupy-cuda13x", "dask", "dask-ml", "distributed", "h5py", "numba", "numpy", "scdataset",
+    "scikit-learn", "scipy", "torch", "zarr", "zarrs",
 )  # fmt: skip
 _DROP = Path("/proc/sys/vm/drop_caches")
 
@@ -78,13 +78,12 @@ def work(contender: Work, spec: dict[str, Any]) -> None:
     next(run)
     if spec["cold"]:
         drop_page_cache()
-    with suppress(OSError):  # Linux: the high-water mark of memory begins again here
-        Path("/proc/self/clear_refs").write_text("5")
+    set_back_high_water()
     Path(spec["started"]).touch()
     before, clock, start = usage(), time.monotonic(), time.perf_counter()
     found = next(run)
     seconds = time.perf_counter() - start
-    after, peak = usage(), _high_water()
+    after, peak = usage(), high_water()
     result = {
         "seconds": seconds,
         **{name: after[name] - before[name] for name in before},
@@ -104,7 +103,13 @@ def work(contender: Work, spec: dict[str, Any]) -> None:
         np.savez(spec["evidence"], allow_pickle=False, **evidence)
 
 
-def _high_water() -> int:
+def set_back_high_water() -> None:
+    """Have the high-water mark of this process's memory begin again, where it can (Linux)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def high_water() -> int:
     """Most bytes that this process held at a time, since the mark was last set back."""
     status = Path("/proc/self/status")
     if status.exists():

@@ -23,7 +23,7 @@ def ours(job: dict[str, Any]) -> Iterator[Any]:
         use_SGD=True, mini_batch=True, **job["settings"],
     )  # fmt: skip
     yield {"cells": model.provenance["n_cells"], "steps": int(model.dataset.attrs["t"]) - 1}
-    yield _weights(model)
+    yield weights_of(model)
 
 
 def by_hand(job: dict[str, Any]) -> Iterator[Any]:
@@ -135,10 +135,10 @@ def solve(job: dict[str, Any]) -> Iterator[Any]:
         "iterations": int(data["n_iter"].max()),
         "passes": int(data["n_passes"].max()),
     }
-    yield _weights(model)
+    yield weights_of(model)
 
 
-def _weights(model: Model) -> dict[str, Any]:
+def weights_of(model: Model) -> dict[str, Any]:
     """Weights, scaling and names of a model, as arrays that pass between processes."""
     data = model.dataset
     return {
