@@ -389,13 +389,14 @@ def test_cases(monkeypatch, job):
     smoke = settings.load("cluster", ["size=smoke"])
     cases = suite.cases(smoke)
     names = [case.name for case in cases]
-    assert len(set(names)) == len(names) == 7
-    alone, one, two, four = cases[0].contenders
-    assert alone.options == {"workers": 0, "threads": 2}
-    assert not alone.needs
-    crews = [who.options for who in (one, two, four)]
-    assert [(crew["workers"], crew["threads"]) for crew in crews] == [(1, 2), (2, 1), (4, 1)]
-    assert cases[3].job["settings"]["replicas"] == 4 <= smoke["batch_number"]
+    assert len(set(names)) == len(names) == 10
+    crews = [
+        [(who.options["workers"], who.options["threads"]) for who in case.contenders]
+        for case in cases[:7]
+    ]
+    assert crews == [[(0, 2), (1, 2)], [(0, 2), (2, 1), (4, 1)]] * 3 + [[(0, 2), (2, 1), (4, 1)]]
+    assert {bool(who.needs) for who in cases[0].contenders} == {False, True}
+    assert cases[6].job["settings"]["replicas"] == 4 <= smoke["batch_number"]
     assert cases[-1].job["held_out"] == ["donor_2"]
     with pytest.raises(InputError, match="dask_held_out must be at least 1 and less than donors=8"):
         suite.cases(smoke | {"dask_held_out": 8})
@@ -444,7 +445,7 @@ def test_report__without_rates_there_is_no_model(lines, tmp_path):
     some = [line for line in lines if "rates" not in line]
     assert cluster_tables.larger(some) == cluster_tables.checked(some) == []
     assert cluster_tables.beside_one_process([]) == cluster_tables.beside_dask_ml([]) == []
-    assert len(cluster_tables.beside_one_process(some)) == 4 + 2 + 16
+    assert len(cluster_tables.beside_one_process(some)) == 4 + 2 + 3 * 5 + 3
 
 
 def test_jobs__as_the_settings_are():

@@ -78,18 +78,25 @@ def _beside_one(settings: dict[str, Any], job: dict[str, Any]) -> list[Case]:
         **{key: settings[key] for key in ("batch_size", "batch_number", "epochs")},
     }  # fmt: skip
     threads = settings["threads"]
-    who = [_by(0, threads, cluster_tables.ALONE), _by(1, threads), _by(2, 1), _by(4, 1)]
+    alone = _by(0, threads, cluster_tables.ALONE)
+    ways: dict[str, dict[str, Any]] = {
+        "SGD, mini-batches": mini,
+        "SGD, whole epochs": {
+            "use_SGD": True, "max_iter": settings["whole_epochs"], "tol": None,
+        },
+        "logistic regression": {"max_iter": settings["max_iter"]},
+        "SGD, mini-batches, 4 copies": mini | {"replicas": 4},
+    }  # fmt: skip
     found = []
-    for name, way, repeats in (
-        ("SGD, mini-batches", mini, None),
-        ("SGD, whole epochs",
-         {"use_SGD": True, "max_iter": settings["whole_epochs"], "tol": None}, None),
-        ("logistic regression", {"max_iter": settings["max_iter"]}, None),
-        ("SGD, mini-batches, 4 copies", mini | {"replicas": 4}, 1),
-    ):  # fmt: skip
-        case = job | {"store": store, "settings": way}
-        about = {"group": "one process", "shape": shape}
-        found.append(Case(name, case, who, repeats=repeats, files=(store,), about=about))
+    for name, way in ways.items():
+        case: dict[str, Any] = {
+            "job": job | {"store": store, "settings": way}, "files": (store,),
+            "about": {"group": "one process", "shape": shape},
+        }  # fmt: skip
+        if "replicas" not in way:
+            found.append(Case(name, contenders=(alone, _by(1, threads)), **case))
+        more = (alone, _by(2, 1), _by(4, 1))  # which take long on few cores: once
+        found.append(Case(f"{name}, more workers", contenders=more, repeats=1, **case))
     return found
 
 

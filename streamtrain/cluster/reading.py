@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby, pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,7 +38,7 @@ from streamtrain.threads import Threads, spans
 
 logger = logging.getLogger(__name__)
 
-_TASKS = 4  # ranges for each worker: late ones then find some left
+_TASKS = 2  # ranges for each worker: late ones then find some left
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +150,7 @@ class _Found:
     """What reading some units found."""
 
     sums: PairwiseSum[RunningMoments]
-    tallies: list[dict[str, Any]]
+    tally: dict[str, Any]
     parts: list[Part]
 
 
@@ -168,8 +170,7 @@ def first_pass(
         for found, (_, stop) in zip(results, ranges, strict=True):
             sums.merge(found.sums)
             parts += found.parts
-            for tally in found.tallies:  # in the order of the cells
-                expression.merge(tally)
+            expression.merge(found.tally)  # in the order of the cells
             bar.update(min(stop * job.unit, job.n_obs) - bar.n)
     expression.finish()
     return sums.total(RunningMoments.empty(job.source.n_vars)), parts
@@ -178,29 +179,33 @@ def first_pass(
 def _read(job: Job, start: int, stop: int) -> _Found:
     """Read the units start to stop."""
     with at_work(job) as (source, room, threads):
-        n_vars, block = source.n_vars, int(min(room / 6, BLOCK))
-        sums: PairwiseSum[RunningMoments] = PairwiseSum()
-        tallies, parts = [], []
+        first, end = start * job.unit, min(stop * job.unit, job.n_obs)
+        expression = job.expression(source, job.targets[0].cells.rows, threads, check=True)
+        moments = MomentsPass(source.n_vars, threads, first // MomentsPass.BLOCK)
         folder = kept(job.run, "folder", lambda stack: stack.enter_context(_folder(job)))
-        for unit in range(start, stop):
-            first, end = unit * job.unit, min((unit + 1) * job.unit, job.n_obs)
-            expression = job.expression(source, job.targets[0].cells.rows, threads, check=True)
-            moments = MomentsPass(n_vars, threads, first // MomentsPass.BLOCK)
-            with _Written(folder / f"{unit}", n_vars, job.config.dtype) as written:
-                rows = job.rows_of(np.arange(first, end))
-                for position, stored in sweep(source, rows, block):
-                    if unit == start and position == 0:
-                        _check_fits(job, stored, stop - start, room)
-                    cells = expression(stored, first + position)
-                    moments.update(cells)
+        parts: list[Part] = []
+
+        def cells() -> Iterator[tuple[int, Rows]]:
+            """Units and their taken cells."""
+            rows = job.rows_of(np.arange(first, end))
+            for position, stored in sweep(source, rows, int(min(room / 6, BLOCK))):
+                if position == 0:
+                    _check_fits(job, stored, stop - start, room)
+                block, at = expression(stored, first + position), first + position
+                moments.update(block)
+                edges = np.arange(at - at % job.unit, at + block.n_obs, job.unit) - at
+                for lo, hi in pairwise([0, *edges[edges > 0].tolist(), block.n_obs]):
+                    piece = block.slice(lo, hi)
                     if job.taken is not None:
-                        here = job.taken[first + position : first + position + cells.n_obs]
-                        cells = cells.take(np.flatnonzero(here))
-                    written.append(cells)
-            sums.merge(moments.sums())
-            tallies.append(expression.tally())
+                        piece = piece.take(np.flatnonzero(job.taken[at + lo : at + hi]))
+                    yield (at + lo) // job.unit, piece
+
+        for unit, pieces in groupby(cells(), itemgetter(0)):
+            with _Written(folder / f"{unit}", source.n_vars, job.config.dtype) as written:
+                for _, piece in pieces:
+                    written.append(piece)
             parts.append(written.part)
-        return _Found(sums, tallies, parts)
+        return _Found(moments.sums(), expression.tally(), parts)
 
 
 def _check_fits(job: Job, first: Rows, n_units: int, room: float) -> None:

@@ -37,6 +37,7 @@ from streamtrain.solvers.counters import State
 from streamtrain.solvers.logistic import column_classes
 from streamtrain.sources.base import Source
 from streamtrain.stored import EndedEarlyError, Fitted
+from streamtrain.streaming import ahead
 from streamtrain.targets import Target
 from streamtrain.threads import Threads, spans
 from streamtrain.trials import Search, Trial, Tried, conclude, log_search, trials_of
@@ -257,9 +258,11 @@ def _cells(
         local = Local(source, job.targets, job.taken, job.config, int(room), threads)
         stack.enter_context(local)
         local.spill.append_all(
-            rows
-            for unit, part in enumerate(parts)
-            for rows in cells_of(job, part, unit, source, room / 2, threads)
+            ahead(
+                rows
+                for unit, part in enumerate(parts)
+                for rows in cells_of(job, part, unit, source, room / 2, threads)
+            )
         )
         spill = local.spill
         check_room(job.config, room, spill.nbytes / max(1, spill.n_obs), spill.entry_bytes)
