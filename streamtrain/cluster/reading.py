@@ -111,11 +111,14 @@ class Part:
         Of its files, but for their endings.
     n_obs, entries
         Cells, and their entries.
+    by
+        Address of that worker.
     """
 
     path: Path
     n_obs: int
     entries: int
+    by: str
 
     def rows(self, n_vars: int, dtype: Any, nbytes: float) -> Iterator[Rows]:
         """The cells, about `nbytes` at a time.
@@ -292,7 +295,8 @@ class _Written:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.part = Part(self._path, self._n_obs, self._values.shape[0])
+        entries = self._values.shape[0]
+        self.part = Part(self._path, self._n_obs, entries, get_worker().address)
         for array in (self._values, self._genes, self._lengths):
             array.close()
 

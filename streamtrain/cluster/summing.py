@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -78,15 +77,11 @@ class ClusterSums:
     def _place(self, addresses: list[str]) -> None:
         """Have every unit at a worker that is there; each has about as many."""
         n = self._job.n_units
+        if not self._at:  # at first with those that have read them
+            for unit, part in enumerate(self._given[1].value):
+                self._at.setdefault(part.by, []).append(unit)
         placed = {address: self._at.get(address, []) for address in addresses}
         homeless = sorted(set(range(n)) - {unit for units in placed.values() for unit in units})
-        if len(homeless) == n:
-            edges = [n * i // max(1, len(placed)) for i in range(len(placed) + 1)]
-            placed = {
-                address: list(range(*ends))
-                for address, ends in zip(placed, pairwise(edges), strict=True)
-            }
-            homeless = []
         most = -(-n // max(1, len(placed)))
         for units in placed.values():
             while len(units) > most:
