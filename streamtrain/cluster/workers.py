@@ -34,7 +34,7 @@ class SchedulerLostError(ConnectionError):
 
 @dataclass(eq=False)
 class Shared:
-    """An object that every worker has, or one; sent once, and again if all that had it are gone."""
+    """An argument of many tasks; sent once, and again if all workers that had it are gone."""
 
     value: Any
     on: str | None = None
@@ -89,7 +89,7 @@ class Workers:
         return max(1, len(self.addresses()))
 
     def share(self, value: Any, on: str | None = None) -> Shared:
-        """Send an object to every worker, or `on` one, to be an argument of tasks."""
+        """Send an object, `on` some worker or any, to be an argument of tasks."""
         shared = Shared(value, on)
         self._send(shared)
         return shared
@@ -191,15 +191,14 @@ class Workers:
                 told = self._tell_none(told)
                 time.sleep(0.5)
                 continue
-            where = [shared.on] if shared.on in there else None
-            one = {} if shared.on is None else {"workers": where or there[:1]}
+            to = shared.on if shared.on in there else there[self._n % len(there)]
             try:
-                # Direct: through the scheduler, which would grow by it, where workers cannot be
-                # reached from here alone.
+                # To one worker, from which the others get it as an argument of their tasks: to
+                # replicate it, dask waits for ever where a worker dies meanwhile (2026.8). Direct:
+                # through the scheduler, which would grow by it, where workers cannot be reached.
                 [shared.future] = self.client.scatter(
-                    [shared.value], broadcast=shared.on is None, hash=False, direct=self._direct,
-                    **one,
-                )  # fmt: skip
+                    [shared.value], workers=[to], hash=False, direct=self._direct
+                )
                 return
             except OSError as error:  # CommClosedError and TimeoutError are such
                 self._reconnect(error)
