@@ -86,14 +86,14 @@ class Local:
         self._source, self._targets, self._taken = source, targets, taken
         self._config, self.room, self._threads = config, room, threads
         self._device, self._progress = device, progress
-        self._kept = room * (_KEPT if config.use_SGD else _KEPT / 2)
+        self.kept = room * (_KEPT if config.use_SGD else _KEPT / 2)
         self._stack = ExitStack()
         self._ordered: PlanOrder | None = None
         self.has_selected = False  # whether genes were let go
 
     def __enter__(self) -> Local:
         spill = Spill(
-            self._source.n_vars, self._config.dtype, self._config.scratch, memory=self._kept,
+            self._source.n_vars, self._config.dtype, self._config.scratch, memory=self.kept,
             threads=self._threads,
         )  # fmt: skip
         self.spill = self._stack.enter_context(spill)
@@ -106,7 +106,7 @@ class Local:
         """See `Place`."""
         moments, self._ordered = first_pass(
             self._source, self._targets, self._taken, self.spill, self._config, self.room,
-            self._kept, self._threads, self._progress,
+            self.kept, self._threads, self._progress,
         )  # fmt: skip
         if self._ordered is not None:
             self._stack.callback(self._ordered.close)

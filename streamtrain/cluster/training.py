@@ -257,6 +257,8 @@ def _cells(
     def make(stack: ExitStack) -> Local:
         local = Local(source, job.targets, job.taken, job.config, int(room), threads)
         stack.enter_context(local)
+        if sum(part.entries for part in parts) * local.spill.entry_bytes > local.kept:
+            local.spill.to_scratch()  # at once, not when memory is full
         local.spill.append_all(
             ahead(
                 rows
