@@ -6,7 +6,7 @@ Data-parallel SGD as of McDonald, Hall and Mann (2010), with an average after ev
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -111,6 +111,24 @@ def train_replica(
     return replace(one, state=one.times(int(drawn.sum())))
 
 
+def train_replicas(
+    config: Settings,
+    stored: Stored,
+    scaler: Scaler,
+    start: State | None,
+    threads: Threads,
+    epoch: int,
+    numbers: Iterable[int],
+) -> PairwiseSum[Replica]:
+    """One epoch of some copies, one after the other."""
+    copies: PairwiseSum[Replica] = PairwiseSum()
+    for number in numbers:
+        one = train_replica(config, stored, scaler, start, threads, epoch, number)
+        if one is not None:
+            copies.add(one, number)
+    return copies
+
+
 def fit_replicas(
     config: Settings,
     stored: Stored,
@@ -127,13 +145,10 @@ def fit_replicas(
     with stage("Training", plan.epochs * plan.epoch_size, show=progress) as bar:
         for epoch in range(plan.epochs):
             state = start if total is None else total.mean()
-            copies: PairwiseSum[Replica] = PairwiseSum()
-            for number in range(config.replicas):
-                one = train_replica(config, stored, scaler, state, threads, epoch, number)
-                if one is not None:
-                    copies.add(one, number)
-                    bar.update(int(one.drawn.sum()))
+            every = range(config.replicas)
+            copies = train_replicas(config, stored, scaler, state, threads, epoch, every)
             total = copies.total()
+            bar.update(int(total.drawn.sum()))
             drawn += total.drawn
     if total is None:
         raise ValueError("there are no epochs")

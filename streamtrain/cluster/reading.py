@@ -24,12 +24,13 @@ from streamtrain.cluster.turns import kept, opened, turn
 from streamtrain.cluster.workers import Shared, Workers
 from streamtrain.config import Settings
 from streamtrain.expression import Expression
+from streamtrain.features import Features
 from streamtrain.first_pass import room_for_cells
 from streamtrain.pairwise import PairwiseSum, stretch_of
 from streamtrain.progress import stage
 from streamtrain.rounds import check_room
 from streamtrain.rows import Rows
-from streamtrain.scaling import MomentsPass, RunningMoments
+from streamtrain.scaling import MomentsPass, RunningMoments, Scaler
 from streamtrain.scratch import ScratchArray, free_disk, place_of, require_free
 from streamtrain.sources.base import Source
 from streamtrain.streaming import sweep
@@ -90,6 +91,13 @@ class Job:
         """Rows of cells in the source."""
         rows = self.targets[0].cells.rows
         return cells if rows is None else rows[cells]
+
+    def scaler(self, features: Features) -> Scaler:
+        """Scaling of cells as logistic regression takes them: no genes apart."""
+        return features.scaler(
+            features.at, self.source.n_vars, with_mean=self.config.with_mean,
+            dtype=self.config.dtype, apart=False,
+        )  # fmt: skip
 
     def expression(self, source: Source, rows: NDArray[np.int64] | None, threads: Threads,
                    *, check: bool) -> Expression:  # fmt: skip

@@ -18,7 +18,7 @@ from streamtrain.cluster.workers import Workers
 from streamtrain.errors import InputError
 from streamtrain.features import Features
 from streamtrain.optimum import weights_of
-from streamtrain.pairwise import PairwiseSum, merged
+from streamtrain.pairwise import PairwiseSum
 from streamtrain.solvers.logistic import Pass, TileSums
 from streamtrain.tiles import Tiles
 
@@ -70,7 +70,7 @@ class ClusterSums:
             workers.submit("sum-cells", _sum, *self._given, self._name, tuple(units), point, on=on)
             for on, units in self._at.items()
         ]
-        found: PairwiseSum[Pass] = workers.result(workers.merged("merge-sums", merged, tasks))
+        found: PairwiseSum[Pass] = workers.result(workers.merged("merge-sums", tasks))
         report(self._job.n_obs)
         return found.total(Pass.empty(*W.shape)).arrays()
 
@@ -117,10 +117,7 @@ def _sum(
                 memory = _TILED * room - sum(tiles.held for tiles in held.values())
                 tiles = Tiles(n_genes, dtype, max(0.0, memory), job.config.scratch)
                 stack.callback(tiles.close)
-                scaler = features.scaler(
-                    features.at, source.n_vars, with_mean=job.config.with_mean,
-                    dtype=dtype, apart=False,
-                )  # fmt: skip
+                scaler = job.scaler(features)
                 at = unit * job.unit
                 given = source, (1 - _TILED) * room, threads
                 for rows in cells_of(job, parts[unit], unit, *given):

@@ -28,9 +28,9 @@ from streamtrain.features import Features
 from streamtrain.kernels.lanes import lanes_of
 from streamtrain.local import Local
 from streamtrain.optimum import solve, vectors_bytes
-from streamtrain.pairwise import PairwiseSum, merged
+from streamtrain.pairwise import PairwiseSum
 from streamtrain.progress import stage
-from streamtrain.replicas import Replica, averaged, train_replica
+from streamtrain.replicas import Replica, averaged, train_replicas
 from streamtrain.rounds import check_room
 from streamtrain.scaling import RunningMoments
 from streamtrain.solvers.counters import State
@@ -147,12 +147,9 @@ class Cluster:
         sums = ClusterSums(
             self._workers, self._job, self._given(target, features)[:4]
         )  # fmt: skip
-        scaler = features.scaler(
-            features.at, self._job.source.n_vars, with_mean=config.with_mean, dtype=config.dtype,
-            apart=False,
-        )  # fmt: skip
         vectors = vectors_bytes(len(features.names), target.columns, self._room)
-        given = config, target.columns, scaler.shift, start, sums, vectors, self._threads
+        shift = self._job.scaler(features).shift
+        given = config, target.columns, shift, start, sums, vectors, self._threads
         return solve(*given, progress=self._progress)
 
     def _shares(self, n_classes: int) -> list[range]:
@@ -218,7 +215,7 @@ class Cluster:
                     )
                     for numbers in spans(config.replicas, workers.n)
                 ]
-                total = workers.merged("merge-copies", merged, copies)
+                total = workers.merged("merge-copies", copies)
                 try:
                     last = workers.result(total).total()
                 except SchedulerLostError as error:
@@ -281,15 +278,10 @@ def _copies(
     start: State | None, epoch: int, numbers: tuple[int, int],
 ) -> PairwiseSum[Replica]:  # fmt: skip
     """Train some copies for an epoch, one after the other."""
-    sums: PairwiseSum[Replica] = PairwiseSum()
     with at_work(job) as (source, room, threads):
         local = _cells(job, parts, features, selected, source, room, threads)
         stored, scaler = local.stored(job.targets[target]), local.scaler(features)
-        for number in range(*numbers):
-            one = train_replica(config, stored, scaler, start, threads, epoch, number)
-            if one is not None:
-                sums.add(one, number)
-    return sums
+        return train_replicas(config, stored, scaler, start, threads, epoch, range(*numbers))
 
 
 def _descend(

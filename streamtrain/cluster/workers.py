@@ -17,6 +17,7 @@ from distributed.comm.core import CommClosedError
 
 from streamtrain.cluster.turns import forget
 from streamtrain.errors import InputError
+from streamtrain.pairwise import merged
 from streamtrain.sources.base import Source
 from streamtrain.sources.collection import CollectionSource
 from streamtrain.sources.store import StoreSource
@@ -159,13 +160,13 @@ class Workers:
                     return key
             self._wait([task.future for task in tasks.values()], "FIRST_COMPLETED")
 
-    def merged(self, name: str, function: Callable[[Any, Any], Any], tasks: Sequence[Task]) -> Task:
-        """Have results made one, two by two: neighbours first, which travels least."""
+    def merged(self, name: str, tasks: Sequence[Task]) -> Task:
+        """Have `PairwiseSum`s made one, two by two: neighbours first, which travels least."""
         tasks = list(tasks)
         while len(tasks) > 1:
             odd = tasks[len(tasks) & ~1 :]
             pairs = zip(tasks[::2], tasks[1::2], strict=False)
-            tasks = [self.submit(name, function, *pair) for pair in pairs] + odd
+            tasks = [self.submit(name, merged, *pair) for pair in pairs] + odd
         return tasks[0]
 
     def in_order(self, tasks: Iterable[Callable[[], Task]], ahead: int = 2) -> Iterator[Any]:
