@@ -281,10 +281,14 @@ class Report:
         self.line(section, "FAILED", section, why, error=why)
 
 
-def run(device: Device, sizes: dict[str, Any], report: Report, seconds: float) -> None:
+def run(
+    device: Device, sizes: dict[str, Any], report: Report, seconds: float, names: Sequence[str]
+) -> None:
     """Work through the sections until the time is up; an error ends its own section alone."""
     until = time.monotonic() + seconds
     for name, section in SECTIONS:
+        if name not in names:
+            continue
         began = time.monotonic()
         try:
             for one in section(device, sizes) if began < until else ():
@@ -308,6 +312,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder for gpu_check.jsonl")
     parser.add_argument("--device", choices=tuple(SIZES), default="gpu")
     parser.add_argument("--seconds", type=float, default=540.0, help="after which to stop")
+    every = [name for name, _section in SECTIONS]
+    parser.add_argument("--only", nargs="+", choices=every, default=every, help="what to do")
     given = parser.parse_args(arguments)
     try:
         device = gpu.device_of(given.device)
@@ -322,7 +328,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report = Report(file)
     try:
         report.line("machine", "is", floors.name(device), "", versions=versions())
-        run(device, {"device": given.device, **SIZES[given.device]}, report, given.seconds)
+        run(
+            device,
+            {"device": given.device, **SIZES[given.device]},
+            report,
+            given.seconds,
+            given.only,
+        )
     finally:
         if file is not None:
             file.close()
