@@ -38,6 +38,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -52,6 +53,7 @@ from benchmarks.simulated import Genes
 from streamtrain.errors import InputError
 from streamtrain.gpu.cells import TILE, DeviceScaler
 from streamtrain.gpu.device import Device, _module, source
+from streamtrain.gpu.products import Products
 from streamtrain.kernels import blocks
 from streamtrain.threads import Threads
 
@@ -59,7 +61,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "gpu": {
         "genes": 3_000, "cells": 3_000, "classes": [2, 10, 100],
         "busy": 2_048, "uploads": 2_000, "longest": 400_000,
-        "epochs": 3, "max_iter": 1_000,
+        "epochs": 3, "max_iter": 1_000, "gradient_cells": 65_536,
         "timed": [10, 100, 400, 1_000], "averaged": 100,
         "job": {"genes": 30_000, "cells": 16_384, "density": 2_500 / 30_000, "batch_size": 1_000,
                 "at_least_s": 2.0, "compared": 1_000, "megabytes": 2_000, "order": 8_192},
@@ -69,7 +71,7 @@ SIZES: dict[str, dict[str, Any]] = {
     STAND_IN: {
         "genes": 150, "cells": 600, "classes": [2, 10],
         "busy": 8, "uploads": 20, "longest": 1_000,
-        "epochs": 1, "max_iter": 10,
+        "epochs": 1, "max_iter": 10, "gradient_cells": 600,
         "timed": [3], "averaged": 3,
         "job": {"genes": 200, "cells": 600, "density": 0.1, "batch_size": 200, "at_least_s": 1e-3,
                 "compared": 200, "megabytes": 1, "order": 50},
@@ -122,27 +124,24 @@ def rates(_device: Device, sizes: dict[str, Any]) -> Iterator[Found]:
 def parts(device: Device, sizes: dict[str, Any]) -> Iterator[Found]:
     """Microseconds a cell of each part of a block of SGD, one by one, and of the host."""
     job, xp = _job(sizes, 2), device.xp
-    with Threads(-1) as threads:
+    with Threads(-1) as threads, device.within(threads):
         rows = gpu.expression(job)
         rule = Genes.of(rows, threads).scaler(np.float32, apart=True)
         batch, scale = rows.slice(0, min(4 * TILE, rows.n_obs)), DeviceScaler(rule, device)
         cells = scale(batch)
         n = min(TILE, batch.n_obs)
-        Z = cells.tile(0, n)
-        alone = {"tile": lambda: cells.tile(0, n), "gram": lambda: xp.matmul(Z, Z.T)}
+        Z, product = cells.tile(0, n), Products(xp)
+        gram = xp.empty((n, n), np.float32)
+        alone = {"tile": lambda: cells.tile(0, n, Z), "gram": lambda: product(Z, Z.T, gram)}
         yield Figures("parts", {k: 1e6 * floors.fastest(device, f) / n for k, f in alone.items()})
         for n_classes in sizes["timed"]:
             U, V = (xp.ones((m, n_classes), np.float32) for m in (Z.shape[1], n))
-            products = {"scores": _product(xp, Z, U), "update": _product(xp, Z.T, V)}
+            products = {"scores": partial(product, Z, U, V), "update": partial(product, Z.T, V, U)}
             found = {k: 1e6 * floors.fastest(device, f) / n for k, f in products.items()}
             steps = [gpu.schedule(rule, rows)]
             solver = gpu.Trainer(rule, n_classes, steps, device, threads).new()
             found |= _of_batches(device, solver, scale, batch)
             yield Figures(f"parts, {n_classes} classes", found)
-
-
-def _product(xp: Any, a: Any, b: Any) -> Callable[[], Any]:
-    return lambda: xp.matmul(a, b)
 
 
 def _of_batches(device: Device, solver: Any, scale: Any, batch: Any) -> dict[str, float]:
@@ -210,7 +209,7 @@ def sgd_times(device: Device, sizes: dict[str, Any]) -> Iterator[Found]:
 def gradient_times(device: Device, sizes: dict[str, Any]) -> Iterator[Found]:
     """Passes of logistic regression over cells that stay on the device."""
     for n in sizes["timed"]:
-        found = _figures(gpu.gradient, _job(sizes, n))
+        found = _figures(gpu.gradient, _job(sizes, n, cells=sizes["gradient_cells"]))
         yield Figures(f"gradient, {n} classes", found, _met(device, "gradient", found))
 
 

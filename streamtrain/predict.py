@@ -226,8 +226,8 @@ def predict(
     above = MAX_LOG1P if check_expression else None
     opener = open_source if normalize else partial(open_expression, above=above)
     with (
-        nullcontext() if on is None else on.within(),
         Threads(n_jobs) as threads,
+        nullcontext() if on is None else on.within(threads),
         closing(
             opener(
                 X, layer=layer, gene_key=gene_key, genes=genes, transpose=transpose_input,

@@ -207,8 +207,8 @@ def run(
     budget = parse_bytes(config.memory)
     logger.info("Preparing data before training")
     with (
-        nullcontext() if device is None else device.within(),
         Threads(config.n_jobs) as threads,
+        nullcontext() if device is None else device.within(threads),
         closing(_open(X, genes, config, budget, threads, progress)) as source,
     ):
         report_files(source, config.normalize, "sum" if config.check_expression else None)

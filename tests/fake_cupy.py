@@ -32,7 +32,7 @@ class Cupy:
     def __init__(self, seed=0):
         self.waits, self.faults = 0, []
         self.lock, self.host = threading.RLock(), Counter()
-        self.buffers, self.pinned = {}, {}
+        self.buffers, self.made, self.pinned = {}, {}, {}
         self.null, self.local = Stream(self), threading.local()
         self.cuda = SimpleNamespace(
             Stream=lambda **_: Stream(self),
@@ -42,6 +42,7 @@ class Cupy:
             Event=lambda **_: Event(self),
             get_current_stream=lambda: self.present,
             alloc_pinned_memory=self.alloc_pinned_memory,
+            cublas=Cublas(self),
         )
         self.RawModule = partial(_Module, self, seed=seed)
         self.pool = Pool()
@@ -65,6 +66,7 @@ class Cupy:
                 made = made.copy("K")
             if name.startswith("empty") and made.size:
                 made.reshape(-1).view(np.uint8)[:] = 255  # NaN
+                self.track(made)
             return self.wrap(made)
 
         return run
@@ -84,15 +86,28 @@ class Cupy:
                 if type(arg) is np.ndarray:
                     raise TypeError("Unsupported type <class 'numpy.ndarray'>")
                 if isinstance(arg, Array):
-                    for buffer in self.overlapping(arg):
-                        if not buffer.written <= now:
-                            raise AssertionError("an array is used before its copy is waited for")
-                        buffer.used = now
+                    self.use_at(arg.ctypes.data, now)
 
-    def overlapping(self, array):
-        at = array.ctypes.data
+    def use_at(self, address, now):
+        """Use memory, when what was told by `now` is done."""
+        for buffer in self.overlapping(address, self.buffers):
+            if not buffer.written <= now:
+                raise AssertionError("an array is used before its copy is waited for")
+            buffer.used = now
+        for buffer in self.overlapping(address, self.made):
+            if not buffer.used <= now:
+                raise AssertionError("an array is used beside another stream's use of it")
+            buffer.used = now
+
+    def track(self, made):
+        """Watch memory that kernels write to, which streams must use one after the other."""
+        start = made.ctypes.data
+        self.made[start] = _Buffer(made.nbytes)
+        weakref.finalize(made, self.made.pop, start, None).atexit = False
+
+    def overlapping(self, at, buffers):
         return [
-            buffer for start, buffer in self.buffers.items() if start <= at < start + buffer.nbytes
+            buffer for start, buffer in list(buffers.items()) if start <= at < start + buffer.nbytes
         ]
 
     def wait(self):
@@ -121,6 +136,47 @@ class Cupy:
             buffer = self.buffers.pop(start)
             if not buffer.written <= stream.clock | self.host:
                 self.faults.append("memory is given back while a copy to it may be under way")
+
+
+class Cublas:
+    """Products of matrices by their addresses, columns first."""
+
+    CUBLAS_OP_N, CUBLAS_OP_T = 0, 1
+
+    def __init__(self, xp):
+        self.xp, self.streams = xp, {}
+        self.sgemm, self.dgemm = partial(self._gemm, "f4"), partial(self._gemm, "f8")
+
+    def create(self):
+        self.streams[len(self.streams)] = None
+        return len(self.streams) - 1
+
+    def destroy(self, handle):
+        del self.streams[handle]
+
+    def _gemm(self, kind, handle, of_a, of_b, m, n, k, alpha, a, at_a, b, at_b, beta, c, at_c):
+        with self.xp.lock:
+            stream = self.xp.present
+            if self.streams[handle] not in (None, stream):
+                raise AssertionError("a workspace of cuBLAS is shared by two streams")
+            self.streams[handle] = stream
+            now = stream.tick()
+            for address in (a, b, c):
+                self.xp.use_at(address, now)
+        a = _columns(kind, a, at_a, (k, m) if of_a else (m, k))
+        b = _columns(kind, b, at_b, (n, k) if of_b else (k, n))
+        c = _columns(kind, c, at_c, (m, n))
+        alpha, beta = (_columns(kind, scalar, 1, (1, 1))[0, 0] for scalar in (alpha, beta))
+        made = alpha * ((a.T if of_a else a) @ (b.T if of_b else b))
+        c[:] = made + (beta * c if beta else 0)
+
+
+def _columns(kind, address, step, shape):
+    """A matrix in memory, its columns `step` numbers apart."""
+    if step < shape[0]:
+        raise ValueError("columns overlap")
+    memory = (ctypes.c_char * (np.dtype(kind).itemsize * step * shape[1])).from_address(address)
+    return np.frombuffer(memory, kind).reshape(shape[1], step).T[: shape[0]]
 
 
 class OutOfMemoryError(MemoryError):
@@ -250,7 +306,7 @@ class Array(np.ndarray):
 
     @property
     def data(self):
-        return SimpleNamespace(copy_from_host_async=self._copy)
+        return SimpleNamespace(copy_from_host_async=self._copy, ptr=self.ctypes.data)
 
     def _copy(self, address, nbytes, stream):
         xp, start = self.xp, self.ctypes.data

@@ -380,9 +380,9 @@ def run(sections, monkeypatch, tmp_path, *more):
 def test_gpu_check__a_wrong_kernel_fails(monkeypatch, tmp_path):
     settle = DeviceSGD._settle
 
-    def wrong(self, moved, *others):
-        moved[0, -1] *= 1.01
-        settle(self, moved, *others)
+    def wrong(self, *given):
+        self._moved[0, -1] *= 1.01
+        settle(self, *given)
 
     monkeypatch.setattr(DeviceSGD, "_settle", wrong)
     status, lines = run((("SGD", agreement.sgd),), monkeypatch, tmp_path)

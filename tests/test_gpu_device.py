@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from streamtrain.errors import InputError
 from streamtrain.gpu.device import Device, places
+from streamtrain.threads import Threads
 from tests.fake_cupy import Cupy, OutOfMemoryError, Pool
 
 
@@ -166,16 +167,16 @@ def test_send__uses_released_memory_again():
 
 def test_within__keeps_the_pool_to_the_room():
     xp = Cupy()
-    with Device(xp, room=1000).within():
+    with Device(xp, room=1000).within(Threads(1)):
         assert xp.pool.get_limit() == 1500
     assert xp.pool.limits == [0, 1500, 0]
     with (
         pytest.raises(
             InputError, match=r"the 1 kB of GPU memory do not suffice: 9 bytes; raise gpu"
         ),
-        Device(xp, room=1000).within(),
+        Device(xp, room=1000).within(Threads(1)),
     ):
         raise OutOfMemoryError("9 bytes")
     assert xp.pool.get_limit() == 0
-    with Device(np).within():
+    with Device(np).within(Threads(1)):
         pass

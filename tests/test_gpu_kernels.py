@@ -65,11 +65,12 @@ def test_fill__is_numbas(most, dtype, genes):
     place = np.where(rng.random(n_source) < 0.1, -1, rng.permutation(n_source)).astype(np.int32)
     place[place >= n_genes] = -1
     rule = rng.random((n_source, 3)) * (4, 1, 1)
-    out = np.tile(rng.random(n_genes).astype(dtype), (n, 1))
-    given = data, indices, indptr[3 : n + 4], place, rule  # cells that are not the first
+    nothing, out = rng.random(n_genes).astype(dtype), np.empty((n, n_genes), dtype)
     name = f"fill_{np.dtype(genes).name}"
+    rest = place, rule, nothing
+    given = data, indices, indptr, np.int64(3), *rest  # cells that are not the first
     found = run(name, dtype, n, *given, np.int64(n_genes), out, seed=1)[-1]
-    kernel.fill(*given, out)
+    kernel.fill(data, indices, indptr[3 : n + 4], *rest, out)
     assert_close([found], [out], dtype)
 
 
@@ -97,7 +98,10 @@ def stepped(dtype, n, loss, tracked, averaging, **how):
     """What the kernel of CUDA brought up to date, and the steps, last."""
     given, sums = a_block(n, dtype)
     out = np.empty((n, 5 * (1 + averaging)), dtype)
-    sizes = (np.int32(size) for size in (n, 5, 3, loss))
+    first = 3  # cells before these
+    for at in range(2, 9):
+        given[at] = np.concatenate([given[at][-1:]] * first + [given[at]])
+    sizes = (np.int32(size) for size in (first, n, 5, 3, loss))
     numbers = np.float64(0.2), np.float64(0.3), np.int32(tracked), np.int32(averaging)
     return run("steps", dtype, 5, *given, *sizes, *numbers, *sums, out, **how)[-6:]
 
@@ -153,9 +157,11 @@ def test_settle__is_numbas(n_genes, n_columns, dtype, averaging):
     moved = rng.random((n_genes, n_columns * (1 + averaging))).astype(dtype)
     U, A = rng.random((2, n_genes, n_columns)).astype(dtype)
     A = A if averaging else A[:0]
-    sizes = np.int64(U.size), np.int32(n_columns), np.int32(averaging)
+    numbers = np.int32(2), np.int32(3), np.int64(U.size), np.int32(n_columns), np.int32(averaging)
     blocks = -(-U.size // THREADS)
-    found = run("settle", dtype, blocks, moved, whole, begun, group, *sizes, U, A, seed=1)[-2:]
+    of_blocks = (np.vstack([rng.random((2, 3)), factors]) for factors in (whole, begun))
+    given = moved, *of_blocks, group, *numbers, U, A
+    found = run("settle", dtype, blocks, *given, seed=1)[-2:]
     kernel.settle(moved, whole, begun, group, averaging, U, A)
     assert_close(found, [U, A], dtype)
 
@@ -254,16 +260,16 @@ def test_send__of_a_batch_that_nobody_uses():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda args: args[:-1], "settle has 9 parameters: 8 given"),
+        (lambda args: args[:-1], "settle has 11 parameters: 10 given"),
         (lambda args: [args[0].astype(np.float32), *args[1:]], r"is \*f4, not \*f8"),
-        (lambda args: [*args[:4], 6, *args[5:]], "argument 4 of settle is None, not i8"),
+        (lambda args: [*args[:6], 6, *args[7:]], "argument 6 of settle is None, not i8"),
         (lambda args: [args[0].T.copy().T, *args[1:]], "argument 0 of settle is not contiguous"),
     ],
 )
 def test_launch__refuses_what_the_kernel_does_not_take(change, message):
     U = np.ones((2, 3))
     group = np.zeros(3, np.int32)
-    sizes = np.int64(6), np.int32(3), np.int32(0)
+    sizes = np.int32(0), np.int32(1), np.int64(6), np.int32(3), np.int32(0)
     args = change([U.copy(), np.ones(1), np.ones(1), group, *sizes, U, U[:0]])
     settle = Module(code=source(), options=options(np.float64)).get_function("settle")
     with pytest.raises(TypeError, match=message):

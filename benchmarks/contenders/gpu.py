@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from itertools import chain, pairwise, repeat
 from typing import Any, Protocol, TypeVar
@@ -50,6 +50,11 @@ def device_of(kind: str) -> Device | None:
     if kind == CPU:
         return None
     return Device(np) if kind == STAND_IN else Device.gpu()
+
+
+def within(device: Device | None, threads: Threads) -> AbstractContextManager[None]:
+    """Let these threads copy to a device."""
+    return nullcontext() if device is None else device.within(threads)
 
 
 @cache
@@ -162,7 +167,7 @@ def schedule(rule: Scaler, rows: Rows) -> Schedule:
 def sgd(job: dict[str, Any]) -> Iterator[Any]:
     """Take one step a cell, from batches in host memory, which are scaled under the clock."""
     device = device_of(job["device"])
-    with Threads(job["n_jobs"]) as threads:
+    with Threads(job["n_jobs"]) as threads, within(device, threads):
         rows = expression(job)
         rule = Genes.of(rows, threads).scaler(job["dtype"], apart=True)
         steps = [schedule(rule, rows)]
@@ -261,7 +266,7 @@ class Gradients:
 def gradient(job: dict[str, Any]) -> Iterator[Any]:
     """Pass over scaled cells again and again, which stay on the device."""
     device = device_of(job["device"])
-    with Threads(job["n_jobs"]) as threads:
+    with Threads(job["n_jobs"]) as threads, within(device, threads):
         rows = expression(job)
         rule = Genes.of(rows, threads).scaler(job["dtype"])
 

@@ -1,32 +1,36 @@
 // Kernels of streamtrain.gpu. REAL is float or double; a block has THREADS threads.
 // Each has a plain reference in streamtrain/kernels/blocks.py.
 
-// z of the cells' entries into dense rows, (cells, genes), that hold the z of cells without any.
-// A block of threads for each cell. `rule` has cap, factor and offset of each source gene.
+// z of cells, dense rows of (cells, genes): a block of threads for each, from cell `start` on.
+// `nothing` is z of a cell without entries; `rule` has cap, factor and offset of each source gene.
 template <typename Gene>
 __device__ void fill(const REAL* data, const Gene* indices, const long long* indptr,
-                     const int* place, const double* rule, long long n_genes, REAL* out) {
-    const long long cell = blockIdx.x, end = indptr[cell + 1];
-    for (long long p = indptr[cell] + threadIdx.x; p < end; p += THREADS) {
+                     long long start, const int* place, const double* rule, const REAL* nothing,
+                     long long n_genes, REAL* out) {
+    const long long end = indptr[start + blockIdx.x + 1];
+    REAL* row = out + blockIdx.x * n_genes;
+    for (long long gene = threadIdx.x; gene < n_genes; gene += THREADS) row[gene] = nothing[gene];
+    __syncthreads();  // another thread may have written there
+    for (long long p = indptr[start + blockIdx.x] + threadIdx.x; p < end; p += THREADS) {
         const long long gene = indices[p];
         const int at = place[gene];
         if (at < 0) continue;
         const double* r = rule + 3 * gene;
         const double x = (double)data[p];
-        out[cell * n_genes + at] = (REAL)((x < r[0] ? x : r[0]) * r[1] - r[2]);
+        row[at] = (REAL)((x < r[0] ? x : r[0]) * r[1] - r[2]);
     }
 }
 
 extern "C" __global__ void fill_uint16(
-    const REAL* data, const unsigned short* indices, const long long* indptr, const int* place,
-    const double* rule, long long n_genes, REAL* out) {
-    fill(data, indices, indptr, place, rule, n_genes, out);
+    const REAL* data, const unsigned short* indices, const long long* indptr, long long start,
+    const int* place, const double* rule, const REAL* nothing, long long n_genes, REAL* out) {
+    fill(data, indices, indptr, start, place, rule, nothing, n_genes, out);
 }
 
 extern "C" __global__ void fill_int32(
-    const REAL* data, const int* indices, const long long* indptr, const int* place,
-    const double* rule, long long n_genes, REAL* out) {
-    fill(data, indices, indptr, place, rule, n_genes, out);
+    const REAL* data, const int* indices, const long long* indptr, long long start,
+    const int* place, const double* rule, const REAL* nothing, long long n_genes, REAL* out) {
+    fill(data, indices, indptr, start, place, rule, nothing, n_genes, out);
 }
 
 // Losses by the numbers of streamtrain/kernels/losses.py.
@@ -80,15 +84,16 @@ __device__ double loss_value(int loss, double epsilon, double y, double score) {
     return loss == EPSILON_INSENSITIVE ? off : off * off;
 }
 
-// The steps of up to THREADS cells, one after the other, for each column: a block of threads for a
-// column, and a thread for a cell, which keeps its cell's margin under the present weights. When
-// cell i steps, the margins of those after it decay and move by its products with cell i.
+// The steps of n cells, up to THREADS, from cell `first` on, one after the other, for each column: a
+// block of threads for a column, and a thread for a cell, which keeps its cell's margin under the
+// present weights. When cell i steps, the margins of those after it decay and move by its products
+// with cell i.
 extern "C" __global__ void steps(
     const REAL* scores, const REAL* gram, const int* codes, const double* weight,
     const double* eta, const double* decay, const unsigned char* averaged, const double* after,
     const double* tail, const double* alpha, const int* group, const int* label,
-    const double* positive, const double* negative, int n, int n_columns, int n_groups, int loss,
-    double epsilon, double intercept_rate, int tracked, int averaging, double* b, double* ab,
+    const double* positive, const double* negative, int first, int n, int n_columns, int n_groups,
+    int loss, double epsilon, double intercept_rate, int tracked, int averaging, double* b, double* ab,
     double* square, double* losses, double* penalties, REAL* out) {
     __shared__ double step[2], decays[THREADS], intercept, sums[4];  // of ab, |W|^2, losses, ...
     const int k = blockIdx.x, j = threadIdx.x, g = group[k];
@@ -96,11 +101,11 @@ extern "C" __global__ void steps(
     double margin = 0, y = 0, size = 0, factor = 0, kept = 0, summed = 0, length = 0;
     bool counts = false;
     if (j < n) {
-        const long long at = (long long)j * n_groups + g;
+        const long long at = (long long)(first + j) * n_groups + g;
         margin = (double)scores[(long long)j * n_columns + k];
-        y = codes[j] == label[k] ? 1 : 0;
+        y = codes[first + j] == label[k] ? 1 : 0;
         size = eta[at];
-        factor = (y > 0 ? positive[k] : negative[k]) * weight[j];
+        factor = (y > 0 ? positive[k] : negative[k]) * weight[first + j];
         kept = after[at];
         summed = tail[at];
         length = (double)gram[(long long)j * n + j];
@@ -148,17 +153,18 @@ extern "C" __global__ void steps(
     }
 }
 
-// The end of a block: A += begun U + moved and U = whole U + moved, the factors being by group.
+// The end of a block: A += begun U + moved and U = whole U + moved, the factors being by block and
+// group.
 extern "C" __global__ void settle(
-    const REAL* moved, const double* whole, const double* begun, const int* group,
-    long long n_weights, int n_columns, int averaging, REAL* U, REAL* A) {
+    const REAL* moved, const double* whole, const double* begun, const int* group, int block,
+    int n_groups, long long n_weights, int n_columns, int averaging, REAL* U, REAL* A) {
     const long long at = (long long)blockIdx.x * THREADS + threadIdx.x;
     if (at >= n_weights) return;
     // Cards divide 64 bits slowly.
     const long long gene = n_weights >> 32 ? at / n_columns : (unsigned)at / (unsigned)n_columns;
     const int k = (int)(at - gene * n_columns);
     const REAL* row = moved + gene * n_columns * (averaging ? 2 : 1);
-    const int g = group[k];
+    const int g = block * n_groups + group[k];
     const REAL u = U[at];
     if (averaging) A[at] += (REAL)begun[g] * u + row[n_columns + k];
     U[at] = (REAL)whole[g] * u + row[k];

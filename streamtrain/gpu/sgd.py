@@ -18,8 +18,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from streamtrain.errors import InputError
+from streamtrain.gpu.aside import Aside
 from streamtrain.gpu.cells import TILE, DeviceCells
 from streamtrain.gpu.device import THREADS, Device
+from streamtrain.gpu.products import Products
 from streamtrain.kernels import blocks as kernel
 from streamtrain.solvers.counters import Counters, State, Weights, overflow
 from streamtrain.solvers.schedule import LOSSES, PASSIVE, Loss, Schedule
@@ -112,11 +114,16 @@ class DeviceSGD:
             sums[1] = averages[1] * n_averaged
         self._active = _Columns(np.arange(self.n_columns), U, A, xp.asarray(sums))
         self._frozen: list[_Columns] = []
+        self._aside, self._product = Aside(device, n_genes, self._dtype), Products(xp)
         self._send_columns()
 
     def _send_columns(self) -> None:
-        """Copy what the kernel asks of the active columns."""
+        """Copy what the kernel asks of the active columns, and make room for their blocks."""
         counters, at, xp = self._counters, self._active.columns, self._device.xp
+        wide = len(at) * (1 + bool(self.average))
+        self._scores = xp.empty((TILE, len(at)), self._dtype)
+        self._V = xp.empty((TILE, wide), self._dtype)
+        self._moved = xp.empty((self._n_genes, wide), self._dtype)
         self._of_columns = [
             xp.asarray(values[at])
             for values in (
@@ -175,43 +182,49 @@ class DeviceSGD:
             *begun(steps, factors), small=True,
         )  # fmt: skip
         *of_cells, alpha, whole, before = sent.wait()
-        xp, w, dtype = self._device.xp, self._active, self._dtype
+        w = self._active
         for block, (first, end) in enumerate(pairwise(steps.edges.tolist())):
-            Z = cells.tile(start + first, start + end)
+            made = self._aside(cells, start + first, start + end)
             if self.epochs:
-                w.sums[2] = xp.square(w.U).sum(axis=0, dtype=np.float64)
-            V = xp.empty((end - first, len(w.columns) * (1 + averaging)), dtype)
-            self._steps(Z @ w.U, Z @ Z.T, *(a[first:end] for a in of_cells), alpha, V)
-            self._settle(Z.T @ V, whole[block], before[block])
-            del Z  # before the next one is made
+                w.sums[2] = self._device.xp.square(w.U).sum(axis=0, dtype=np.float64)
+            scores, V = self._scores[: end - first], self._V[: end - first]
+            self._product(made.tile, w.U, scores)
+            self._steps(scores, made.gram, of_cells, alpha, first, V)
+            self._product(made.tile.T, V, self._moved)
+            made.release()
+            self._settle(whole, before, block)
         sent.release()
         self._counters.count(taken, steps)
 
-    def _steps(self, scores: Any, gram: Any, *rest: Any) -> None:
-        *given, out = rest
-        w, device = self._active, self._device
-        given = [scores, gram, *given, *self._of_columns]
+    def _steps(
+        self, scores: Any, gram: Any, of_cells: list[Any], alpha: Any, first: int, out: Any
+    ) -> None:
+        w, device, n = self._active, self._device, len(scores)
         options = self._loss, self._epsilon, self._rate, self.epochs, bool(self.average)
         if device.xp is np:
-            kernel.steps(*given, *options, *w.sums, out)
+            some = (a[first : first + n] for a in of_cells)
+            kernel.steps(
+                scores, gram, *some, alpha, *self._of_columns, *options, *w.sums, out
+            )  # fmt: skip
             return
-        shape = *scores.shape, given[4].shape[1]
+        sizes = first, n, scores.shape[1], len(alpha)
         kinds: Any = (np.int32, np.float64, np.float64, np.int32, np.int32)
         device.launch(
-            "steps", self._dtype, scores.shape[1], *given, *map(np.int32, shape),
+            "steps", self._dtype, scores.shape[1], scores, gram, *of_cells, alpha,
+            *self._of_columns, *map(np.int32, sizes),
             *(kind(option) for kind, option in zip(kinds, options, strict=True)), *w.sums, out,
         )  # fmt: skip
 
-    def _settle(self, moved: Any, whole: Any, before: Any) -> None:
+    def _settle(self, whole: Any, before: Any, block: int) -> None:
         w, device, averaging = self._active, self._device, bool(self.average)
-        given = moved, whole, before, self._of_columns[0]
+        group = self._of_columns[0]
         if device.xp is np:
-            kernel.settle(*given, averaging, w.U, w.A)
+            kernel.settle(self._moved, whole[block], before[block], group, averaging, w.U, w.A)
             return
-        blocks = -(-w.U.size // THREADS)
         device.launch(
-            "settle", self._dtype, blocks, *given, np.int64(w.U.size), np.int32(w.U.shape[1]),
-            np.int32(averaging), w.U, w.A,
+            "settle", self._dtype, -(-w.U.size // THREADS), self._moved, whole, before, group,
+            np.int32(block), np.int32(whole.shape[1]), np.int64(w.U.size),
+            np.int32(w.U.shape[1]), np.int32(averaging), w.U, w.A,
         )  # fmt: skip
 
     def end_epoch(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -320,14 +333,14 @@ def check(penalty: str | None, learning_rate: str) -> None:
 
 
 def nbytes(n_genes: int, n_columns: int, dtype: Any, average: bool | int) -> int:
-    """Bytes on the device of the weights, a tile, and what a block makes of them.
+    """Bytes on the device of the weights, two tiles, and what a block makes of them.
 
     Of no columns: what all share.
     """
     arrays = 1 + bool(average)
     item = int(np.dtype(dtype).itemsize)
-    weights = n_genes * n_columns * item * (2 * arrays + 1)  # moved, and scaled
-    return weights + TILE * (n_genes + 4 * n_columns + TILE) * item
+    weights = n_genes * n_columns * item * (2 * arrays + 1)  # moved, and taken when some freeze
+    return weights + TILE * (2 * n_genes + 4 * n_columns + 2 * TILE) * item
 
 
 def later(steps: Steps) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

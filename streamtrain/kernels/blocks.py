@@ -9,12 +9,14 @@ from streamtrain.kernels.losses import gradient, loss_value
 
 
 @jit
-def fill(data, indices, indptr, place, rule, out):
-    """Write z of the cells' entries to dense rows, which hold the z of cells without entries.
+def fill(data, indices, indptr, place, rule, nothing, out):
+    """Write z of cells to dense rows.
 
-    `place` is the column of each source gene, or -1, and `rule` its cap, factor and offset.
+    `place` is the column of each source gene, or -1, and `rule` its cap, factor and offset;
+    `nothing` is z of a cell without entries.
     """
     for i in range(len(out)):
+        out[i] = nothing
         for p in range(indptr[i], indptr[i + 1]):
             g = indices[p]
             if place[g] >= 0:
