@@ -88,6 +88,7 @@ def tiles(device: Device, sizes: dict[str, Any]) -> Iterator[Check]:
 
 def _tile(device: Device, rule: Scaler, rows: Rows) -> Any:
     cells = DeviceScaler(rule, device)(rows)
+    cells.wait()
     found = device.to_host(cells.tile(7, 263))
     cells.release()
     return found

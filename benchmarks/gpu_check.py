@@ -130,6 +130,7 @@ def parts(device: Device, sizes: dict[str, Any]) -> Iterator[Found]:
         batch, scale = rows.slice(0, min(4 * TILE, rows.n_obs)), DeviceScaler(rule, device)
         cells = scale(batch)
         n = min(TILE, batch.n_obs)
+        cells.wait()
         Z, product = cells.tile(0, n), Products(xp)
         gram = xp.empty((n, n), np.float32)
         alone = {"tile": lambda: cells.tile(0, n, Z), "gram": lambda: product(Z, Z.T, gram)}

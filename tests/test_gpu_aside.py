@@ -43,7 +43,7 @@ def test_products__do_not_read_what_they_write_over():
     ("left_out", "message"),
     [
         ((device.Event, "wait"), "beside another stream's use of it"),
-        ((aside.Made, "release"), "beside another stream's use of it"),
+        ((aside.Slot, "release"), "beside another stream's use of it"),
     ],
     ids=["wait", "release"],
 )

@@ -6,8 +6,8 @@ are found, which keep few of a card's processors busy.
 
 from __future__ import annotations
 
+from collections import deque
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,28 +19,26 @@ from streamtrain.gpu.products import Products
 _SLOTS = 2  # one is made while the other is worked on
 
 
-@dataclass
-class Made:
-    """A tile, (cells, genes), and its products, (cells, cells), until `release`."""
-
-    tile: Any
-    gram: Any
-    _slot: _Slot
-
-    def release(self) -> None:
-        """Let its memory be used again, once what the device has been told so far is done."""
-        self._slot.done.record()
-
-
-class _Slot:
-    """Memory of a tile and its products, and the events after making and using it."""
+class Slot:
+    """Memory of a tile, (cells, genes), and its products, (cells, cells), and how far it is."""
 
     def __init__(self, device: Device, n_genes: int, dtype: Any) -> None:
         xp = device.xp
-        self.tile = xp.empty((TILE, n_genes), dtype)
-        self.gram = xp.empty(TILE * TILE, dtype)
-        self.made, self.done = device.event(), device.event()
-        self.done.record()  # what used the memory before
+        self._tile, self._gram = xp.empty((TILE, n_genes), dtype), xp.empty(TILE * TILE, dtype)
+        self.made, self._done = device.event(), device.event()
+        self._done.record()  # what used the memory before
+        self.n = 0
+
+    def begin(self, n: int) -> None:
+        """Take `n` cells, when those before are done with."""
+        self._done.wait()
+        if n != self.n:
+            self.n, self.tile, self.gram = n, self._tile[:n], self._gram[: n * n].reshape(n, n)
+            self.by_gene = self.tile.T
+
+    def release(self) -> None:
+        """Let the memory be used again, once what the device has been told so far is done."""
+        self._done.record()
 
 
 class Aside:
@@ -55,26 +53,27 @@ class Aside:
     """
 
     def __init__(self, device: Device, n_genes: int, dtype: Any) -> None:
-        self._device, self._n_genes, self._dtype = device, n_genes, dtype
+        self._device = device
         self._stream = None if device.xp is np else device.xp.cuda.Stream(non_blocking=True)
-        self._products = Products(device.xp)
-        self._slots: list[_Slot] = []
+        self._product = Products(device.xp)
+        self._slots = deque(Slot(device, n_genes, dtype) for _ in range(_SLOTS))
 
-    def __call__(self, cells: DeviceCells, start: int, stop: int) -> Made:
-        """Begin to make those of some cells, at most `TILE`; what comes next waits for them."""
-        if len(self._slots) < _SLOTS:
-            self._slots.append(_Slot(self._device, self._n_genes, self._dtype))
-        slot = self._slots[0]
-        self._slots = [*self._slots[1:], slot]
-        n = stop - start
-        tile, gram = slot.tile[:n], slot.gram[: n * n].reshape(n, n)
+    def begin(self, cells: DeviceCells) -> None:
+        """Wait for cells before tiles of them are made."""
         with self._there():
-            slot.done.wait()
-            cells.tile(start, stop, tile)
-            self._products(tile, tile.T, gram)
+            cells.wait()
+
+    def __call__(self, cells: DeviceCells, start: int, stop: int) -> Slot:
+        """Begin to make those of some cells, at most `TILE`; what comes next waits for them."""
+        self._slots.rotate()
+        slot = self._slots[0]
+        with self._there():
+            slot.begin(stop - start)
+            cells.tile(start, stop, slot.tile)
+            self._product(slot.tile, slot.by_gene, slot.gram)
             slot.made.record()
         slot.made.wait()
-        return Made(tile, gram, slot)
+        return slot
 
     def _there(self) -> AbstractContextManager[Any]:
         return nullcontext() if self._stream is None else self._stream

@@ -36,14 +36,18 @@ class DeviceCells:
     codes: NDArray[np.int32] | None
     n_obs: int
 
+    def wait(self) -> None:
+        """Let the present stream wait until tiles can be made."""
+        self.sent.wait()
+        self.scaler.there.wait()
+
     def tile(self, start: int, stop: int, out: Any = None) -> Any:
         """Scaled expression z of some cells, centred and clipped, (stop - start, genes).
 
-        It is made by the present stream, in `out` if that is given.
+        It is made by the present stream, after `wait`, in `out` if that is given.
         """
-        data, indices, indptr, *own = self.sent.wait()
+        data, indices, indptr, *own = self.sent.arrays
         scaler, xp = self.scaler, self.scaler.device.xp
-        scaler.there.wait()
         place, nothing = own or (scaler.place, scaler.nothing)
         if out is None:
             out = xp.empty((stop - start, scaler.n_genes), scaler.dtype)
@@ -59,6 +63,7 @@ class DeviceCells:
 
     def tiles(self) -> Iterator[tuple[slice, Any]]:
         """Scaled expression of all cells, some at a time, and which they are."""
+        self.wait()
         for start in range(0, self.n_obs, TILE):
             stop = min(start + TILE, self.n_obs)
             yield slice(start, stop), self.tile(start, stop)

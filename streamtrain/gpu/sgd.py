@@ -94,7 +94,11 @@ class DeviceSGD:
         for one in self.schedules:
             check(one.penalty, one.learning_rate)
         self.average, self.epochs = int(average), epochs
-        self._loss, self._epsilon, self._rate = LOSSES[loss], float(epsilon), float(intercept_rate)
+        # Of the kernel's types.
+        self._options = (
+            np.int32(LOSSES[loss]), np.float64(epsilon), np.float64(intercept_rate),
+            np.int32(epochs), np.int32(bool(average)),
+        )  # fmt: skip
         self.n_columns = (1 if n_classes == 2 else n_classes) * len(self.schedules)
         needed = beside + nbytes(n_genes, self.n_columns, dtype, average)
         device.require(needed, f"SGD of {self.n_columns} columns x {n_genes:,} genes")
@@ -120,6 +124,7 @@ class DeviceSGD:
     def _send_columns(self) -> None:
         """Copy what the kernel asks of the active columns, and make room for their blocks."""
         counters, at, xp = self._counters, self._active.columns, self._device.xp
+        self._sums = tuple(self._active.sums)  # a view of each
         wide = len(at) * (1 + bool(self.average))
         self._scores = xp.empty((TILE, len(at)), self._dtype)
         self._V = xp.empty((TILE, wide), self._dtype)
@@ -155,6 +160,7 @@ class DeviceSGD:
         weight = np.ones(n) if sample_weight is None else np.asarray(sample_weight, np.float64)
         if taken is None:
             taken = np.ones((len(self.schedules), n), bool)
+        self._aside.begin(cells)
         for start in range(0, n, _PIECE):
             stop = min(start + _PIECE, n)
             self._piece(cells, start, stop, weight[start:stop], taken[:, start:stop])
@@ -187,10 +193,12 @@ class DeviceSGD:
             made = self._aside(cells, start + first, start + end)
             if self.epochs:
                 w.sums[2] = self._device.xp.square(w.U).sum(axis=0, dtype=np.float64)
-            scores, V = self._scores[: end - first], self._V[: end - first]
+            scores, V = self._scores, self._V
+            if made.n < TILE:  # two views take the host 10 us
+                scores, V = scores[: made.n], V[: made.n]
             self._product(made.tile, w.U, scores)
             self._steps(scores, made.gram, of_cells, alpha, first, V)
-            self._product(made.tile.T, V, self._moved)
+            self._product(made.by_gene, V, self._moved)
             made.release()
             self._settle(whole, before, block)
         sent.release()
@@ -199,20 +207,16 @@ class DeviceSGD:
     def _steps(
         self, scores: Any, gram: Any, of_cells: list[Any], alpha: Any, first: int, out: Any
     ) -> None:
-        w, device, n = self._active, self._device, len(scores)
-        options = self._loss, self._epsilon, self._rate, self.epochs, bool(self.average)
+        device, n = self._device, len(scores)
         if device.xp is np:
             some = (a[first : first + n] for a in of_cells)
-            kernel.steps(
-                scores, gram, *some, alpha, *self._of_columns, *options, *w.sums, out
-            )  # fmt: skip
+            given = *some, alpha, *self._of_columns, *self._options, *self._sums, out
+            kernel.steps(scores, gram, *given)
             return
         sizes = first, n, scores.shape[1], len(alpha)
-        kinds: Any = (np.int32, np.float64, np.float64, np.int32, np.int32)
         device.launch(
             "steps", self._dtype, scores.shape[1], scores, gram, *of_cells, alpha,
-            *self._of_columns, *map(np.int32, sizes),
-            *(kind(option) for kind, option in zip(kinds, options, strict=True)), *w.sums, out,
+            *self._of_columns, *map(np.int32, sizes), *self._options, *self._sums, out,
         )  # fmt: skip
 
     def _settle(self, whole: Any, before: Any, block: int) -> None:
