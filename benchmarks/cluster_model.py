@@ -19,7 +19,7 @@ from streamtrain.threads import spans
 
 LINE = lanes_of("float32")  # classes that SGD steps together, and that workers share out
 _RANGES = 4  # of cells, for each worker to read
-_FIRST, _LONGEST = 2.0, 60.0  # seconds after which weights come to the driver
+_FIRST, _LONGEST = 5.0, 60.0  # seconds after which weights come to the driver
 _MOMENTS = 3 * 8  # bytes of a gene
 _WEIGHT = 8  # bytes of a weight, and of its slope, of logistic regression
 
@@ -35,7 +35,7 @@ class Rates:
     decode
         A cell: read, decoded and normalised once more.
     load
-        A cell: from those files to memory.
+        A cell: found in those files by a worker that trains, which gathers from there.
     step
         A cell of SGD, whatever the classes: gathered, scaled, multiplied by its neighbours.
     line, line_averaged
@@ -186,8 +186,8 @@ class Predicted:
     Attributes
     ----------
     reading, loading, searching, training, between, driving, start
-        Seconds: the first pass; cells to the workers that train; settings tried; steps, or sums;
-        weights and sums on the network; the driver's own; the rest.
+        Seconds: the first pass; what workers that train lack of the cells; settings tried; steps,
+        or sums; weights and sums on the network; the driver's own; the rest.
     busy
         Workers that train.
     stored
@@ -195,7 +195,7 @@ class Predicted:
     sent
         Bytes on the network.
     held
-        Bytes of cells that the worker with most has in files and in memory.
+        Bytes of cells that the worker with most has in files and in memory of its own.
     """
 
     reading: float = 0.0
@@ -326,7 +326,8 @@ class _Model:
         found.busy = min(crew.workers, copies if copies > 1 else lines)
         if crew.workers > job.settings:  # of those who tried, all may train again
             found.loading += self.load(self.taken, found.busy)
-        found.held += self.taken * self.cell_bytes
+        if not crew.shared:  # what others have read goes into files of its own once more
+            found.held = self.taken * self.cell_bytes
         if copies > 1:
             self._replicas(copies, lines, line)
         else:

@@ -210,7 +210,7 @@ def _stated(
         f"{found['genes']:,.0f} genes with {rates.entries:,.0f} non-zero entries and "
         f"{rates.stored:,.0f} compressed bytes a cell:", "",
         f"- reading {a_second(rates.read)}, with checks, moments and files; decoding once more "
-        f"{a_second(rates.decode)}; loading from files {a_second(rates.load)};",
+        f"{a_second(rates.decode)}; finding files of cells {a_second(rates.load)};",
         f"- a step of SGD takes {rates.step * 1e6:.1f} µs a cell, and {rates.line * 1e6:.1f} µs "
         f"for each {LINE} classes ({rates.line_averaged * 1e6:.1f} µs with averaged weights);",
         f"- logistic regression turns {a_second(rates.tile)} by gene, and does "

@@ -16,6 +16,8 @@ from streamtrain.descent import Descent, descend
 from streamtrain.features import Features
 from streamtrain.first_pass import first_pass
 from streamtrain.ordered import PlanOrder
+from streamtrain.pairwise import PairwiseSum
+from streamtrain.replicas import Replica, train_replicas
 from streamtrain.rounds import fit, keeps_apart
 from streamtrain.scaling import RunningMoments, Scaler
 from streamtrain.solvers.counters import State
@@ -114,6 +116,11 @@ class Local:
             release_freed()
         return moments
 
+    def hold(self, spill: Spill) -> None:
+        """Take its cells in place of those that are here."""
+        self.spill.close()
+        self.spill = self._stack.enter_context(spill)
+
     def stored(self, target: Target) -> Stored:
         """The kept cells, as a round takes them."""
         return Stored(
@@ -145,9 +152,8 @@ class Local:
 
     def select(self, features: Features) -> None:
         """See `Place`."""
-        fewer = self._stack.enter_context(self.spill.select(features.at))
-        self.spill.close()
-        self.spill, self.has_selected = fewer, True
+        self.hold(self.spill.select(features.at))
+        self.has_selected = True
 
     def descend(
         self, config: Settings, target: Target, features: Features, start: State | None, *,
@@ -158,6 +164,14 @@ class Local:
         return descend(
             config, *given, self.room, self._threads, progress=False, before=before, due=due
         )
+
+    def copies(
+        self, config: Settings, target: Target, features: Features, start: State | None, *,
+        epoch: int, numbers: range,
+    ) -> PairwiseSum[Replica]:  # fmt: skip
+        """Train some copies for an epoch."""
+        given = self.stored(target), self.scaler(features), start
+        return train_replicas(config, *given, self._threads, epoch, numbers)
 
     def fit(
         self, config: Settings, target: Target, features: Features, start: State | None

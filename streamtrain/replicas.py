@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +28,12 @@ from streamtrain.pairwise import PairwiseSum
 from streamtrain.progress import stage
 from streamtrain.scaling import Scaler
 from streamtrain.solvers.counters import State
+from streamtrain.solvers.schedule import Schedule
 from streamtrain.stored import Fitted, Stored
 from streamtrain.threads import Threads
+
+if TYPE_CHECKING:
+    from streamtrain.gpu.cells import DeviceScaler
 
 _COUNTS = ("t", "n_averaged")
 
@@ -77,31 +81,17 @@ class Replica:
 def train_replica(
     config: Settings,
     stored: Stored,
-    scaler: Scaler,
+    scaler: Scaler | DeviceScaler,
     start: State | None,
     threads: Threads,
-    epoch: int,
-    number: int,
+    schedule: Schedule,
+    batches: Iterator[Batch],
 ) -> Replica | None:
-    """One epoch of one copy: it takes every `replicas`-th batch, the first that of its `number`.
-
-    None where the epoch has no batch for it.
-    """
-    plan, n = plan_epochs(config, stored.drawn, None), config.replicas
-    scale = on_device(scaler, stored.device)
-    each = -(-plan.epoch_size // plan.batch_size)  # batches of an epoch
-
-    def scaled(batches: Iterator[tuple[int, NDArray[np.int64]]], first: int) -> Iterator[Batch]:
-        served = ((e, cells, stored.spill.gather(stored.record(cells))) for e, cells in batches)
-        return scaled_batches(config, served, stored.cells.codes, scale, first, n)
-
-    batches = scaled(islice(planned(plan, None, epoch), number, each, n), epoch * each + number)
-    first = next(scaled(islice(planned(plan), 1), 0))  # by which `step` goes in every copy
-    schedule = schedule_of(config, first.cells.mean_square())
+    """One epoch of one copy, which takes the `batches`; None where there are none."""
     solver, drawn = None, np.zeros(len(stored.cells.classes), np.int64)
     for batch in batches:
         solver = solver or make_sgd(
-            config, [schedule], stored, scale, start, threads, blocks_of=[schedule]
+            config, [schedule], stored, scaler, start, threads, blocks_of=[schedule]
         )
         solver.partial_fit(batch.cells)
         drawn += np.bincount(batch.codes, minlength=len(drawn))
@@ -120,10 +110,27 @@ def train_replicas(
     epoch: int,
     numbers: Iterable[int],
 ) -> PairwiseSum[Replica]:
-    """One epoch of some copies, one after the other."""
+    """One epoch of some copies, one after the other.
+
+    Each takes every `replicas`-th batch of the epoch, the first that of its number.
+    """
+    plan, n = plan_epochs(config, stored.drawn, None), config.replicas
+    scale = on_device(scaler, stored.device)
+    each = -(-plan.epoch_size // plan.batch_size)  # batches of an epoch
+    every = list(islice(planned(plan, None, epoch), each))
+
+    def scaled(batches: Iterable[tuple[int, NDArray[np.int64]]], first: int) -> Iterator[Batch]:
+        served = ((e, cells, stored.spill.gather(stored.record(cells))) for e, cells in batches)
+        return scaled_batches(config, served, stored.cells.codes, scale, first, n)
+
+    square = 0.0
+    if config.step is not None:  # it goes by the first batch of all in every copy
+        square = next(scaled(islice(planned(plan), 1), 0)).cells.mean_square()
+    schedule = schedule_of(config, square)
     copies: PairwiseSum[Replica] = PairwiseSum()
     for number in numbers:
-        one = train_replica(config, stored, scaler, start, threads, epoch, number)
+        batches = scaled(every[number::n], epoch * each + number)
+        one = train_replica(config, stored, scale, start, threads, schedule, batches)
         if one is not None:
             copies.add(one, number)
     return copies

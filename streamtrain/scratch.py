@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 import weakref
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
@@ -105,21 +106,27 @@ class ScratchArray:
         Where; the system's temporary folder if None.
     dtype
         Of the values.
+
+    Attributes
+    ----------
+    place
+        The folder.
     """
 
     def __init__(self, folder: Folder, dtype: Any) -> None:
         self.dtype = np.dtype(dtype)
-        self._place = place_of(folder)
+        self.place = place_of(folder)
         try:
-            self._file: Any = tempfile.TemporaryFile(dir=self._place, buffering=0)  # noqa: SIM115 - see close
+            self._file: Any = tempfile.TemporaryFile(dir=self.place, buffering=0)  # noqa: SIM115 - see close
         except OSError as error:
-            raise _unusable(self._place, error) from error
+            raise _unusable(self.place, error) from error
         self._close = weakref.finalize(self, self._file.close)
 
     @classmethod
     def named(cls, path: Path, dtype: Any) -> Self:
-        """A new, empty one in a file that others can open; the caller deletes it."""
-        return cls._in_file(path, dtype, "w+b")
+        """One in a file that others can open, with what is there already; the caller deletes it."""
+        path.touch()
+        return cls._in_file(path, dtype, "r+b")
 
     @classmethod
     def opened(cls, path: Path, dtype: Any) -> Self:
@@ -129,7 +136,7 @@ class ScratchArray:
     @classmethod
     def _in_file(cls, path: Path, dtype: Any, mode: str) -> Self:
         array = cls.__new__(cls)
-        array.dtype, array._place = np.dtype(dtype), str(path.parent)
+        array.dtype, array.place = np.dtype(dtype), str(path.parent)
         array._file = path.open(mode, buffering=0)
         array._close = weakref.finalize(array, array._file.close)
         return array
@@ -142,7 +149,12 @@ class ScratchArray:
     @property
     def nbytes(self) -> int:
         """Bytes on scratch."""
-        return os.fstat(self._file.fileno()).st_size
+        return os.fstat(self.fileno()).st_size
+
+    def fileno(self) -> int:
+        """Descriptor of the file."""
+        number: int = self._file.fileno()
+        return number
 
     def append(self, values: NDArray[Any]) -> None:
         """Write values after those already there."""
@@ -160,13 +172,13 @@ class ScratchArray:
         offset = start * self.dtype.itemsize
         try:
             while len(view):
-                done = os.pwrite(self._file.fileno(), view, offset)
+                done = os.pwrite(self.fileno(), view, offset)
                 view, offset = view[done:], offset + done
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
             raise InputError(
-                f"the scratch folder {self._place} is full after {format_bytes(self.nbytes)}: pass "
+                f"the scratch folder {self.place} is full after {format_bytes(self.nbytes)}: pass "
                 "scratch=FOLDER (--scratch) on a larger disk"
             ) from error
 
@@ -175,9 +187,9 @@ class ScratchArray:
         out = np.empty(max(0, stop - start), self.dtype)
         view, offset = out.data.cast("B"), start * self.dtype.itemsize
         while len(view):
-            done = os.preadv(self._file.fileno(), [view], offset)
+            done = os.preadv(self.fileno(), [view], offset)
             if done == 0:
-                raise OSError(f"{self._place}: scratch file ended early")
+                raise OSError(f"{self.place}: scratch file ended early")
             view, offset = view[done:], offset + done
         return out
 
@@ -189,13 +201,59 @@ class ScratchArray:
         out: NDArray[Any],
     ) -> None:
         """Read the values of `cells`, which start at `offsets`, into `out` at `indptr`."""
-        stage = np.empty(int(np.diff(indptr).max(initial=0)), self.dtype)
-        if not kernel.pick(self._file.fileno(), offsets, cells, indptr, stage, out):
-            raise OSError(f"{self._place}: scratch file ended early")
+        ScratchPieces([(self, 0, self.shape[0])], self.dtype).take(offsets, cells, indptr, out)
 
     def close(self) -> None:
         """Give the space back."""
         self._close()
+
+
+class ScratchPieces:
+    """Stretches of several scratch arrays, read as one array in which they follow each other.
+
+    Parameters
+    ----------
+    pieces
+        Each an array, its first value and the number of its values.
+    dtype
+        Of all.
+    """
+
+    def __init__(self, pieces: Sequence[tuple[ScratchArray, int, int]], dtype: Any) -> None:
+        self.dtype = np.dtype(dtype)
+        self._arrays = [array for array, _, _ in pieces]
+        self._starts = np.array([start for _, start, _ in pieces], np.int64)
+        edges = np.cumsum([0, *(n for _, _, n in pieces)], dtype=np.int64)
+        self._edges, self._n = edges[:-1], int(edges[-1])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the stretches."""
+        return int(self._n * self.dtype.itemsize)
+
+    def take(
+        self,
+        offsets: NDArray[np.int64],
+        cells: NDArray[np.int64],
+        indptr: NDArray[np.int64],
+        out: NDArray[Any],
+    ) -> None:
+        """Read the values of `cells`, which start at `offsets`, into `out` at `indptr`.
+
+        Raises
+        ------
+        OSError
+            Where a file ended early, or is gone.
+        """
+        files = np.array([array.fileno() for array in self._arrays], np.intc)
+        stage = np.empty(int(np.diff(indptr).max(initial=0)), self.dtype)
+        if not kernel.pick(files, self._edges, self._starts, offsets, cells, indptr, stage, out):
+            raise OSError(f"{self._arrays[0].place}: scratch file ended early")
+
+    def close(self) -> None:
+        """Close the arrays."""
+        for array in self._arrays:
+            array.close()
 
 
 class MemoryArray:

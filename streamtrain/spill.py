@@ -12,7 +12,7 @@ from streamtrain.buffers import empty
 from streamtrain.kernels import csr
 from streamtrain.rows import Rows
 from streamtrain.scaling import places
-from streamtrain.scratch import Folder, MemoryArray, ScratchArray
+from streamtrain.scratch import Folder, MemoryArray, ScratchArray, ScratchPieces
 from streamtrain.threads import Threads, every_cpu
 
 _SELECT = 32 * 10**6  # bytes of cells read at a time to select genes
@@ -58,10 +58,38 @@ class Spill:
             np.dtype(np.uint16) if counts else self.dtype,
             np.dtype(np.uint16 if n_vars <= 2**16 else np.int32),
         )
-        self._arrays: list[MemoryArray | ScratchArray] = []
+        # Of one kind; only `MemoryArray`s and `ScratchArray`s grow.
+        self._arrays: list[Any] = []
         self._make(in_memory=memory > 0)
         self._lengths: list[NDArray[np.uint32]] = []
         self._offsets = np.zeros(1, np.int64)
+
+    @classmethod
+    def of(
+        cls,
+        arrays: tuple[ScratchPieces, ScratchPieces],
+        lengths: NDArray[np.uint32],
+        n_vars: int,
+        scratch: Folder,
+        *,
+        threads: Threads | None = None,
+    ) -> Spill:
+        """A finished one of values and gene positions that stand elsewhere already.
+
+        Parameters
+        ----------
+        arrays
+            The values, and the gene positions; closed with it.
+        lengths
+            Entries of each cell, shape (n_obs,).
+        n_vars, scratch, threads
+            As of `Spill`; scratch is for `select`.
+        """
+        spill = cls(n_vars, arrays[0].dtype, scratch, threads=threads)
+        spill.close()
+        spill._arrays, spill._lengths = list(arrays), [lengths]
+        spill.finish()
+        return spill
 
     def _make(self, *, in_memory: bool) -> None:
         most = int(self._memory) // self.entry_bytes

@@ -113,13 +113,13 @@ def test_descend__threads_share_lines_and_cores():
 
 
 def test_descend__weights_come_at_the_end_of_each_task():
-    """Of 2, 4, 8 and 16 s: 1000 steps of 29 ms are four tasks."""
+    """Of 5, 10, 20 and 40 s: 1000 steps of 40 ms are four tasks."""
     job = replace(SGD, cells=1000, taken=1000, classes=LINE)
-    rates = replace(NOTHING, step=0.029, chunk=1.0)
+    rates = replace(NOTHING, step=0.04, chunk=1.0)
     sent = predict(job, Crew(1), rates, FAST).sent
     assert sent - predict(job, Crew(1), NOTHING, FAST).sent == 4 * 4 * 100 * LINE
     planned = predict(job, Crew(1), replace(rates, plan=1e-3), FAST).training
-    assert planned == pytest.approx(29 + 4 * 1e-3 * 1000)
+    assert planned == pytest.approx(40 + 4 * 1e-3 * 1000)
 
 
 def test_descend__settings_are_tried_side_by_side():

@@ -5,7 +5,8 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -124,6 +125,68 @@ def test_train__relative_paths_and_files_that_are_gone(client, path, monkeypatch
 
     monkeypatch.setattr(training, "first_pass", without_files)
     assert_same(streamtrain.train(path.name, "cell_type", client=client, **MINI, **QUIET), one)
+
+
+class Watched(Workers):
+    """Calls a function with the client when classes are given out for the third time."""
+
+    look = None
+
+    def submit(self, name, *args, **more):
+        task = super().submit(name, *args, **more)
+        Watched.submitted += name == "train-classes"
+        if name == "train-classes" and Watched.submitted == 3:
+            Watched.seen = Watched.look(self.client)
+        return task
+
+
+@pytest.fixture
+def watch(monkeypatch):
+    """Train with weights that come back after every epoch, and look on."""
+
+    def patch(look):
+        monkeypatch.setattr(training, "Workers", Watched)
+        monkeypatch.setattr(training, "_FIRST", 0.0)
+        monkeypatch.setattr(Watched, "look", look)
+        monkeypatch.setattr(Watched, "submitted", 0, raising=False)
+        monkeypatch.setattr(Watched, "seen", None, raising=False)
+
+    return patch
+
+
+def test_train__cells_are_written_once(client, path, watch):
+    """In three files of each worker that reads; none has a copy of its own."""
+
+    def sizes(dask_worker):
+        found = list(Path(dask_worker.local_directory).glob("streamtrain-*/*"))
+        for file in Path("/proc/self/fd").glob("*"):  # Linux
+            with suppress(FileNotFoundError):  # that of this listing
+                if file.readlink().name.endswith("(deleted)"):
+                    found.append(file)
+        return [size for file in found if (size := file.stat().st_size)]
+
+    watch(lambda client: client.run(sizes))
+    streamtrain.train(path, "cell_type", client=client, use_SGD=True, max_iter=6, tol=None, **QUIET)
+    found = list(Watched.seen.values())
+    assert {len(sizes) for sizes in found} <= {0, 3}
+    entries = atlas.make(20_000, n_types=20).X.nnz
+    assert sum(map(sum, found)) == entries * (4 + 2) + 20_000 * 4
+
+
+def test_train__files_that_go_while_it_trains(client, path, watch):
+    """As those of a worker that has ended, on a disk of many machines."""
+
+    def cut(dask_worker):
+        files = list(Path(dask_worker.local_directory).glob("streamtrain-*/*.values"))
+        for file in files:
+            os.truncate(file, 1000)
+        return len(files)
+
+    way = MINI | {"epochs": 8}
+    one = streamtrain.train(path, "cell_type", **way, **QUIET)
+    watch(lambda client: client.run(cut))
+    assert_same(streamtrain.train(path, "cell_type", client=client, **way, **QUIET), one)
+    assert sum(Watched.seen.values()) >= 1
 
 
 def test_train__leaves_nothing_on_the_workers(client, path):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, pairwise
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from streamtrain.budget import BLOCK
 from streamtrain.cells import expression_of
+from streamtrain.cluster.parts import Opened, Part, Written, entry_bytes
 from streamtrain.cluster.turns import kept, opened, turn
 from streamtrain.cluster.workers import Shared, Workers
 from streamtrain.config import Settings
@@ -31,9 +33,10 @@ from streamtrain.progress import stage
 from streamtrain.rounds import check_room
 from streamtrain.rows import Rows
 from streamtrain.scaling import MomentsPass, RunningMoments, Scaler
-from streamtrain.scratch import ScratchArray, free_disk, place_of, require_free
+from streamtrain.scratch import free_disk, place_of, require_free
 from streamtrain.sources.base import Source
-from streamtrain.streaming import sweep
+from streamtrain.spill import Spill
+from streamtrain.streaming import ahead, sweep
 from streamtrain.targets import Target
 from streamtrain.threads import Threads, spans
 
@@ -110,53 +113,6 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """The taken cells of a unit, normalised, in files of the worker that read them.
-
-    Attributes
-    ----------
-    path
-        Of its files, but for their endings.
-    n_obs, entries
-        Cells, and their entries.
-    by
-        Address of that worker.
-    """
-
-    path: Path
-    n_obs: int
-    entries: int
-    by: str
-
-    def rows(self, n_vars: int, dtype: Any, nbytes: float) -> Iterator[Rows]:
-        """The cells, about `nbytes` at a time.
-
-        Raises
-        ------
-        OSError
-            Where the files are not, or not whole: another worker's, or one's that has ended.
-        """
-        kinds = {"lengths": np.uint32, "values": dtype, "genes": _gene_type(n_vars)}
-        with ExitStack() as stack:
-            arrays = {}
-            for name, kind in kinds.items():
-                array = ScratchArray.opened(self.path.with_suffix(f".{name}"), kind)
-                arrays[name] = array
-                stack.callback(array.close)
-            sizes = {name: array.shape[0] for name, array in arrays.items()}
-            if sizes != {"lengths": self.n_obs, "values": self.entries, "genes": self.entries}:
-                raise OSError(f"{self.path}: not whole")
-            indptr = np.concatenate([[0], np.cumsum(arrays["lengths"][:], dtype=np.int64)])
-            each = self.entries * sum(np.dtype(k).itemsize for k in kinds.values()) + 1
-            step = max(1, int(nbytes * self.n_obs / each))
-            for start in range(0, self.n_obs, step):
-                edges = indptr[start : start + step + 1]
-                span = slice(int(edges[0]), int(edges[-1]))
-                genes = arrays["genes"][span]
-                yield Rows(arrays["values"][span], genes, edges - edges[0], n_vars)
-
-
-@dataclass(frozen=True, slots=True)
 class _Found:
     """What reading some units found."""
 
@@ -193,7 +149,7 @@ def _read(job: Job, start: int, stop: int) -> _Found:
         first, end = start * job.unit, min(stop * job.unit, job.n_obs)
         expression = job.expression(source, job.targets[0].cells.rows, threads, check=True)
         moments = MomentsPass(source.n_vars, threads, first // MomentsPass.BLOCK)
-        folder = kept(job.run, "folder", lambda stack: stack.enter_context(_folder(job)))
+        written = kept(job.run, "written", lambda _: _written(job, source, "cells"))
         parts: list[Part] = []
 
         def cells() -> Iterator[tuple[int, Rows]]:
@@ -211,24 +167,20 @@ def _read(job: Job, start: int, stop: int) -> _Found:
                         piece = piece.take(np.flatnonzero(job.taken[at + lo : at + hi]))
                     yield (at + lo) // job.unit, piece
 
-        for unit, pieces in groupby(cells(), itemgetter(0)):
-            with _Written(folder / f"{unit}", source.n_vars, job.config.dtype) as written:
-                for _, piece in pieces:
-                    written.append(piece)
-            parts.append(written.part)
+        for _, pieces in groupby(cells(), itemgetter(0)):
+            parts.append(written.append(piece for _, piece in pieces))
         return _Found(moments.sums(), expression.tally(), parts)
 
 
 def _check_fits(job: Job, first: Rows, n_units: int, room: float) -> None:
     """Refuse by the first cells what the others will not fit in: batches, or scratch."""
     config = job.config
-    entry = np.dtype(config.dtype).itemsize + np.dtype(_gene_type(first.n_vars)).itemsize
+    entry = entry_bytes(first.n_vars, config.dtype)
     cell = len(first.data) / first.n_obs * entry
     if config.trains_sgd:
         check_room(config, room, cell, entry)
     share = 1.0 if job.taken is None else float(job.taken.mean())
-    place = config.scratch or get_worker().local_directory
-    require_free(place, cell * share * n_units * job.unit, "reading")
+    require_free(place_for(job), cell * share * n_units * job.unit, "reading")
 
 
 def cells_of(
@@ -243,10 +195,55 @@ def cells_of(
         return
     except OSError as error:
         logger.info("unit %d is read once more: %s", unit, error)
-    rows_of_unit = job.rows_of(job.cells_of(unit)[given:])
-    expression = job.expression(source, rows_of_unit, threads, check=False)
-    for position, stored in sweep(source, rows_of_unit, int(min(room / 6, BLOCK))):
+    yield from _again(job, job.cells_of(unit)[given:], source, room, threads)
+
+
+def gathered(job: Job, parts: list[Part], source: Source, room: float, threads: Threads) -> Spill:
+    """Taken cells of all units, from the files where they are.
+
+    What is in none that can be read here is read once more, into files of this worker's.
+    """
+    given = source.n_vars, job.config.dtype
+    files, entry = Opened(*given), entry_bytes(*given)
+    lacking = []
+    for unit, part in enumerate(parts):
+        try:
+            files.lengths(part)
+        except OSError as error:
+            logger.info("unit %d is read once more: %s", unit, error)
+            lacking.append(unit)
+    if lacking:
+        needed = entry * sum(parts[unit].entries for unit in lacking)
+        require_free(place_for(job), needed, "training")
+        parts = list(parts)
+        written = _written(job, source, f"again-{uuid.uuid4().hex}")  # others may read the first
+        for unit in lacking:
+            cells = _again(job, job.cells_of(unit), source, room, threads)
+            parts[unit] = written.append(ahead(cells))
+    return files.spill(parts, place_for(job), threads)
+
+
+def _again(
+    job: Job, cells: NDArray[np.int64], source: Source, room: float, threads: Threads
+) -> Iterator[Rows]:
+    """Read cells once more, of the source."""
+    rows = job.rows_of(cells)
+    expression = job.expression(source, rows, threads, check=False)
+    for position, stored in sweep(source, rows, int(min(room / 6, BLOCK))):
         yield expression(stored, position)
+
+
+def _written(job: Job, source: Source, name: str) -> Written:
+    """Files of this worker, which keeps their folder for the run."""
+    folder = kept(job.run, "folder", lambda stack: stack.enter_context(_folder(job)))
+    by = get_worker().address
+    return Written(folder / name, source.n_vars, job.config.dtype, by=by)
+
+
+def place_for(job: Job) -> str:
+    """Folder of a worker's files: as given, or where it keeps its own."""
+    given = job.config.scratch
+    return str(get_worker().local_directory) if given is None else place_of(given)
 
 
 @contextmanager
@@ -268,10 +265,8 @@ def at_work(job: Job) -> Iterator[tuple[Source, float, Threads]]:
 @contextmanager
 def _folder(job: Job) -> Iterator[Path]:
     """A folder for this worker's files, on scratch or where the worker keeps its own."""
-    given = job.config.scratch
-    if given is not None:
-        free_disk(given)  # refuses what is no folder here
-    where = Path(get_worker().local_directory if given is None else place_of(given))
+    where = Path(place_for(job))
+    free_disk(where)  # refuses what is no folder here
     prefix = f"streamtrain-{job.run}-"
     folder = Path(tempfile.mkdtemp(prefix=prefix, dir=where))
     try:
@@ -279,35 +274,3 @@ def _folder(job: Job) -> Iterator[Path]:
     finally:  # with those of workers that were killed
         for each in where.glob(f"{prefix}*"):
             shutil.rmtree(each, ignore_errors=True)
-
-
-class _Written:
-    """Appends cells to the files of a part; a context manager. The part is there in the end."""
-
-    part: Part
-
-    def __init__(self, path: Path, n_vars: int, dtype: Any) -> None:
-        self._path, self._n_obs = path, 0
-        self._values = ScratchArray.named(path.with_suffix(".values"), dtype)
-        self._genes = ScratchArray.named(path.with_suffix(".genes"), _gene_type(n_vars))
-        self._lengths = ScratchArray.named(path.with_suffix(".lengths"), np.uint32)
-
-    def append(self, rows: Rows) -> None:
-        """Write cells after those already there."""
-        self._values.append(rows.data)
-        self._genes.append(rows.indices)
-        self._lengths.append(np.diff(rows.indptr))
-        self._n_obs += rows.n_obs
-
-    def __enter__(self) -> _Written:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        entries = self._values.shape[0]
-        self.part = Part(self._path, self._n_obs, entries, get_worker().address)
-        for array in (self._values, self._genes, self._lengths):
-            array.close()
-
-
-def _gene_type(n_vars: int) -> Any:
-    return np.uint16 if n_vars <= 2**16 else np.int32

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamtrain.budget import format_bytes
-from streamtrain.cluster.reading import Job, Part, at_work, cells_of
+from streamtrain.cluster.parts import Part
+from streamtrain.cluster.reading import Job, at_work, cells_of
 from streamtrain.cluster.turns import kept, let_go
 from streamtrain.cluster.workers import Workers
 from streamtrain.errors import InputError

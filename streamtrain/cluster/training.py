@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from streamtrain.cluster.reading import Job, Part, at_work, cells_of, first_pass
+from streamtrain.cluster.parts import Part
+from streamtrain.cluster.reading import Job, at_work, first_pass, gathered, place_for
 from streamtrain.cluster.summing import ClusterSums
-from streamtrain.cluster.turns import kept
+from streamtrain.cluster.turns import kept, let_go
 from streamtrain.cluster.workers import SchedulerLostError, Shared, Task, Workers, check_source
 from streamtrain.config import Settings
 from streamtrain.descent import Descent, fitted
@@ -30,23 +31,23 @@ from streamtrain.local import Local
 from streamtrain.optimum import solve, vectors_bytes
 from streamtrain.pairwise import PairwiseSum
 from streamtrain.progress import stage
-from streamtrain.replicas import Replica, averaged, train_replicas
+from streamtrain.replicas import Replica, averaged
 from streamtrain.rounds import check_room
 from streamtrain.scaling import RunningMoments
 from streamtrain.solvers.counters import State
 from streamtrain.solvers.logistic import column_classes
 from streamtrain.sources.base import Source
 from streamtrain.stored import EndedEarlyError, Fitted
-from streamtrain.streaming import ahead
 from streamtrain.targets import Target
 from streamtrain.threads import Threads, spans
 from streamtrain.trials import Search, Trial, Tried, conclude, log_search, trials_of
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 # Seconds that a share trains before its weights come to the driver: what a killed worker, or a lost
 # scheduler, loses.
-_FIRST, _LONGEST = 2.0, 60.0
+_FIRST, _LONGEST = 5.0, 60.0
 
 
 class Cluster:
@@ -245,32 +246,34 @@ def _so_far(runs: list[Descent | None]) -> Fitted | None:
     return Fitted(State.joined([run.solver.state() for run in done]), eta0=done[0].eta0)
 
 
-def _cells(
-    job: Job, parts: list[Part], features: Features, selected: bool, source: Source, room: float,
-    threads: Threads,
-) -> Local:  # fmt: skip
-    """Cells of all units, as a worker keeps them, put together by the first task that asks."""
+def _with_cells(
+    job: Job, parts: list[Part], features: Features, selected: bool, work: Callable[[Local], T]
+) -> T:
+    """Work on the cells of all units, which the first task that asks finds."""
 
-    def make(stack: ExitStack) -> Local:
-        local = Local(source, job.targets, job.taken, job.config, int(room), threads)
-        stack.enter_context(local)
-        if sum(part.entries for part in parts) * local.spill.entry_bytes > local.kept:
-            local.spill.to_scratch()  # at once, not when memory is full
-        local.spill.append_all(
-            ahead(
-                rows
-                for unit, part in enumerate(parts)
-                for rows in cells_of(job, part, unit, source, room / 2, threads)
-            )
+    def make(source: Source, room: float, threads: Threads, stack: ExitStack) -> Local:
+        config = replace(job.config, scratch=place_for(job))
+        local = stack.enter_context(
+            Local(source, job.targets, job.taken, config, int(room), threads)
         )
+        local.hold(gathered(job, parts, source, room / 2, threads))
         spill = local.spill
         check_room(job.config, room, spill.nbytes / max(1, spill.n_obs), spill.entry_bytes)
         return local
 
-    local = kept(job.run, "cells", make)
-    if selected and not local.has_selected:
-        local.select(features)
-    return local
+    def found() -> Local:
+        local = kept(job.run, "cells", partial(make, *given))
+        if selected and not local.has_selected:
+            local.select(features)
+        return local
+
+    with at_work(job) as given:
+        try:
+            return work(found())
+        except OSError as error:  # as files on a shared disk went with their worker
+            logger.info("cells are looked for once more: %s", error)
+        let_go(job.run, "cells")  # out here, as the error holds what it came from
+        return work(found())
 
 
 def _copies(
@@ -278,10 +281,12 @@ def _copies(
     start: State | None, epoch: int, numbers: tuple[int, int],
 ) -> PairwiseSum[Replica]:  # fmt: skip
     """Train some copies for an epoch, one after the other."""
-    with at_work(job) as (source, room, threads):
-        local = _cells(job, parts, features, selected, source, room, threads)
-        stored, scaler = local.stored(job.targets[target]), local.scaler(features)
-        return train_replicas(config, stored, scaler, start, threads, epoch, range(*numbers))
+
+    def train(local: Local) -> PairwiseSum[Replica]:
+        given = config, job.targets[target], features, start
+        return local.copies(*given, epoch=epoch, numbers=range(*numbers))
+
+    return _with_cells(job, parts, features, selected, train)
 
 
 def _descend(
@@ -289,13 +294,15 @@ def _descend(
     share: range, start: State | None, before: Descent | None, seconds: float,
 ) -> Descent:  # fmt: skip
     """Train some columns for a while."""
-    with at_work(job) as (source, room, threads):
-        local = _cells(job, parts, features, selected, source, room, threads)
+
+    def train(local: Local) -> Descent:
         end = time.monotonic() + seconds
         return local.descend(
             config, job.targets[target], features, start, share=share, before=before,
             due=lambda: time.monotonic() >= end,
         )  # fmt: skip
+
+    return _with_cells(job, parts, features, selected, train)
 
 
 def _try(
@@ -307,9 +314,10 @@ def _try(
     settings: Settings,
 ) -> tuple[Trial, NDArray[np.float32] | None]:
     """Try some settings; their scores come along if they are asked for."""
-    with at_work(job) as (source, room, threads):
-        local = _cells(job, parts, features, selected, source, room, threads)
-        [trial], scores = local.trials(job.targets[target], features).of_settings(
-            [settings], progress=False
-        )
+
+    def work(local: Local) -> tuple[Trial, NDArray[np.float32] | None]:
+        trials = local.trials(job.targets[target], features)
+        [trial], scores = trials.of_settings([settings], progress=False)
         return trial, scores[0] if job.config.calibrate else None
+
+    return _with_cells(job, parts, features, selected, work)

@@ -90,6 +90,8 @@ async def forget(run: str) -> None:
     """Close what this worker keeps for a run, once its task has ended."""
     # In a thread: the worker's loop has to answer its scheduler all the while.
     await asyncio.to_thread(_forget, run)
+    # Collecting takes 0.1 s, for which the end of the run does not wait.
+    asyncio.get_running_loop().run_in_executor(None, release_freed)
 
 
 def _forget(run: str) -> None:
@@ -98,4 +100,3 @@ def _forget(run: str) -> None:
         for name in reversed(list(_kept.get(run, {}))):
             let_go(run, name)
         _kept.pop(run, None)
-    release_freed()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from numba import types
 
 from streamtrain.kernels.jit import jit
@@ -14,18 +15,22 @@ _pread = types.ExternalFunction(
 
 
 @jit
-def pick(fd, offsets, cells, indptr, stage, out):
-    """Read the entries of `cells`, which start at `offsets` in the file, to `indptr` in `out`.
+def pick(files, edges, starts, offsets, cells, indptr, stage, out):
+    """Read the entries of `cells`, which start at `offsets`, to `indptr` in `out`.
 
-    `stage` is of the file's type and holds any one cell. Tells whether all could be read.
+    Those from edges[p] on stand in files[p] from starts[p] on, up to edges[p + 1]; a cell is in one
+    file. `stage` is of the files' type and holds any one cell. Tells whether all could be read.
     """
     size = stage.itemsize
     for i in range(len(cells)):
-        first = offsets[cells[i]]
-        n = offsets[cells[i] + 1] - first
-        done = 0
+        at = offsets[cells[i]]
+        n = offsets[cells[i] + 1] - at
+        piece = np.searchsorted(edges, at, side="right") - 1
+        first, done = starts[piece] + at - edges[piece], 0
         while done < n * size:
-            got = _pread(fd, stage.ctypes.data + done, n * size - done, first * size + done)
+            got = _pread(
+                files[piece], stage.ctypes.data + done, n * size - done, first * size + done
+            )
             if got <= 0:  # type: ignore[operator] # an ExternalFunction, typed as what it is not
                 return False
             done += got  # type: ignore[operator]
