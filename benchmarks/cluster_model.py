@@ -18,7 +18,7 @@ from streamtrain.scaling import MomentsPass
 from streamtrain.threads import spans
 
 LINE = lanes_of("float32")  # classes that SGD steps together, and that workers share out
-_RANGES = 4  # of cells, for each worker to read
+_RANGES = 2  # of cells, for each worker to read
 _FIRST, _LONGEST = 5.0, 60.0  # seconds after which weights come to the driver
 _MOMENTS = 3 * 8  # bytes of a gene
 _WEIGHT = 8  # bytes of a weight, and of its slope, of logistic regression
