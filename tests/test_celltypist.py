@@ -102,6 +102,7 @@ def some_cells():
     return normalised(load("pbmc3k")[::80])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIELD)
 def test_annotate__models_of_the_field(tmp_path, some_cells, name):
     """CellTypist annotates with our re-export, and with the file itself if it can, as predict()."""

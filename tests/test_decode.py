@@ -106,6 +106,7 @@ FILTERS = {
 CHUNKS = (1, 7, 256, SIZE, SIZE + 500)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("filters", FILTERS)
 def test_hdf5__every_filter_dtype_and_chunk(hdf5, filters):
     # Two chunk sizes each: over all filters, every pair occurs.

@@ -57,6 +57,7 @@ def compare(ours, theirs, within=1e-9):
     assert ours.t_ == theirs.t_
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"with_mean": False, "with_std": False}], ids=str)
 @pytest.mark.filterwarnings("ignore:.* still improved")
 def test_check_estimator__as_sgdclassifier(options):

@@ -123,6 +123,7 @@ class Approximate(KNeighborsTransformer):
         return sp.csr_array(super().fit_transform(X, y))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["expression", "X_pca", "many cells"])
 def test_over_cluster__clusters_hold_one_type(model, kind, monkeypatch):
     """Of the true types, as the clusters are many and small."""
