@@ -21,6 +21,8 @@ from streamtrain.partial import GrowingFile
 from tests import stores
 from tests.cluster import workers
 
+pytestmark = pytest.mark.slow  # a minute together
+
 SMALL = {"chunk_size": 7, "shard_size": 28, "progress": False, "memory": "300MB"}
 
 
@@ -169,7 +171,6 @@ def in_workers(client):
         client.run(replaced, name, value)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("n", "threads"), [(1, 2), (3, 1)])
 def test_convert__any_number_of_workers(tmp_path, source, n, threads):
     with workers(n, threads) as client:
@@ -177,7 +178,6 @@ def test_convert__any_number_of_workers(tmp_path, source, n, threads):
             assert_same(client, source, tmp_path, shuffle=mixed)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mixed", [False, True])
 def test_convert__workers_are_killed(tmp_path, mixed, monkeypatch):
     """One in each stage, while it has tasks."""

@@ -263,9 +263,10 @@ def test_take_values__as_python(lengths, index):
     with tempfile.TemporaryFile(buffering=0) as file:
         file.write(np.arange(indptr[-1], dtype=np.uint16).tobytes())
         stage = np.empty(max(lengths), np.uint16)
-        assert scratch.pick(file.fileno(), indptr, index, found, stage, genes)
+        one = np.array([file.fileno()], np.intc), np.zeros(1, np.int64), np.zeros(1, np.int64)
+        assert scratch.pick(*one, indptr, index, found, stage, genes)
         os.ftruncate(file.fileno(), 0)
-        assert scratch.pick(file.fileno(), indptr, index, found, stage, genes) == (found[-1] == 0)
+        assert scratch.pick(*one, indptr, index, found, stage, genes) == (found[-1] == 0)
     due = [k for i in index for k in range(indptr[i], indptr[i + 1])]
     assert found.tolist() == [0, *np.cumsum([lengths[i] for i in index]).tolist()]
     assert values.tolist() == due

@@ -17,6 +17,8 @@ from streamtrain.threads import Threads
 from tests.parity import child, inputs
 from tests.parity.table import ROWS
 
+pytestmark = pytest.mark.slow  # celltypist trains on every row
+
 QUIET = {"progress": False, "dtype": "float64"}
 TIGHT = {"tol": 1e-8, "max_iter": 20_000}
 
