@@ -37,9 +37,14 @@ class Batch:
 
 
 def planned(
-    plan: Plan, report: Callable[[int, NDArray[Any]], None] | None = None, first: int = 0
+    plan: Plan,
+    report: Callable[[int, NDArray[Any]], None] | None = None,
+    first: int = 0,
+    done: int = 0,
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """Epoch and cells of every batch of a plan, in order, from the epoch `first` on.
+
+    The first `done` batches of that epoch are left out.
 
     `report` is called with the number of each epoch, from 0, and its cells before the first batch.
     """
@@ -47,9 +52,10 @@ def planned(
         order = plan.epoch(epoch)
         if report is not None:
             report(epoch, order)
-        for start in range(0, len(order), plan.batch_size):
+        for start in range(done * plan.batch_size, len(order), plan.batch_size):
             # A copy, which does not keep the whole epoch alive beside the next.
             yield epoch, order[start : start + plan.batch_size].astype(np.int64)
+        done = 0
 
 
 def gathered(
@@ -57,12 +63,13 @@ def gathered(
     gather: Callable[[NDArray[np.int64]], Rows],
     report: Callable[[int, NDArray[Any]], None] | None = None,
     first: int = 0,
+    done: int = 0,
 ) -> Served:
     """Epoch, cells and expression of every batch of a plan, in order.
 
     `gather` gives planned cells by their position in the plan; the rest is as of `planned`.
     """
-    for epoch, cells in planned(plan, report, first):
+    for epoch, cells in planned(plan, report, first, done):
         yield epoch, cells, gather(cells)
 
 

@@ -90,6 +90,8 @@ def train(
     scheduler: str | None = None,
     workers: int | None = None,
     checkpoint: Path | None = None,
+    checkpoint_every: float = 600.0,
+    resume: bool = False,
     storage_options: dict[str, str] | None = None,
     settings: _SettingsGiven = _Given(),  # noqa: B008 - never changed
 ) -> None:
@@ -133,8 +135,15 @@ def train(
         The same by so many processes that are started on this machine, and end with the command.
         They share out its CPUs, or have n-jobs threads each.
     checkpoint
-        Folder for the model so far, in case the scheduler is lost, to pass as warm-start then. The
-        default is NAME.checkpoint.zarr beside the output, or -2, -3 where that is there.
+        Folder in which the run is kept while it goes on, to be resumed after a kill, or after
+        Ctrl-C or SIGTERM, on which it is saved first. It takes the cells as scratch does, and is
+        deleted once the model is saved. With workers or a scheduler: folder for the model so far,
+        in case the scheduler is lost, to pass as warm-start then; the default is
+        NAME.checkpoint.zarr beside the output, or -2, -3 where that is there.
+    checkpoint_every
+        Seconds from one state of the run to the next.
+    resume
+        Go on from the folder of checkpoint, if it holds a run: the same command with --resume.
     storage_options
         Of a server: --storage-options.region eu-west-1, endpoint, skip_signature and so on.
         Credentials belong into the environment (AWS_*, GOOGLE_*, AZURE_*), not here where
@@ -157,9 +166,12 @@ def train(
             checkpoint = _checkpoint(out)
         model = run(
             _one(source), labels, genes, progress=not quiet, storage_options=storage_options,
-            client=client, checkpoint=checkpoint, **settings.given,
+            client=client, checkpoint=checkpoint, checkpoint_every=checkpoint_every,
+            resume=resume, **settings.given,
         )  # fmt: skip
         model.save(out, overwrite=overwrite)
+        if client is None and checkpoint is not None:
+            atomic.remove(checkpoint)
     if celltypist is not None:
         model.to_celltypist(celltypist, overwrite=overwrite)
     if not quiet:
@@ -647,9 +659,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (InputError, OSError) as error:
         print(f"streamtrain: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("streamtrain: interrupted", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+    except KeyboardInterrupt as error:
+        number = getattr(error, "number", signal.SIGINT)  # of a StoppedError
+        print(f"streamtrain: {error if str(error) else 'interrupted'}", file=sys.stderr)
+        sys.exit(128 + number)
 
 
 def _terminate(number: int, _: object) -> None:

@@ -1,4 +1,4 @@
-"""A plan, kept cells and settings in; SGD between two epochs out, to go on from or as weights."""
+"""A plan, kept cells and settings in; SGD under way out, to go on from or as weights."""
 
 from __future__ import annotations
 
@@ -37,13 +37,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Keep = Callable[[Callable[[], Any] | None], None]  # takes what gives the state at a moment
+
 _EPOCH_BATCH = 256  # cells that SGD takes at a time where epochs have no mini-batches
 _SWEEP = 32 * 10**6  # bytes of held-out cells, and of their scores, at a time, at most
 
 
 @dataclass(slots=True)
 class Descent:
-    """SGD between two epochs: all that going on takes, elsewhere too, to the same bits.
+    """SGD between two mini-batches: all that going on takes, elsewhere too, to the same bits.
 
     Attributes
     ----------
@@ -55,8 +57,8 @@ class Descent:
         Cells of each class taken so far, shape (n_classes,).
     stopping
         Which columns go on, where epochs are judged; else None.
-    epoch
-        Epochs that are done.
+    epoch, batches
+        Epochs that are done, and mini-batches of the next one.
     ended
         Whether nothing is left to do.
     """
@@ -66,6 +68,7 @@ class Descent:
     drawn: NDArray[np.int64]
     stopping: Stopping | None
     epoch: int = 0
+    batches: int = 0
     ended: bool = False
 
 
@@ -118,6 +121,7 @@ def descend(
     progress: bool,
     before: Descent | None = None,
     due: Callable[[], bool] | None = None,
+    keep: Keep | None = None,
 ) -> Descent:
     """Train to the end, or until an epoch ends and it is `due`.
 
@@ -127,6 +131,8 @@ def descend(
         As of `rounds.fit`.
     before
         Where to go on from, in place of `start`; it stays as it is. On the CPU alone.
+    keep
+        Called after each mini-batch with what gives the state then.
     """
     kept = None if stored.held_out is None else np.flatnonzero(~stored.held_out)
     plan = plan_epochs(config, stored.drawn, stored.held_out)
@@ -134,7 +140,8 @@ def descend(
         c.codes if kept is None else c.codes[kept] for c in (stored.cells, stored.drawn)
     )
     record = stored.record if kept is None else lambda at: stored.record(kept[at])
-    spill, first = stored.spill, 0 if before is None else before.epoch
+    spill = stored.spill
+    first, done = (0, 0) if before is None else (before.epoch, before.batches)
 
     def report(epoch: int, positions: NDArray[Any]) -> None:
         mixed = mixing(positions, drawn_codes, plan.n_classes, plan.batch_size)
@@ -145,9 +152,9 @@ def descend(
         cells = stored.ordered.serve(report if drawn else None)
     else:
         gather = lambda at: spill.gather(record(at))  # noqa: E731
-        cells = gathered(plan, gather, report if drawn else None, first)
+        cells = gathered(plan, gather, report if drawn else None, first, done)
     scale = on_device(scaler, stored.device)
-    before_it = first * -(-plan.epoch_size // plan.batch_size)
+    before_it = first * -(-plan.epoch_size // plan.batch_size) + done
     served = Waited(scaled_batches(config, cells, codes, scale, before_it))
     every: Iterator[Batch] = served
     if before is not None and isinstance(before.solver, SGD):
@@ -160,20 +167,22 @@ def descend(
         run, every = _begun(config, stored, scale, batch, start, threads), chain([batch], served)
         del batch  # it would stay beside the batches that are counted on
     held_out = None if stored.held_out is None else np.flatnonzero(stored.held_out)
-    nbytes, seen = sweep_bytes(room - spill.held), 0
-    with stage("Training", (plan.epochs - first) * plan.epoch_size, show=progress) as bar:
+    nbytes, seen = sweep_bytes(room - spill.held), done * plan.batch_size
+    with stage("Training", (plan.epochs - first) * plan.epoch_size - seen, show=progress) as bar:
         for batch in every:
             run.solver.partial_fit(batch.cells)
             run.drawn += np.bincount(batch.codes, minlength=len(run.drawn))
             seen += batch.cells.n_obs
             bar.update(batch.cells.n_obs)
-            if seen % plan.epoch_size:
-                continue
-            run.epoch = batch.epoch + 1
-            if run.stopping is not None:
-                _judge(config, run, stored, held_out, scale, plan, nbytes)
-            if run.ended or (due is not None and due()):
-                break
+            run.batches += 1
+            if seen % plan.epoch_size == 0:
+                run.epoch, run.batches = batch.epoch + 1, 0
+                if run.stopping is not None:
+                    _judge(config, run, stored, held_out, scale, plan, nbytes)
+                if run.ended or (due is not None and due()):
+                    break
+            if keep is not None:
+                keep(lambda: run)
     run.ended |= run.epoch == plan.epochs
     logger.info("SGD waited %.1f s for cells, %.0f%% of its time", served.waited,
                 100 * served.share)  # fmt: skip

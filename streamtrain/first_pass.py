@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,9 @@ from streamtrain.cells import (
     expression_of,
 )
 from streamtrain.config import Settings
-from streamtrain.descent import plan_epochs
+from streamtrain.descent import Keep, plan_epochs
 from streamtrain.errors import InputError
+from streamtrain.kept import Kept
 from streamtrain.ordered import PlanOrder
 from streamtrain.progress import counted
 from streamtrain.rounds import check_room, fixed_bytes, needed_room
@@ -46,10 +47,22 @@ def first_pass(
     kept: float,
     threads: Threads,
     progress: bool,
+    *,
+    files: Kept | None = None,
+    before: list[Any] | None = None,
+    keep: Keep | None = None,
 ) -> tuple[RunningMoments, PlanOrder | None]:
     """Read every cell once: checks, moments, and the cells that any round takes are kept.
 
-    They are kept by `spill`, or, where the page cache would not hold them, in plan order.
+    They are kept by `spill`, or, where the page cache would not hold them, in plan order; or by
+    `files`.
+
+    Parameters
+    ----------
+    before
+        Where the same reading was, as `keep` was told; `files` are as far.
+    keep
+        Called after each block with what gives the state then.
     """
     cells = targets[0].cells
     check: Literal["sum"] | None = "sum" if config.check_expression else None
@@ -58,28 +71,38 @@ def first_pass(
         threads=threads,
     )  # fmt: skip
     moments = MomentsPass(source.n_vars, threads)
+    first = 0
+    if before is not None:
+        first, so_far, tally, _ = before
+        moments.go_on(so_far)
+        expression.merge(tally)
     ordered: PlanOrder | None = None
     n_taken = cells.n_obs if taken is None else int(np.count_nonzero(taken))
     # Alive at a time: the block at hand and the next, each as stored and as read, the normalised
     # values and the spilled copy.
     block = int(min((room - kept) / 6, BLOCK))
-    blocks = sweep(source, cells.rows, block)
-    for position, stored in counted(blocks, "Reading", cells.n_obs, show=progress):
-        if position == 0:  # what the first cells tell of the rest, before hours are spent
+    blocks = sweep(source, cells.rows, block, start=first)
+    for position, stored in counted(blocks, "Reading", cells.n_obs - first, show=progress):
+        if position == first:  # what the first cells tell of the rest, before hours are spent
             cell_bytes = len(stored.data) / stored.n_obs * spill.entry_bytes
-            held = cell_bytes * n_taken
+            held = cell_bytes * n_taken if files is None else 0
             sizes = cell_bytes, spill.entry_bytes
             batches = needed_room(config, room, *sizes) if config.trains_sgd else 0
             if held > min(kept, room - batches):
-                spill.to_scratch()
                 held = 0
+            if not held:
+                spill.to_scratch()
             if config.trains_sgd:
                 check_room(config, room, *sizes)
             # By cell, by gene for the solver, and of the selected genes.
             copies = 1 + (not config.use_SGD) + config.feature_selection
-            if not held or copies > 1:
+            if files is not None:
+                left = cell_bytes * n_taken * (1 - first / cells.n_obs)
+                require_free(files.folder, left, "training", "checkpoint=FOLDER (--checkpoint)")
+                copies -= 1
+            if copies > 1 or (copies and not held):
                 require_free(config.scratch, cell_bytes * n_taken * copies, "training")
-            if not held:
+            if not held and files is None:
                 ordered = _in_plan_order(config, cells, source.n_vars, cell_bytes, n_taken, threads)
         rows = expression(stored, position)
         moments.update(rows)
@@ -87,11 +110,22 @@ def first_pass(
         if taken is not None:
             wanted = np.flatnonzero(taken[position : position + rows.n_obs])
             rows = rows if len(wanted) == rows.n_obs else rows.take(wanted)
-        if ordered is None:
+        if files is not None:
+            files.append(rows)
+        elif ordered is None:
             spill.append(rows)
         else:
             ordered.append(rows, position + wanted)
+        if keep is not None and files is not None:
+            at, kept_by_files = position + stored.n_obs, files
+            keep(
+                lambda at=at, files=kept_by_files: [  # type: ignore[misc]
+                    at, moments.under_way(), expression.tally(), files.under_way()
+                ]
+            )  # fmt: skip
     expression.finish()
+    if files is not None:
+        return moments.result(), None
     kept_by = spill if ordered is None else ordered
     kept_by.finish()
     where = "memory" if kept_by is spill and spill.in_memory else "scratch"

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streamtrain.budget import BLOCK, release_freed
 from streamtrain.config import Settings
-from streamtrain.descent import Descent, descend
+from streamtrain.descent import Descent, Keep, descend
 from streamtrain.features import Features
 from streamtrain.first_pass import first_pass
+from streamtrain.journal import Journal
+from streamtrain.kept import Kept
 from streamtrain.ordered import PlanOrder
 from streamtrain.pairwise import PairwiseSum
 from streamtrain.replicas import Replica, train_replicas
@@ -31,6 +34,7 @@ from streamtrain.trials import Search, Trials, search
 if TYPE_CHECKING:
     from streamtrain.gpu.device import Device
 
+T = TypeVar("T")
 _KEPT = 0.5  # share of the room for cells that are kept in memory if all of them fit there
 
 
@@ -71,6 +75,8 @@ class Local:
         They work.
     device
         The GPU that trains; None for the CPU.
+    journal
+        Where each stage is kept, to go on from; None for nowhere.
     """
 
     def __init__(
@@ -83,11 +89,13 @@ class Local:
         threads: Threads,
         *,
         device: Device | None = None,
+        journal: Journal | None = None,
         progress: bool = False,
     ) -> None:
         self._source, self._targets, self._taken = source, targets, taken
         self._config, self.room, self._threads = config, room, threads
-        self._device, self._progress = device, progress
+        self._device, self._journal, self._progress = device, journal, progress
+        self._rounds = 0
         self.kept = room * (_KEPT if config.use_SGD else _KEPT / 2)
         self._stack = ExitStack()
         self._ordered: PlanOrder | None = None
@@ -106,15 +114,33 @@ class Local:
 
     def first_pass(self) -> RunningMoments:
         """See `Place`."""
-        moments, self._ordered = first_pass(
+        given = (
             self._source, self._targets, self._taken, self.spill, self._config, self.room,
             self.kept, self._threads, self._progress,
         )  # fmt: skip
+        if self._journal is not None:
+            return self._first_pass(self._journal, given)
+        moments, self._ordered = first_pass(*given)
         if self._ordered is not None:
             self._stack.callback(self._ordered.close)
         if self.spill.nbytes > BLOCK:  # collecting takes 0.1 s, which a small job would notice
             release_freed()
         return moments
+
+    def _first_pass(self, journal: Journal, given: tuple[Any, ...]) -> RunningMoments:
+        """The same with the cells in the folder of the journal."""
+        cells = journal.folder, self._source.n_vars, self._config.dtype
+
+        def read(before: Any) -> list[Any]:
+            files = Kept(*cells, None if before is None else before[-1])
+            keep = partial(journal.tick, "reading")
+            moments, _ = first_pass(*given, files=files, before=before, keep=keep)
+            return [moments, files.under_way()]
+
+        moments, kept = journal.stage("reading", read)
+        self.hold(Kept(*cells, kept).spill(self._config.scratch, self._threads))
+        found: RunningMoments = moments
+        return found
 
     def hold(self, spill: Spill) -> None:
         """Take its cells in place of those that are here."""
@@ -148,7 +174,21 @@ class Local:
 
     def search(self, target: Target, features: Features) -> Search:
         """See `Place`."""
-        return search(self.trials(target, features), progress=self._progress)
+
+        def find(_: Any = None, keep: Keep | None = None) -> Search:
+            return search(self.trials(target, features), progress=self._progress, keep=keep)
+
+        return self._stage("search", find)
+
+    def _stage(self, name: str, work: Callable[..., T]) -> T:
+        """What a stage gives, kept in the journal if there is one."""
+        if self._journal is None:
+            return work()
+        self._rounds += 1
+        numbered = f"{name} {self._rounds}"
+        return self._journal.stage(
+            numbered, partial(work, keep=partial(self._journal.tick, numbered))
+        )
 
     def select(self, features: Features) -> None:
         """See `Place`."""
@@ -182,4 +222,8 @@ class Local:
             # Of another solver's settings, which a GPU's SGD may not have, by the CPU's.
             stored = replace(stored, device=None)
         given = config, stored, self.scaler(features), start, self.room, self._threads
-        return fit(*given, progress=self._progress)
+
+        def train(before: Any = None, keep: Keep | None = None) -> Fitted:
+            return fit(*given, progress=self._progress, before=before, keep=keep)
+
+        return self._stage("round", train)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,7 @@ from streamtrain.solvers.counters import State
 from streamtrain.solvers.logistic import (
     Logistic,
     Penalty,
+    Progress,
     Sums,
     TileSums,
     column_classes,
@@ -40,6 +43,8 @@ def fit_logistic(
     threads: Threads,
     *,
     progress: bool,
+    before: Progress | None = None,
+    keep: Callable[[Callable[[], Any] | None], None] | None = None,
 ) -> Fitted:
     """Train on kept cells; see `rounds.fit`."""
     cells, n_genes = stored.cells, len(scaler.shift)
@@ -61,7 +66,10 @@ def fit_logistic(
             from streamtrain.gpu.logistic import DeviceSums
 
             sums = DeviceSums(stored.device, tiles, weights, column_classes(len(weights)))
-        return solve(config, cells, scaler.shift, start, sums, vectors, threads, progress=progress)
+        return solve(
+            config, cells, scaler.shift, start, sums, vectors, threads, progress=progress,
+            before=before, keep=keep,
+        )  # fmt: skip
 
 
 def vectors_bytes(n_genes: int, cells: Cells, room: float) -> float:
@@ -86,6 +94,8 @@ def solve(
     threads: Threads,
     *,
     progress: bool,
+    before: Progress | None = None,
+    keep: Callable[[Callable[[], Any] | None], None] | None = None,
 ) -> Fitted:
     """Train on what `sums` sums over, which are the `cells`.
 
@@ -95,6 +105,8 @@ def solve(
         Of the scaler, shape (genes,).
     vectors
         Bytes for the solver's vectors.
+    before, keep
+        As of `rounds.fit`.
 
     Raises
     ------
@@ -130,7 +142,7 @@ def solve(
                 logger.info("pass %d: %d of %d cell types done", passes, ended, columns)
 
         try:
-            solution = solver.fit(sums, report)
+            solution = solver.fit(sums, report, before, keep)
         except ConnectionError as error:  # of sums over a cluster
             coef, intercept = solver.present()
             so_far = Fitted(State(coef.astype(config.dtype), intercept))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from streamtrain.batches import Batch, planned
 from streamtrain.config import Settings
 from streamtrain.descent import (
+    Keep,
     make_sgd,
     on_device,
     plan_epochs,
@@ -144,19 +146,24 @@ def fit_replicas(
     threads: Threads,
     *,
     progress: bool,
+    before: list[Any] | None = None,
+    keep: Keep | None = None,
 ) -> Fitted:
     """Train the copies one after the other, epoch by epoch; see `rounds.fit`."""
     plan = plan_epochs(config, stored.drawn, None)
-    total: Replica | None = None
-    drawn = np.zeros(len(stored.cells.classes), np.int64)
-    with stage("Training", plan.epochs * plan.epoch_size, show=progress) as bar:
-        for epoch in range(plan.epochs):
+    nothing: list[Any] = [0, None, np.zeros(len(stored.cells.classes), np.int64)]
+    total: Replica | None
+    first, total, drawn = nothing if before is None else before
+    with stage("Training", (plan.epochs - first) * plan.epoch_size, show=progress) as bar:
+        for epoch in range(first, plan.epochs):
             state = start if total is None else total.mean()
             every = range(config.replicas)
             copies = train_replicas(config, stored, scaler, state, threads, epoch, every)
             total = copies.total()
             bar.update(int(total.drawn.sum()))
-            drawn += total.drawn
+            drawn = drawn + total.drawn
+            if keep is not None:
+                keep(partial(list, [epoch + 1, total, drawn]))
     if total is None:
         raise ValueError("there are no epochs")
     return averaged(config, stored.cells.counts, total, drawn)

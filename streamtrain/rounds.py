@@ -6,13 +6,13 @@ What a round takes of the budget, and what it refuses, stands here; the ways to 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from streamtrain.budget import format_bytes
 from streamtrain.config import Settings
-from streamtrain.descent import batch_size, descend, fitted, sweep_bytes
+from streamtrain.descent import Keep, batch_size, descend, fitted, sweep_bytes
 from streamtrain.errors import InputError
 from streamtrain.optimum import fit_logistic
 from streamtrain.replicas import fit_replicas
@@ -67,6 +67,8 @@ def fit(
     threads: Threads,
     *,
     progress: bool,
+    before: Any = None,
+    keep: Keep | None = None,
 ) -> Fitted:
     """Train once.
 
@@ -78,13 +80,18 @@ def fit(
         Weights of those genes to continue from.
     room
         Bytes for cells and for what the solver keeps.
+    before
+        Where the same round was, as `keep` was told.
+    keep
+        Called at moments from which the round can go on, with what gives its state then.
     """
     given = config, stored, scaler, start, room, threads
+    under_way: Any = {"progress": progress, "before": before, "keep": keep}
     if not config.use_SGD:
-        return fit_logistic(*given, progress=progress)
+        return fit_logistic(*given, **under_way)
     if config.replicas > 1:
-        return fit_replicas(config, stored, scaler, start, threads, progress=progress)
-    run = descend(*given, progress=progress)
+        return fit_replicas(config, stored, scaler, start, threads, **under_way)
+    run = descend(*given, **under_way)
     return fitted(config, stored.cells, stored.held_out, [run])
 
 

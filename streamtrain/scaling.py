@@ -127,6 +127,15 @@ class MomentsPass:
                 self._restart()
             start = stop
 
+    def under_way(self) -> list[Any]:
+        """What it has taken, for `go_on` elsewhere; it is not to go on here meanwhile."""
+        return [self._at, self._sums, self._n, list(self._block)]
+
+    def go_on(self, before: list[Any]) -> None:
+        """Take what another had taken, in place of its own."""
+        self._at, self._sums, self._n, block = before
+        self._block = tuple(block)
+
     def _take(self, rows: Rows, start: int, stop: int, first_gene: int, stop_gene: int) -> None:
         kernel.welford(
             rows.data, rows.indices, rows.indptr, start, stop, first_gene, stop_gene, *self._block

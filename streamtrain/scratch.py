@@ -75,7 +75,9 @@ def free_disk(folder: Folder) -> int:
         raise _unusable(place, error) from error
 
 
-def require_free(folder: Folder, nbytes: float, purpose: str) -> None:
+def require_free(
+    folder: Folder, nbytes: float, purpose: str, remedy: str = "scratch=FOLDER (--scratch)"
+) -> None:
     """Refuse to begin what will not fit.
 
     Raises
@@ -87,7 +89,7 @@ def require_free(folder: Folder, nbytes: float, purpose: str) -> None:
     if free < nbytes:
         raise InputError(
             f"{purpose} needs {format_bytes(nbytes)} of scratch, and {place} has "
-            f"{format_bytes(free)} free: pass scratch=FOLDER (--scratch) on a larger disk"
+            f"{format_bytes(free)} free: pass {remedy} on a larger disk"
         )
 
 

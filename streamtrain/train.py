@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +21,6 @@ from streamtrain.budget import (
 )
 from streamtrain.calibration import Calibration
 from streamtrain.cells import (
-    Cells,
     Labels,
     require_file,
 )
@@ -33,19 +29,19 @@ from streamtrain.decode.address import located
 from streamtrain.errors import InputError
 from streamtrain.features import Features
 from streamtrain.first_pass import room_for_cells
+from streamtrain.journal import EVERY, Journal
 from streamtrain.local import Local, Place
 from streamtrain.model import Model, check_output
-from streamtrain.rounds import (
-    check,
-    check_matrix,
-)
+from streamtrain.provenance import identity, made_from
+from streamtrain.rounds import check, check_matrix
 from streamtrain.scaling import RunningMoments
 from streamtrain.scratch import free_disk
 from streamtrain.selection import check_enough, top_genes
 from streamtrain.solvers.counters import State
+from streamtrain.solvers.sgd import SGD
 from streamtrain.sources import open_expression, open_source
 from streamtrain.sources.base import Source
-from streamtrain.sources.collection import CollectionSource, report_files
+from streamtrain.sources.collection import report_files
 from streamtrain.sources.genes import Genes
 from streamtrain.stored import EndedEarlyError, Fitted
 from streamtrain.targets import Target, cells_taken, listed_genes, targets_of
@@ -69,6 +65,8 @@ def train(
     storage_options: Mapping[str, Any] | None = None,
     client: Any = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: float = EVERY,
+    resume: bool = False,
     **settings: Any,
 ) -> Model:
     """Train a CellTypist classifier from cells on disk, without holding them in memory.
@@ -103,8 +101,17 @@ def train(
         that of one process, to the bit for SGD and within 1e-10 for logistic regression. Needs
         pip install 'streamtrain[cluster]'.
     checkpoint
-        Folder, ending in .zarr by custom, for the model so far, should the scheduler be lost; pass
-        it as `warm_start` then.
+        Folder in which the run is kept while it goes on: the cells that training takes, as on
+        scratch, and every `checkpoint_every` seconds, and when SIGINT, SIGTERM or SIGHUP comes, how
+        far it is. With a client, where the model so far is saved, should the scheduler be lost, to
+        pass as `warm_start`. On the CPU.
+    checkpoint_every
+        Seconds.
+    resume
+        Go on from the folder of `checkpoint`, if it holds a run, which must be of the same data,
+        labels and settings, those of memory and threads aside. The model is the same, to the bit,
+        as if nothing had come between. A search among settings (`folds`) begins anew if it had not
+        ended.
     **settings
         Any field of `Settings`:
         {settings}
@@ -124,6 +131,8 @@ def train(
         For a keyword that is no setting.
     ConnectionError
         If the scheduler of `client` is lost and does not come back.
+    StoppedError
+        After a signal, when the run is saved; it is a KeyboardInterrupt.
 
     Warns
     -----
@@ -132,7 +141,7 @@ def train(
     """
     [outcome] = run(
         X, [labels], genes, settings, progress, storage_options, client=client,
-        checkpoint=checkpoint,
+        checkpoint=checkpoint, checkpoint_every=checkpoint_every, resume=resume,
     )  # fmt: skip
     if outcome.unconverged:
         from sklearn.exceptions import ConvergenceWarning
@@ -175,6 +184,8 @@ def run(
     refit: bool = True,
     client: Any = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: float = EVERY,
+    resume: bool = False,
 ) -> list[Outcome]:
     """Do what `train` and `cross_validate` do, from one reading for all columns of `labels`."""
     settings = with_recipe(settings)
@@ -191,13 +202,19 @@ def run(
 
         check_client(client, on_gpu=config.on_gpu)
     device = check(config)
-    if checkpoint is not None:
-        if client is None:
-            raise InputError(
-                "checkpoint is for training by a client: leave it out, or pass client (--workers, "
-                "--scheduler)"
-            )
+    journal = None
+    if resume and (checkpoint is None or client is not None):
+        raise InputError(
+            "resume goes on from the folder of checkpoint, in one process: "
+            + ("pass checkpoint=FOLDER (--checkpoint), too" if checkpoint is None else
+               "leave it out, or client (--workers, --scheduler)")
+        )  # fmt: skip
+    if checkpoint is not None and client is not None:
         check_output(checkpoint)
+    elif checkpoint is not None:
+        if device is not None:
+            raise InputError("checkpoint is for the CPU alone: leave it out, or device")
+        journal = Journal(checkpoint, resume=resume, every=checkpoint_every)
     if config.scratch is not None:
         free_disk(config.scratch)  # refuses what is no folder
     X = located(X, storage_options)
@@ -207,6 +224,7 @@ def run(
     budget = parse_bytes(config.memory)
     logger.info("Preparing data before training")
     with (
+        nullcontext() if journal is None else journal,
         Threads(config.n_jobs) as threads,
         nullcontext() if device is None else device.within(threads),
         closing(_open(X, genes, config, budget, threads, progress)) as source,
@@ -221,6 +239,10 @@ def run(
         if config.feature_selection:
             check_enough(source.name, source.n_vars, config.top_genes)
         known = sum(0 if model is None else model.dataset.nbytes for model in (before, base))
+        if resume and config.trains_sgd:  # weights as they were saved, beside those under way
+            known += SGD.nbytes(
+                source.n_vars, len(cells.classes), config.dtype, config.average, config.penalty
+            )
         room = room_for_cells(budget, known, source, targets, config)
         taken = cells_taken(source.name, targets, config)
         logger.info(
@@ -230,7 +252,9 @@ def run(
             format_bytes(budget),
         )  # fmt: skip
         run_of = source, targets, taken, config, room, threads
-        with _place(client, *run_of, device=device, progress=progress) as place:
+        if journal is not None:
+            journal.begin(identity(config, source, targets, [before, base]))
+        with _place(client, *run_of, device=device, journal=journal, progress=progress) as place:
             moments = place.first_pass()
             if added is None:
                 features = _expressed(source, moments, listed)
@@ -251,7 +275,7 @@ def run(
                 target: Target, config: Settings, features: Features, fitted: Fitted,
                 found: Search | None,
             ) -> Model:  # fmt: skip
-                provenance = _provenance(target.labels, source, target.cells, config)
+                provenance = made_from(target.labels, source, target.cells, config)
                 n_cells: NDArray[np.int64] | None = target.columns.counts
                 if added is not None:
                     n_cells = added.n_cells(target.columns.classes, target.columns.counts)
@@ -350,11 +374,11 @@ def _ended_early(
 
 
 def _place(
-    client: Any, *run: Any, device: Device | None, progress: bool
+    client: Any, *run: Any, device: Device | None, journal: Journal | None, progress: bool
 ) -> AbstractContextManager[Place]:
     """Where to train: here, or by the workers of a client."""
     if client is None:
-        return Local(*run, device=device, progress=progress)
+        return Local(*run, device=device, journal=journal, progress=progress)
     from streamtrain.cluster.training import Cluster
 
     return Cluster(client, *run, progress=progress)
@@ -418,31 +442,3 @@ def _model(
             "number_celltypes": len(classes),
         },
     )
-
-
-def _provenance(labels: Labels, source: Source, cells: Cells, config: Settings) -> dict[str, Any]:
-    """What a model was made from, and with."""
-    one = [(source.name, source)]
-    files = source.by_file() if isinstance(source, CollectionSource) else one
-    return {
-        "sources": [_origin(name, part) for name, part in files],
-        "labels": str(labels) if isinstance(labels, (str, os.PathLike)) else "given as values",
-        "n_cells": cells.n_obs,
-        "trained": datetime.now().isoformat(timespec="seconds"),
-        "random_state": config.random_state,
-        "device": "gpu" if config.on_gpu else "cpu",
-        "python": platform.python_version(),
-        "packages": {p: version(p) for p in ("streamtrain", "anndata", "numba", "numpy")},
-    }
-
-
-def _origin(name: str, source: Source) -> dict[str, Any]:
-    origin = {"name": name, "n_obs": source.n_obs, "n_vars": source.n_vars}
-    path = getattr(source, "path", None)
-    return origin if path is None else origin | {"bytes": _stored_bytes(path)}
-
-
-def _stored_bytes(path: Path) -> int:
-    """Size of a file or of all files in a folder."""
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(f.stat().st_size for f in files if f.is_file())

@@ -20,6 +20,7 @@ from streamtrain.budget import format_bytes
 from streamtrain.calibration import Calibration
 from streamtrain.config import Settings
 from streamtrain.descent import (
+    Keep,
     batches_on_device,
     make_sgd,
     on_device,
@@ -133,8 +134,11 @@ def trials_of(config: Settings) -> list[Settings]:
     return [replace(config, alpha=a, step=s) for a, s in pairs]
 
 
-def search(run: Trials, *, progress: bool) -> Search:
-    """Try the settings that a run leaves to choose, as many side by side as there is room for."""
+def search(run: Trials, *, progress: bool, keep: Keep | None = None) -> Search:
+    """Try the settings that a run leaves to choose, as many side by side as there is room for.
+
+    `keep` is called after each mini-batch, with None: there is no going on from there.
+    """
     config = run.config
     log_search(config, run.folds, run.judged)
 
@@ -142,7 +146,7 @@ def search(run: Trials, *, progress: bool) -> Search:
         waiting, together = trials_of(config), run.together()
         for start in range(0, len(waiting), together):
             part = waiting[start : start + together]
-            trials, scores = run.of_settings(part, progress=progress)
+            trials, scores = run.of_settings(part, progress=progress, keep=keep)
             yield from zip(part, trials, scores, strict=True)
             del scores  # beside which the next ones would stand
 
@@ -263,7 +267,7 @@ class Trials:
         return together
 
     def of_settings(
-        self, configs: list[Settings], *, progress: bool
+        self, configs: list[Settings], *, progress: bool, keep: Keep | None = None
     ) -> tuple[list[Trial], NDArray[np.float32]]:
         """Train these side by side, each until its macro-F1 rises no more.
 
@@ -292,6 +296,8 @@ class Trials:
                     self.drawn[fold] += np.bincount(batch.codes[mine], minlength=shape[2])
                 seen += batch.cells.n_obs
                 bar.update(batch.cells.n_obs)
+                if keep is not None:
+                    keep(None)
                 if seen % plan.epoch_size:
                     continue
                 self._score(solver, going, scores)

@@ -434,6 +434,7 @@ def test_readme__its_examples_run(folder, tmp_path, monkeypatch):
         "train",
         "train",
         "train",
+        "train",
         "predict",
         "train",
         "convert",

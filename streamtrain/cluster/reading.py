@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from streamtrain.budget import BLOCK
 from streamtrain.cells import expression_of
-from streamtrain.cluster.parts import Opened, Part, Written, entry_bytes
 from streamtrain.cluster.turns import kept, opened, turn
 from streamtrain.cluster.workers import Shared, Workers
 from streamtrain.config import Settings
@@ -29,6 +28,7 @@ from streamtrain.expression import Expression
 from streamtrain.features import Features
 from streamtrain.first_pass import room_for_cells
 from streamtrain.pairwise import PairwiseSum, stretch_of
+from streamtrain.parts import Opened, Part, Written, entry_bytes
 from streamtrain.progress import stage
 from streamtrain.rounds import check_room
 from streamtrain.rows import Rows

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamtrain.budget import format_bytes
-from streamtrain.cluster.parts import Part
 from streamtrain.cluster.reading import Job, at_work, cells_of
 from streamtrain.cluster.turns import kept, let_go
 from streamtrain.cluster.workers import Workers
@@ -20,6 +19,7 @@ from streamtrain.errors import InputError
 from streamtrain.features import Features
 from streamtrain.optimum import weights_of
 from streamtrain.pairwise import PairwiseSum
+from streamtrain.parts import Part
 from streamtrain.solvers.logistic import Pass, TileSums
 from streamtrain.tiles import Tiles
 

@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from streamtrain.cluster.parts import Part
 from streamtrain.cluster.reading import Job, at_work, first_pass, gathered, place_for
 from streamtrain.cluster.summing import ClusterSums
 from streamtrain.cluster.turns import kept, let_go
@@ -30,6 +29,7 @@ from streamtrain.kernels.lanes import lanes_of
 from streamtrain.local import Local
 from streamtrain.optimum import solve, vectors_bytes
 from streamtrain.pairwise import PairwiseSum
+from streamtrain.parts import Part
 from streamtrain.progress import stage
 from streamtrain.replicas import Replica, averaged
 from streamtrain.rounds import check_room

@@ -103,7 +103,7 @@ def column_classes(n_classes: int) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Ended:
+class Ended:
     """What a class reached; the fields of `Solution.certificate`."""
 
     x: NDArray[np.float64]
@@ -115,7 +115,7 @@ class _Ended:
     converged: bool
 
 
-class _Problem:
+class Problem:
     """One class against the rest: its penalty, its point and whether it has ended."""
 
     def __init__(
@@ -209,14 +209,14 @@ class _Problem:
             self.converged = self._flat
         return self.converged or search.stuck or search.n_iter >= max_iter
 
-    def end(self) -> _Ended:
+    def end(self) -> Ended:
         """Give what was reached, and let go of the search."""
         search, bound = self.search, self.bound
         if search is None:
             raise RuntimeError("a problem ends after its first pass")
         self.search = None
         norm = math.sqrt(dot(search.slope, search.slope))
-        return _Ended(
+        return Ended(
             search.x, search.value, norm, bound, search.n_iter, search.n_eval, self.converged
         )
 
@@ -241,6 +241,25 @@ class _Problem:
             self._polished[-1] -= self.search.slope[-1] / self._bend
         else:
             self.converged = close
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far the classes are.
+
+    Attributes
+    ----------
+    group
+        Classes that are solved at a time.
+    ended
+        What is reached, by column.
+    active
+        Those under way.
+    """
+
+    group: int
+    ended: dict[int, Ended]
+    active: list[Problem]
 
 
 class Logistic:
@@ -311,7 +330,13 @@ class Logistic:
         waiting = (n_obs // stretch_of(n_obs)).bit_length()  # slopes of stretches
         return (2 * MEMORY + 12 + waiting) * 8 * (n_genes + 1)
 
-    def fit(self, sums: Sums, report: Callable[[int, int], None]) -> Solution:
+    def fit(
+        self,
+        sums: Sums,
+        report: Callable[[int, int], None],
+        before: Progress | None = None,
+        keep: Callable[[Callable[[], Any] | None], None] | None = None,
+    ) -> Solution:
         """Solve every class.
 
         Parameters
@@ -321,40 +346,56 @@ class Logistic:
         report
             Called with the cells read since the last call and the number of classes that have
             ended.
+        before
+            Where to go on from.
+        keep
+            Called after each pass with what gives the `Progress` then.
         """
-        ended: list[_Ended] = []
-        for start in range(0, len(self._classes), self._group):
-            stop = min(start + self._group, len(self._classes))
-            ended += self._solve(sums, range(start, stop), report)
+        run = Progress(self._group, {}, []) if before is None else before
+        while len(run.ended) < len(self._classes):
+            if not run.active:
+                first = len(run.ended)
+                columns = range(first, min(first + run.group, len(self._classes)))
+                run.active = [self._problem(column) for column in columns]
+            self._solve(sums, run, report, keep)
+        ended = [run.ended[column] for column in sorted(run.ended)]
         names = ("gradient_norm", "suboptimality", "objective", "n_iter", "n_passes", "converged")
         certificate = {name: np.array([getattr(e, name) for e in ended]) for name in names}
         x = np.array([e.x for e in ended])
         return Solution(x[:, :-1], x[:, -1], certificate)
 
     def _solve(
-        self, sums: Sums, columns: range, report: Callable[[int, int], None]
-    ) -> list[_Ended]:
-        active = [self._problem(column) for column in columns]
-        points = [self._first(p) for p in active]
-        self._points |= {p.column: x for p, x in zip(active, points, strict=True)}
-        ended: dict[int, _Ended] = {}
-        while active:
-            done = columns.start + len(ended)
+        self,
+        sums: Sums,
+        run: Progress,
+        report: Callable[[int, int], None],
+        keep: Callable[[Callable[[], Any] | None], None] | None,
+    ) -> None:
+        """Solve the active classes of a run."""
+        self._points |= {column: end.x for column, end in run.ended.items()}
+        while run.active:
+            active = run.active
+            points = [self._first(p) if p.search is None else p.point for p in active]
+            self._points |= {
+                p.column: x if p.search is None else p.search.x
+                for p, x in zip(active, points, strict=True)
+            }
+            done = len(run.ended)
             loss, slope, bend = self._evaluate(sums, active, points, partial(_told, report, done))
             todo = list(zip(active, points, loss.tolist(), slope, bend.tolist(), strict=True))
             self._threads.each(lambda item: self._advance(*item), todo)
             # The vectors of a problem that has ended make room.
-            ended |= {p.column: p.end() for p in active if p.over(self._max_iter)}
-            self._points |= {column: end.x for column, end in ended.items()}
+            run.ended |= {p.column: p.end() for p in active if p.over(self._max_iter)}
+            self._points |= {column: end.x for column, end in run.ended.items()}
             self._points |= {p.column: p.search.x for p in active if p.search is not None}
-            active = [p for p in active if p.column not in ended]
-            points = [p.point for p in active]
-        return [ended[column] for column in columns]
+            run.active = [p for p in active if p.column not in run.ended]
+            if keep is not None:
+                keep(lambda: run)
 
     def _evaluate(
         self,
         sums: Sums,
-        problems: list[_Problem],
+        problems: list[Problem],
         points: list[NDArray[np.float64]],
         report: Callable[[int], None],
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
@@ -370,11 +411,11 @@ class Logistic:
         gradient /= weight[:, None]
         return loss / weight, gradient, bend / weight
 
-    def _problem(self, column: int) -> _Problem:
+    def _problem(self, column: int) -> Problem:
         weight = float((self._weights[:, column] * self._counts).sum())
-        return _Problem(column, weight, self._penalty, len(self._shift), self._fit_intercept)
+        return Problem(column, weight, self._penalty, len(self._shift), self._fit_intercept)
 
-    def _first(self, problem: _Problem) -> NDArray[np.float64]:
+    def _first(self, problem: Problem) -> NDArray[np.float64]:
         """Where to start: given weights, or none and the log odds of the class."""
         column = problem.column
         if self._start is not None:
@@ -389,7 +430,7 @@ class Logistic:
 
     def _advance(
         self,
-        problem: _Problem,
+        problem: Problem,
         x: NDArray[np.float64],
         loss: float,
         slope: NDArray[np.float64],

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamtrain.cluster.parts import Opened, Written, entry_bytes
+from streamtrain.parts import Opened, Written, entry_bytes
 from streamtrain.rows import Rows
 from streamtrain.scratch import ScratchArray, ScratchPieces
 from streamtrain.threads import Threads

@@ -16,6 +16,7 @@ from streamtrain.scratch import Folder, ScratchArray, ScratchPieces
 from streamtrain.spill import Spill
 from streamtrain.threads import Threads
 
+_ENDINGS = ".values", ".genes", ".lengths"
 Files = tuple[ScratchArray, ScratchArray, ScratchArray]  # values, genes, and lengths of cells
 
 
@@ -90,11 +91,15 @@ class Written:
         Of the values.
     by
         Address of the worker.
+    n_obs, entries
+        What is there already; what is behind it is written over.
     """
 
-    def __init__(self, path: Path, n_vars: int, dtype: Any, by: str) -> None:
+    def __init__(
+        self, path: Path, n_vars: int, dtype: Any, by: str, *, n_obs: int = 0, entries: int = 0
+    ) -> None:
         self._given, self._by = (path, n_vars, dtype), by
-        self._n_obs = self._entries = 0
+        self._n_obs, self._entries = n_obs, entries
 
     def append(self, blocks: Iterable[Rows]) -> Part:
         """Write the cells of a unit; where that fails, the next takes their place."""
@@ -141,6 +146,11 @@ class Opened:
         return Spill.of((values, genes), lengths, self._given[0], scratch, threads=threads)
 
 
+def files_of(path: Path) -> list[Path]:
+    """The files of cells."""
+    return [path.with_suffix(ending) for ending in _ENDINGS]
+
+
 def entry_bytes(n_vars: int, dtype: Any) -> int:
     """Bytes of an entry in the files."""
     return sum(np.dtype(kind).itemsize for kind in _types(n_vars, dtype)[:2])
@@ -152,10 +162,7 @@ def _types(n_vars: int, dtype: Any) -> tuple[Any, Any, Any]:
 
 def _open(how: Callable[[Path, Any], ScratchArray], path: Path, n_vars: int, dtype: Any) -> Files:
     values, genes, lengths = (
-        how(path.with_suffix(ending), kind)
-        for ending, kind in zip(
-            (".values", ".genes", ".lengths"), _types(n_vars, dtype), strict=True
-        )
+        how(file, kind) for file, kind in zip(files_of(path), _types(n_vars, dtype), strict=True)
     )
     return values, genes, lengths
 

@@ -1,0 +1,107 @@
+"""A source, labels and settings in; what a model was made from, in words and sums, out."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+
+from streamtrain.cells import Cells, Labels
+from streamtrain.config import Settings
+from streamtrain.model import Model
+from streamtrain.model_store import checksum
+from streamtrain.sources.base import Source
+from streamtrain.sources.collection import CollectionSource
+from streamtrain.targets import Target
+
+# Settings that leave the model as it is.
+_FREE = {"memory", "n_jobs", "scratch", "verbose", "date", "details", "url", "source", "version"}
+_SAMPLE = 16  # cells by which a matrix in memory is known again
+
+
+def made_from(labels: Labels, source: Source, cells: Cells, config: Settings) -> dict[str, Any]:
+    """What a model was made from, and with."""
+    one = [(source.name, source)]
+    files = source.by_file() if isinstance(source, CollectionSource) else one
+    return {
+        "sources": [_origin(name, part) for name, part in files],
+        "labels": str(labels) if isinstance(labels, (str, os.PathLike)) else "given as values",
+        "n_cells": cells.n_obs,
+        "trained": datetime.now().isoformat(timespec="seconds"),
+        "random_state": config.random_state,
+        "device": "gpu" if config.on_gpu else "cpu",
+        "python": platform.python_version(),
+        "packages": {p: version(p) for p in ("streamtrain", "anndata", "numba", "numpy")},
+    }
+
+
+def identity(
+    config: Settings, source: Source, targets: Sequence[Target], models: Sequence[Model | None]
+) -> dict[str, Any]:
+    """What a run is known by, as plain values: the same make the same model.
+
+    Files are known by their sizes and the time of their last change, arrays in memory by some
+    cells.
+    """
+    one = [(source.name, source)]
+    files = source.by_file() if isinstance(source, CollectionSource) else one
+    cells = targets[0].cells
+    sums = [_crc(target.cells.classes, target.cells.codes, target.held_out) for target in targets]
+    return {
+        "streamtrain": version("streamtrain"),
+        **{key: value for key, value in config.to_dict().items() if key not in _FREE},
+        "data": {name: _known(part) for name, part in files},
+        "genes": _crc(source.genes),
+        "cells": [cells.n_obs, _crc(cells.rows, cells.weight, cells.batch_key)],
+        "labels": sums,
+        "models to go on from": [None if m is None else checksum(m.dataset) for m in models],
+    }
+
+
+def _known(source: Source) -> list[Any]:
+    shape = [source.n_obs, source.n_vars]
+    path = getattr(source, "path", None)
+    if isinstance(path, Path):
+        return [*shape, _stored_bytes(path), _changed(path)]
+    some = np.unique(np.linspace(0, max(0, source.n_obs - 1), _SAMPLE).astype(np.int64))
+    rows = source.take(some)
+    return [*shape, _crc(rows.data, rows.indices, rows.indptr)]
+
+
+def _crc(*arrays: Any) -> str:
+    """Checksum of arrays, of numbers or texts, or None."""
+    total = 0
+    for array in arrays:
+        if array is None:
+            part = b"none"
+        elif array.dtype == object:
+            part = "\0".join(map(str, array)).encode()
+        else:
+            part = np.ascontiguousarray(array).tobytes()
+        total = google_crc32c.extend(total, part)
+    return f"{total:08x}"
+
+
+def _changed(path: Path) -> int:
+    """Time of the last change of a file, or of any file in a folder, in nanoseconds."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return max((file.stat().st_mtime_ns for file in files), default=0)
+
+
+def _origin(name: str, source: Source) -> dict[str, Any]:
+    origin = {"name": name, "n_obs": source.n_obs, "n_vars": source.n_vars}
+    path = getattr(source, "path", None)
+    return origin if path is None else origin | {"bytes": _stored_bytes(path)}
+
+
+def _stored_bytes(path: Path) -> int:
+    """Size of a file or of all files in a folder."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(f.stat().st_size for f in files if f.is_file())

@@ -1,0 +1,346 @@
+"""Runs that are killed, stopped or damaged on the way, and go on to the same bits."""
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import streamtrain
+from streamtrain import InputError, first_pass, frozen, journal
+from streamtrain.journal import Journal, StoppedError
+from tests import atlas
+from tests.models import assert_same
+
+MINI = atlas.MINI | {"batch_size": 100, "batch_number": 4, "epochs": 3}
+WAYS = {
+    "mini-batches": MINI,
+    "averaged": MINI | {"average": True, "dtype": "float64"},
+    "gene_dropout": MINI | {"gene_dropout": 0.3, "step": "auto"},
+    "early stopping": MINI | {"epochs": 6, "early_stopping": True},
+    "correct_prior": MINI | {"balance_cell_type": True, "replace": True, "correct_prior": True,
+                             "average": True},
+    "whole epochs": {"use_SGD": True, "max_iter": 6},
+    "adaptive": {"use_SGD": True, "max_iter": 25, "learning_rate": "adaptive", "eta0": 0.01,
+                 "tol": 0.1, "n_iter_no_change": 2},
+    "l1": {"use_SGD": True, "max_iter": 6, "penalty": "l1", "average": True},
+    "optimum": {"max_iter": 30},
+    "optimum, l1": {"penalty": "l1", "solver": "saga", "max_iter": 30},
+    "copies": MINI | {"batch_size": 50, "batch_number": 6, "replicas": 3},
+    "selected": {"feature_selection": True, "top_genes": 10, "max_iter": 8},
+    "folds": MINI | {"folds": 2, "alpha": [1e-4, 1e-2], "calibrate": True},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def adata():
+    return atlas.make(900, n_types=5)
+
+
+@pytest.fixture(scope="module")
+def path(adata, tmp_path_factory):
+    path = tmp_path_factory.mktemp("journal") / "atlas.h5ad"
+    adata.write_h5ad(path)
+    return path
+
+
+def train(X, folder=None, labels="cell_type", **options):
+    if folder is not None:
+        options = {"checkpoint": folder, "resume": True} | options
+    return streamtrain.train(X, labels, progress=False, **options)
+
+
+class KilledError(Exception):
+    """As if the process ended here."""
+
+
+def states(folder):
+    return sorted(folder.glob("*.state"))
+
+
+def killed_after(monkeypatch, n):
+    """End the run once it has saved n states."""
+    save, left = Journal._save, [n]
+
+    def saved(self):
+        save(self)
+        left[0] -= 1
+        if not left[0]:
+            raise KilledError
+
+    monkeypatch.setattr(Journal, "_save", saved)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
+def test_resume__to_the_bit(adata, way, tmp_path, monkeypatch):
+    expected, folder, kills = train(adata, **way), tmp_path / "run", 0
+    monkeypatch.setattr(first_pass, "BLOCK", 40_000)  # several in the first pass
+    while True:
+        with monkeypatch.context() as patch:
+            killed_after(patch, 1 + kills % 3)
+            try:
+                found = train(adata, folder, checkpoint_every=1e-9, **way)
+                break
+            except KilledError:
+                kills += 1
+        assert len(states(folder)) <= 2
+    assert kills >= 4
+    assert_same(found, expected)
+    assert_same(train(adata, folder, **way), expected)  # which was ended
+
+
+# Of other threads, memory and scratch: the model does not know of them.
+def test_resume__elsewhere(path, tmp_path, monkeypatch):
+    expected, folder = train(path, **MINI), tmp_path / "run"
+    begun(path, folder, monkeypatch, n_jobs=1, memory="300MB")
+    found = train(path, folder, n_jobs=2, memory="500MB", scratch=str(tmp_path), **MINI)
+    assert_same(found, expected)
+
+
+SCRIPT = """
+import sys, warnings
+import streamtrain
+warnings.simplefilter("ignore")
+path, folder, out = sys.argv[1:4]
+model = streamtrain.train(path, "cell_type", progress=False, checkpoint=folder, resume=True,
+                          checkpoint_every=0.02, use_SGD=True, mini_batch=True, batch_size=50,
+                          batch_number=17, epochs=300, average=True, n_jobs=1)
+model.save(out)
+"""
+
+
+@pytest.mark.slow
+def test_resume__killed_at_any_moment(path, tmp_path):
+    options = {"use_SGD": True, "mini_batch": True, "batch_size": 50, "batch_number": 17}
+    expected = train(path, epochs=300, average=True, **options)
+    rng, out, kills = random.Random(0), tmp_path / "model.zarr", 0  # noqa: S311
+    command = [sys.executable, "-c", SCRIPT, path, tmp_path / "run", out]
+    while not out.exists():
+        process = subprocess.Popen(command)  # noqa: S603
+        try:
+            # The libraries take a second or two; later on more is done at a time.
+            process.wait(rng.uniform(1, 3 + kills / 4))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            kills += 1
+        assert process.wait() in (0, -signal.SIGKILL)
+    assert kills >= 3
+    assert_same(streamtrain.Model.load(out), expected)
+
+
+def in_time(condition, seconds=60):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_cli__stopped_by_a_signal_goes_on(number, path, tmp_path):
+    folder, out = tmp_path / "run", tmp_path / "model.zarr"
+    sizes = ["--batch-size", "50", "--batch-number", "17", "--epochs", "300"]
+    command = [
+        sys.executable, "-m", "streamtrain", "train", path, "--labels", "cell_type", "--out", out,
+        "--checkpoint", folder, "--quiet", "--use-sgd", "--mini-batch", *sizes,
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)  # noqa: S603
+    # Once the cells are read.
+    in_time(lambda: process.poll() is not None or (folder.exists() and states(folder)))
+    process.send_signal(number)
+    _, words = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert re.search(rf"stopped by {number.name}; the run so far is in .*run.*--resume", words)
+    assert not out.exists()
+    first = states(folder)[-1]
+    again = [*command, "--resume"]
+    done = subprocess.run(again, capture_output=True, text=True, timeout=300)  # noqa: S603
+    assert done.returncode == 0, done.stderr
+    assert not folder.exists()  # which the command cleared away, once the model was there
+    assert first.name != "000001.state"
+    mini = {"use_SGD": True, "mini_batch": True, "batch_size": 50, "batch_number": 17}
+    assert_same(streamtrain.Model.load(out), train(path, epochs=300, **mini))
+
+
+def test_stop__is_an_interrupt_of_python_too(adata, tmp_path, monkeypatch):
+    tick = Journal.tick
+
+    def interrupted(self, name, state):
+        os.kill(os.getpid(), signal.SIGINT)
+        tick(self, name, state)
+
+    before = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "tick", interrupted)
+        with pytest.raises(StoppedError, match="stopped by SIGINT"):
+            train(adata, tmp_path / "run", **MINI)
+    assert issubclass(StoppedError, KeyboardInterrupt)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert_same(train(adata, tmp_path / "run", **MINI), train(adata, **MINI))
+
+
+def test_stop__twice_is_at_once(tmp_path):
+    def twice():
+        with Journal(tmp_path / "run", resume=False):
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)
+
+    with pytest.raises(KeyboardInterrupt) as found:
+        twice()
+    assert not isinstance(found.value, StoppedError)
+
+
+def test_stop__a_signal_that_no_stage_saw_is_not_lost(tmp_path):
+    journal = Journal(tmp_path / "run", resume=False)
+
+    def once():
+        with journal:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        once()
+
+
+def begun(X, folder, monkeypatch, n=4, **options):
+    with monkeypatch.context() as patch:
+        killed_after(patch, n)
+        with pytest.raises(KilledError):
+            train(X, folder, checkpoint_every=1e-9, **(MINI | options))
+
+
+def spoil(file):
+    raw = bytearray(file.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    file.write_bytes(raw)
+
+
+def test_damage__the_state_before_is_taken(adata, tmp_path, monkeypatch, caplog):
+    expected = train(adata, **MINI)
+    for n_spoilt in (1, 2):  # of none the run begins anew
+        folder = tmp_path / f"run {n_spoilt}"
+        begun(adata, folder, monkeypatch)
+        for file in states(folder)[-n_spoilt:]:
+            spoil(file)
+        found = train(adata, folder, **MINI)
+        assert caplog.text.count("its checksum is off; the state before it is taken") == n_spoilt
+        caplog.clear()
+        assert_same(found, expected)
+
+
+def test_damage__half_a_state(adata, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    begun(adata, folder, monkeypatch)
+    last = states(folder)[-1]
+    os.truncate(last, last.stat().st_size // 3)
+    (folder / "000099.state.new").write_bytes(b"half")  # as a kill leaves it
+    assert_same(train(adata, folder, **MINI), train(adata, **MINI))
+
+
+@pytest.mark.parametrize("how", ["spoilt", "short", "gone"])
+def test_damage__of_the_cells_is_refused(adata, how, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    begun(adata, folder, monkeypatch)
+    file = folder / "cells.values"
+    if how == "spoilt":
+        spoil(file)
+    elif how == "short":
+        os.truncate(file, 8)
+    else:
+        file.unlink()
+    with pytest.raises(InputError, match=r"cells\.values is not what was written .* delete the fo"):
+        train(adata, folder, **MINI)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 4}, r"holds a run by epochs=3, not 4: give the same, or choose another folder"),
+        ({"alpha": 0.1, "random_state": 5}, r"alpha=0.0001, not 0.1; random_state=0, not 5"),
+        ({"labels": "donor"}, r"labels=\['[0-9a-f]{8}'\], not "),
+        ({"where": "donor != 'D0'"}, r"where=None, not .*cells=\[900, "),
+    ],
+)
+def test_begin__another_run_is_refused(options, message, adata, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    begun(adata, folder, monkeypatch)
+    with pytest.raises(InputError, match=message):
+        train(adata, folder, **(MINI | options))
+
+
+def test_begin__other_data_is_refused(adata, tmp_path, monkeypatch):
+    path, folder = tmp_path / "atlas.h5ad", tmp_path / "run"
+    adata.write_h5ad(path)
+    begun(path, folder, monkeypatch)
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(InputError, match=r"data=\{'.*atlas.h5ad': \[900, .*, not "):
+        train(path, folder, **MINI)
+    other = adata.copy()
+    other.X = other.X * np.float32(1.0)
+    other.X.data[:] += 1
+    begun(adata, tmp_path / "memory", monkeypatch)
+    with pytest.raises(InputError, match=r"data=\{'AnnData': \[900, "):
+        train(other, tmp_path / "memory", check_expression=False, **MINI)
+
+
+def test_begin__a_damaged_run(adata, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    begun(adata, folder, monkeypatch)
+    for text in ("{", "[]"):
+        (folder / "run.json").write_text(text)
+        with pytest.raises(InputError, match=r"run\.json is damaged.*: delete its folder"):
+            train(adata, folder, **MINI)
+
+
+def test_folder__that_cannot_be_taken(adata, tmp_path, monkeypatch):
+    def refused(folder, message, **options):
+        with pytest.raises(InputError, match=message):
+            train(adata, folder, **(MINI | options))
+
+    (tmp_path / "file").write_text("")
+    refused(tmp_path / "file", "is a file: choose another path")
+    refused(tmp_path / "no" / "run", "'.*/no' does not exist, create it")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("")
+    refused(tmp_path / "mine", r"holds something else than a run \('thesis.tex'\)")
+    begun(adata, tmp_path / "run", monkeypatch)
+    refused(tmp_path / "run", r"holds a run: go on from it by resume=True \(--res", resume=False)
+    with Journal(tmp_path / "run", resume=True):
+        refused(tmp_path / "run", "another process trains in checkpoint=")
+    refused(tmp_path / "other", "checkpoint_every must be a positive number", checkpoint_every=0)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "mine", "run"]
+
+
+def test_resume__needs_a_folder(adata):
+    with pytest.raises(InputError, match=r"pass checkpoint=FOLDER \(--checkpoint\), too"):
+        train(adata, resume=True)
+
+
+# Nothing that a run lacks stops a preemptible job which always says --resume.
+def test_resume__of_nothing_begins(adata, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    assert_same(train(adata, folder, **MINI), train(adata, **MINI))
+
+
+def test_save__a_full_disk(adata, tmp_path, monkeypatch):
+    def full(path, value):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    folder = tmp_path / "run"
+    begun(adata, folder, monkeypatch)
+    before = states(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(frozen, "write", full)
+        with pytest.raises(InputError, match=r"the disk of .*run is full"):
+            train(adata, folder, **MINI)
+    assert states(folder) == before
+    assert not list(folder.glob("*.new"))
+    assert_same(train(adata, folder, **MINI), train(adata, **MINI))
+    assert journal.EVERY == 600
