@@ -7,6 +7,7 @@ import itertools
 import logging
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import Field, fields
@@ -24,7 +25,8 @@ from streamtrain.errors import InputError, some
 
 app = App(
     name="streamtrain",
-    help="Train CellTypist cell-type classifiers from single-cell atlases on disk.",
+    help="Train CellTypist cell-type classifiers from single-cell atlases on disk. With --debug an "
+    "error also tells where in streamtrain it was raised.",
     version=lambda: version("streamtrain"),
     suppress_keyboard_interrupt=False,
     default_parameter=Parameter(negative_iterable=()),  # no --empty-join
@@ -650,13 +652,21 @@ def _log(quiet: bool) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; a user's mistake ends in one line and exit status 2."""
+    """Run the command line; a user's mistake ends in one line and exit status 2.
+
+    With --debug among the arguments the line comes after where it was raised.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
     # As an exception, so that what is half written is removed on the way out.
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _terminate)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as by nohup
+            signal.signal(number, _terminate)
     try:
-        app(sys.argv[1:] if arguments is None else arguments)
+        app([argument for argument in given if argument != "--debug"])
     except (InputError, OSError) as error:
+        if debug:
+            traceback.print_exc()
         print(f"streamtrain: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as error:

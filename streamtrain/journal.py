@@ -113,7 +113,8 @@ class Journal:
                 "choose another folder"
             ) from error
         if threading.current_thread() is threading.main_thread():
-            self._before = {n: signal.signal(n, self._came) for n in _SIGNALS}
+            handled = [n for n in _SIGNALS if signal.getsignal(n) not in (signal.SIG_IGN, None)]
+            self._before = {n: signal.signal(n, self._came) for n in handled}  # nohup ignores one
         self._saved = time.monotonic()
         return self
 

@@ -389,6 +389,17 @@ def test_cli__starts_within_a_second(arguments):
     assert best < 1
 
 
+def test_cli__debug_tells_where(capsys, tmp_path):
+    arguments = "train", tmp_path / "no.h5ad", "--labels", "x", "--out", tmp_path / "model.zarr"
+    code, _, plain = call(capsys, *arguments)
+    assert code == 2
+    assert plain.count("\n") == 1
+    code, _, words = call(capsys, *arguments, "--debug")
+    assert code == 2
+    assert "Traceback (most recent call last)" in words
+    assert words.endswith(plain)
+
+
 @pytest.mark.slow
 def test_cli__demo(tmp_path):
     done = run("demo", cwd=tmp_path)

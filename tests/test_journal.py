@@ -184,6 +184,17 @@ def test_stop__is_an_interrupt_of_python_too(adata, tmp_path, monkeypatch):
     assert_same(train(adata, tmp_path / "run", **MINI), train(adata, **MINI))
 
 
+def test_stop__what_is_ignored_stays_so(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as by nohup
+    try:
+        with Journal(tmp_path / "run", resume=False) as journal:
+            os.kill(os.getpid(), signal.SIGHUP)
+            journal.stage("one", lambda _: 1)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_stop__twice_is_at_once(tmp_path):
     def twice():
         with Journal(tmp_path / "run", resume=False):
