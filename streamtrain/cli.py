@@ -154,6 +154,7 @@ def train(
     _log(quiet)
     from streamtrain import atomic
     from streamtrain import model as models
+    from streamtrain.journal import clear
     from streamtrain.train import train as run
 
     models.check_output(out, overwrite)
@@ -163,6 +164,15 @@ def train(
             raise InputError(f"--celltypist must end in .pkl; got {str(celltypist)!r}")
         if celltypist.resolve() == out.resolve():
             raise InputError(f"--out and --celltypist must differ; got {str(out)!r} for both")
+    if checkpoint is not None:
+        kept = checkpoint.expanduser().resolve()
+        for path in (out, celltypist):
+            written = path and path.expanduser().resolve()
+            if written and (written.is_relative_to(kept) or kept.is_relative_to(written)):
+                raise InputError(
+                    f"--checkpoint {str(checkpoint)!r} and the output {str(path)!r} must not be in "
+                    "each other: choose another folder"
+                )
     with _cluster(scheduler, workers, settings.given) as client:
         if client is not None and checkpoint is None:
             checkpoint = _checkpoint(out)
@@ -172,10 +182,10 @@ def train(
             resume=resume, **settings.given,
         )  # fmt: skip
         model.save(out, overwrite=overwrite)
-        if client is None and checkpoint is not None:
-            atomic.remove(checkpoint)
     if celltypist is not None:
         model.to_celltypist(celltypist, overwrite=overwrite)
+    if client is None and checkpoint is not None:
+        clear(checkpoint)
     if not quiet:
         print(model)
         print(f"saved as {out}" + (f" and for CellTypist as {celltypist}" if celltypist else ""))

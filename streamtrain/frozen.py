@@ -94,12 +94,13 @@ def read(path: Path) -> Any:
         file.seek(len(_MAGIC))
         n = int.from_bytes(file.read(8), "little")
         try:
-            header = json.loads(file.read(n))
+            header = json.loads(file.read(min(n, size)))
             begin = -(-file.tell() // _ALIGNED) * _ALIGNED
             arrays = [_array(file, begin, size - 4, *given) for given in header["arrays"]]
             return _Thawed(arrays)(header["tree"])
         except (
             ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError,
+            OverflowError,
         ) as error:  # fmt: skip
             raise DamagedError(f"{path}: {error}") from error
 

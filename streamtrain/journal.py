@@ -6,6 +6,7 @@ signal comes. The last two are kept: one that is found damaged is said, and the 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -14,6 +15,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -21,12 +23,14 @@ from streamtrain import frozen
 from streamtrain.atomic import fsync
 from streamtrain.errors import InputError
 from streamtrain.partial import disk_full
+from streamtrain.parts import files_of
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 EVERY = 600.0  # seconds from one state to the next
-_RUN, _LOCK, _STATE = "run.json", "lock", ".state"
+CELLS = "cells"  # what the files of cells are called
+_RUN, _LOCK, _STATE, _NEW = "run.json", "lock", ".state", ".new"
 _STATES = 2  # that are kept
 _SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 
@@ -72,8 +76,10 @@ class Journal:
     def __init__(
         self, folder: str | os.PathLike[str], *, resume: bool, every: float = EVERY
     ) -> None:
-        if not every > 0:
-            raise InputError(f"checkpoint_every must be a positive number of seconds; got {every}")
+        if isinstance(every, bool) or not isinstance(every, (int, float)) or not every > 0:
+            raise InputError(
+                f"checkpoint_every must be a positive number of seconds; got {every!r}"
+            )
         self.folder = Path(folder).expanduser().resolve()
         self._every = every
         if not self.folder.parent.is_dir():
@@ -85,10 +91,11 @@ class Journal:
         if there and not self.folder.is_dir():
             raise InputError(f"checkpoint={str(folder)!r} is a file: choose another path")
         names = {path.name for path in self.folder.iterdir()} if there else set()
-        if names - {_LOCK} and _RUN not in names:
+        others = names - {_LOCK, f"{_RUN}{_NEW}"}
+        if others and _RUN not in names:
             raise InputError(
-                f"checkpoint={str(folder)!r} holds something else than a run "
-                f"({min(names - {_LOCK})!r}): choose another folder"
+                f"checkpoint={str(folder)!r} holds something else than a run ({min(others)!r}): "
+                "choose another folder"
             )
         if _RUN in names and not resume:
             raise InputError(
@@ -98,31 +105,25 @@ class Journal:
         self._done: dict[str, Any] = {}
         self._now: dict[str, Any] = {}
         self._number = 0
+        self._damaged: list[Path] = []
         self._signal: int | None = None
         self._before: dict[int, Any] = {}
 
+    @property
+    def holds_state(self) -> bool:
+        """Whether there is something to go on from."""
+        return bool(self._states())
+
     def __enter__(self) -> Self:
         self.folder.mkdir(exist_ok=True)
-        self._lock = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(self._lock)
-            raise InputError(
-                f"another process trains in checkpoint={str(self.folder)!r}: wait for it, or "
-                "choose another folder"
-            ) from error
-        if threading.current_thread() is threading.main_thread():
-            handled = [n for n in _SIGNALS if signal.getsignal(n) not in (signal.SIG_IGN, None)]
-            self._before = {n: signal.signal(n, self._came) for n in handled}  # nohup ignores one
-        self._saved = time.monotonic()
+        self._lock = _locked(self.folder)
         return self
 
-    def __exit__(self, error: object, *_: object) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         os.close(self._lock)
-        if self._signal is not None and error is None:  # no stage saw it
+        if self._signal is not None:  # no stage saw it
             signal.raise_signal(self._signal)
 
     def _came(self, number: int, _: object) -> None:
@@ -137,13 +138,19 @@ class Journal:
     def begin(self, run: dict[str, Any]) -> None:
         """Take what a run is made of, as plain values; read how far the same run was.
 
+        From here on signals wait.
+
         Raises
         ------
         InputError
             Where the folder holds another run; the message names what differs.
         """
         file = self.folder / _RUN
-        run = json.loads(json.dumps(run))
+        run = json.loads(json.dumps(run, default=lambda value: value.item()))  # NumPy's numbers
+        self._saved = time.monotonic()
+        if threading.current_thread() is threading.main_thread():
+            handled = [n for n in _SIGNALS if signal.getsignal(n) not in (signal.SIG_IGN, None)]
+            self._before = {n: signal.signal(n, self._came) for n in handled}  # nohup ignores one
         if file.exists():
             former = _read_json(file)
             differ = [key for key in {**former, **run} if former.get(key) != run.get(key)]
@@ -170,8 +177,9 @@ class Journal:
             try:
                 found = frozen.read(file)
                 self._done, self._now = found["done"], found["now"]
-            except (frozen.DamagedError, OSError) as error:
+            except (frozen.DamagedError, OSError, TypeError, KeyError) as error:
                 logger.warning("%s; the state before it is taken", error)
+                self._damaged.append(file)
                 continue
             logger.info("going on from %s", file)
             return
@@ -216,8 +224,10 @@ class Journal:
         start = time.monotonic()
         with disk_full(self.folder):
             _replace(file, lambda path: frozen.write(path, whole))
-        for _, old in self._states()[_STATES:]:
-            old.unlink()
+        good = [f for _, f in self._states() if f not in self._damaged]
+        for old in (*self._damaged, *good[_STATES:]):
+            old.unlink(missing_ok=True)
+        self._damaged.clear()
         self._saved = time.monotonic()
         logger.info("saved in %s, %.1f s", file, self._saved - start)
         if self._signal is not None:
@@ -225,9 +235,53 @@ class Journal:
             raise StoppedError(number, self.folder)
 
 
+def clear(folder: str | os.PathLike[str]) -> None:
+    """Delete what a journal has in its folder, and the folder if that was all.
+
+    Nothing is done where another process has it.
+    """
+    path = Path(folder).expanduser().resolve()
+    try:
+        lock = _locked(path)
+    except (InputError, OSError):
+        return
+    for file in path.iterdir():
+        base = file.name.removesuffix(_NEW)
+        if base in (_RUN, *(f.name for f in files_of(path / CELLS))) or base.endswith(_STATE):
+            file.unlink()
+    (path / _LOCK).unlink()
+    os.close(lock)
+    with suppress(OSError):  # it holds something else
+        path.rmdir()
+
+
+def _locked(folder: Path) -> int:
+    """Take the lock of a folder, and keep it as long as this is open."""
+    while True:
+        lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(lock), (folder / _LOCK).stat()):
+                return lock
+        except FileNotFoundError:  # another process has just cleared the folder
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            os.close(lock)
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise InputError(
+                    f"checkpoint={str(folder)!r} is on a disk without file locks "
+                    f"({error.strerror}): choose a folder on another disk"
+                ) from error
+            raise InputError(
+                f"another process trains in checkpoint={str(folder)!r}: wait for it, or choose "
+                "another folder"
+            ) from error
+        os.close(lock)
+
+
 def _replace(file: Path, write: Callable[[Path], Any]) -> None:
     """Write a file aside, sync it, and rename it."""
-    new = file.with_name(f"{file.name}.new")
+    new = file.with_name(f"{file.name}{_NEW}")
     new.unlink(missing_ok=True)
     try:
         write(new)

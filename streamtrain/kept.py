@@ -11,6 +11,7 @@ import numpy as np
 
 from streamtrain.atomic import fsync
 from streamtrain.errors import InputError
+from streamtrain.journal import CELLS
 from streamtrain.parts import Opened, Part, Written, files_of
 from streamtrain.rows import Rows
 from streamtrain.scratch import Folder
@@ -40,7 +41,7 @@ class Kept:
     before: list[Any] | None = None
 
     def __post_init__(self) -> None:
-        self._path = self.folder / "cells"
+        self._path = self.folder / CELLS
         self._n_obs, self._entries, self._sums = self.before or [0, 0, [0, 0, 0]]
         self._files = Written(
             self._path, self.n_vars, self.dtype, "", n_obs=self._n_obs, entries=self._entries
@@ -48,7 +49,13 @@ class Kept:
 
     def append(self, rows: Rows) -> None:
         """Write cells after those already there."""
-        part = self._files.append([rows])
+        try:
+            part = self._files.append([rows])
+        except InputError as error:
+            raise InputError(
+                f"the disk of checkpoint={str(self.folder)!r} is full: free some space there and "
+                "resume, or choose a folder on a larger disk"
+            ) from error
         self._n_obs, self._entries = part.first + part.n_obs, part.start + part.entries
         genes = np.uint16 if self.n_vars <= 2**16 else np.int32
         arrays = rows.data, rows.indices, np.diff(rows.indptr)

@@ -20,9 +20,11 @@ from streamtrain.journal import Journal
 from streamtrain.kept import Kept
 from streamtrain.ordered import PlanOrder
 from streamtrain.pairwise import PairwiseSum
+from streamtrain.provenance import FREE
 from streamtrain.replicas import Replica, train_replicas
-from streamtrain.rounds import fit, keeps_apart
+from streamtrain.rounds import check_room, fit, keeps_apart
 from streamtrain.scaling import RunningMoments, Scaler
+from streamtrain.scratch import require_free
 from streamtrain.solvers.counters import State
 from streamtrain.sources.base import Source
 from streamtrain.spill import Spill
@@ -138,7 +140,15 @@ class Local:
             return [moments, files.under_way()]
 
         moments, kept = journal.stage("reading", read)
-        self.hold(Kept(*cells, kept).spill(self._config.scratch, self._threads))
+        spill = Kept(*cells, kept).spill(self._config.scratch, self._threads)
+        self.hold(spill)
+        # Once more, as the memory and the disk may be others than where the cells were read.
+        cell, config = spill.nbytes / max(1, spill.n_obs), self._config
+        if config.trains_sgd:
+            check_room(config, self.room, cell, spill.entry_bytes)
+        copies = (not config.use_SGD) + config.feature_selection
+        if copies:
+            require_free(config.scratch, copies * spill.nbytes, "training")
         found: RunningMoments = moments
         return found
 
@@ -178,7 +188,9 @@ class Local:
         def find(_: Any = None, keep: Keep | None = None) -> Search:
             return search(self.trials(target, features), progress=self._progress, keep=keep)
 
-        return self._stage("search", find)
+        found = self._stage("search", find)
+        own = {name: getattr(self._config, name) for name in FREE}  # not those of another process
+        return replace(found, config=replace(found.config, **own))
 
     def _stage(self, name: str, work: Callable[..., T]) -> T:
         """What a stage gives, kept in the journal if there is one."""

@@ -62,6 +62,11 @@ class Partial:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(self._lock)
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise InputError(
+                    f"{self._target.parent} is on a disk without file locks ({error.strerror}): "
+                    "choose an output on another disk"
+                ) from error
             raise InputError(
                 f"another process writes {self._target}: wait for it, or choose another output"
             ) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -12,18 +12,25 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
+from numpy.typing import NDArray
 
+from streamtrain.budget import BLOCK
 from streamtrain.cells import Cells, Labels
 from streamtrain.config import Settings
 from streamtrain.model import Model
 from streamtrain.model_store import checksum
+from streamtrain.rows import Rows
 from streamtrain.sources.base import Source
 from streamtrain.sources.collection import CollectionSource
+from streamtrain.sources.store import StoreSource
+from streamtrain.streaming import sweep
 from streamtrain.targets import Target
 
 # Settings that leave the model as it is.
-_FREE = {"memory", "n_jobs", "scratch", "verbose", "date", "details", "url", "source", "version"}
-_SAMPLE = 16  # cells by which a matrix in memory is known again
+FREE = ("memory", "n_jobs", "scratch", "verbose", "date", "details", "url", "source", "version")
+# Names of what is known by its content.
+_NAMES = "recipe", "gene_list", "warm_start", "init", "sampling_weight"
+_SAMPLE = 256  # cells by which a file on a server is known again
 
 
 def made_from(labels: Labels, source: Source, cells: Cells, config: Settings) -> dict[str, Any]:
@@ -43,26 +50,42 @@ def made_from(labels: Labels, source: Source, cells: Cells, config: Settings) ->
 
 
 def identity(
-    config: Settings, source: Source, targets: Sequence[Target], models: Sequence[Model | None]
+    config: Settings,
+    source: Source,
+    targets: Sequence[Target],
+    genes: NDArray[np.bool_] | None,
+    models: Sequence[Model | None],
 ) -> dict[str, Any]:
     """What a run is known by, as plain values: the same make the same model.
 
-    Files are known by their sizes and the time of their last change, arrays in memory by some
-    cells.
+    Files are known by their sizes and the time of their last change, those on a server by some of
+    their cells.
+
+    Parameters
+    ----------
+    genes
+        Which genes of the source are asked for, shape (n_vars,); None for all.
+    models
+        Those that training goes on from.
     """
     one = [(source.name, source)]
     files = source.by_file() if isinstance(source, CollectionSource) else one
     cells = targets[0].cells
-    sums = [_crc(target.cells.classes, target.cells.codes, target.held_out) for target in targets]
     return {
-        "streamtrain": version("streamtrain"),
-        **{key: value for key, value in config.to_dict().items() if key not in _FREE},
-        "data": {name: _known(part) for name, part in files},
-        "genes": _crc(source.genes),
+        **{name: version(name) for name in ("streamtrain", "numpy", "numba")},
+        **{k: value for k, value in config.to_dict().items() if k not in (*FREE, *_NAMES)},
+        "data": [_known(part) for _, part in files],
+        "genes": _crc(source.genes, genes),
         "cells": [cells.n_obs, _crc(cells.rows, cells.weight, cells.batch_key)],
-        "labels": sums,
+        "labels": [
+            _crc(
+                target.cells.classes, target.cells.codes, target.held_out,
+                None if target.folds is None else target.folds.of,
+            )
+            for target in targets
+        ],
         "models to go on from": [None if m is None else checksum(m.dataset) for m in models],
-    }
+    }  # fmt: skip
 
 
 def _known(source: Source) -> list[Any]:
@@ -70,14 +93,23 @@ def _known(source: Source) -> list[Any]:
     path = getattr(source, "path", None)
     if isinstance(path, Path):
         return [*shape, _stored_bytes(path), _changed(path)]
-    some = np.unique(np.linspace(0, max(0, source.n_obs - 1), _SAMPLE).astype(np.int64))
-    rows = source.take(some)
-    return [*shape, _crc(rows.data, rows.indices, rows.indptr)]
+    if isinstance(source, StoreSource):  # on a server
+        some = np.unique(np.linspace(0, max(0, source.n_obs - 1), _SAMPLE).astype(np.int64))
+        parts: Iterable[Rows] = [source.take(some)]
+    else:
+        parts = (rows for _, rows in sweep(source, None, BLOCK))
+    total = 0
+    for rows in parts:
+        total = _extended(total, rows.data, rows.indices, rows.indptr)
+    return [*shape, f"{total:08x}"]
 
 
 def _crc(*arrays: Any) -> str:
     """Checksum of arrays, of numbers or texts, or None."""
-    total = 0
+    return f"{_extended(0, *arrays):08x}"
+
+
+def _extended(total: int, *arrays: Any) -> int:
     for array in arrays:
         if array is None:
             part = b"none"
@@ -86,7 +118,7 @@ def _crc(*arrays: Any) -> str:
         else:
             part = np.ascontiguousarray(array).tobytes()
         total = google_crc32c.extend(total, part)
-    return f"{total:08x}"
+    return total
 
 
 def _changed(path: Path) -> int:

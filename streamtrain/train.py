@@ -214,7 +214,13 @@ def run(
     elif checkpoint is not None:
         if device is not None:
             raise InputError("checkpoint is for the CPU alone: leave it out, or device")
+        if settings.get("random_state", 0) is None:
+            raise InputError("random_state=None cannot be resumed: pass a number with checkpoint")
         journal = Journal(checkpoint, resume=resume, every=checkpoint_every)
+    elif checkpoint_every != EVERY:
+        raise InputError(
+            "checkpoint_every is of checkpoint: pass checkpoint=FOLDER (--checkpoint), too"
+        )
     if config.scratch is not None:
         free_disk(config.scratch)  # refuses what is no folder
     X = located(X, storage_options)
@@ -239,8 +245,10 @@ def run(
         if config.feature_selection:
             check_enough(source.name, source.n_vars, config.top_genes)
         known = sum(0 if model is None else model.dataset.nbytes for model in (before, base))
-        if resume and config.trains_sgd:  # weights as they were saved, beside those under way
-            known += SGD.nbytes(
+        # Weights as they were saved, beside those under way, and those of a first round.
+        copies = 0 if journal is None else journal.holds_state + config.feature_selection
+        if config.trains_sgd and copies:
+            known += copies * SGD.nbytes(
                 source.n_vars, len(cells.classes), config.dtype, config.average, config.penalty
             )
         room = room_for_cells(budget, known, source, targets, config)
@@ -253,7 +261,7 @@ def run(
         )  # fmt: skip
         run_of = source, targets, taken, config, room, threads
         if journal is not None:
-            journal.begin(identity(config, source, targets, [before, base]))
+            journal.begin(identity(config, source, targets, listed, [before, base]))
         with _place(client, *run_of, device=device, journal=journal, progress=progress) as place:
             moments = place.first_pass()
             if added is None:

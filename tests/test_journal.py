@@ -1,5 +1,6 @@
 """Runs that are killed, stopped or damaged on the way, and go on to the same bits."""
 
+import errno
 import os
 import random
 import re
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 import streamtrain
-from streamtrain import InputError, first_pass, frozen, journal
+from streamtrain import InputError, cli, first_pass, frozen, journal
 from streamtrain.journal import Journal, StoppedError
 from tests import atlas
 from tests.models import assert_same
@@ -289,14 +290,130 @@ def test_begin__other_data_is_refused(adata, tmp_path, monkeypatch):
     adata.write_h5ad(path)
     begun(path, folder, monkeypatch)
     os.utime(path, ns=(1, 1))
-    with pytest.raises(InputError, match=r"data=\{'.*atlas.h5ad': \[900, .*, not "):
+    with pytest.raises(InputError, match=r"data=\[\[900, \d+, \d+, \d+\]\], not "):
         train(path, folder, **MINI)
     other = adata.copy()
-    other.X = other.X * np.float32(1.0)
-    other.X.data[:] += 1
+    other.X.data[-1] += 1  # one value
     begun(adata, tmp_path / "memory", monkeypatch)
-    with pytest.raises(InputError, match=r"data=\{'AnnData': \[900, "):
+    with pytest.raises(InputError, match=r"data=\[\[900, \d+, '[0-9a-f]{8}'\]\], not "):
         train(other, tmp_path / "memory", check_expression=False, **MINI)
+
+
+def test_begin__what_stands_in_files_and_columns(adata, tmp_path, monkeypatch):
+    genes = tmp_path / "genes.txt"
+    genes.write_text("\n".join(adata.var_names[:20]))
+    begun(adata, tmp_path / "genes", monkeypatch, gene_list=str(genes))
+    genes.write_text("\n".join(adata.var_names[1:21]))
+    with pytest.raises(InputError, match=r"holds a run by genes='\w+', not '\w+': give"):
+        train(adata, tmp_path / "genes", gene_list=str(genes), **MINI)
+    one, other = (tmp_path / f"{name}.h5ad" for name in "ab")
+    adata[:450].write_h5ad(one)
+    adata[450:].write_h5ad(other)
+    begun([one, other], tmp_path / "files", monkeypatch)
+    with pytest.raises(InputError, match=r"holds a run by data="):
+        train([other, one], tmp_path / "files", **MINI)
+    folds = WAYS["folds"] | {"validation_groups": "donor"}
+    begun(adata, tmp_path / "folds", monkeypatch, n=2, **folds)
+    changed = adata.copy()
+    changed.obs["donor"] = np.random.default_rng(0).permutation(changed.obs["donor"].to_numpy())
+    with pytest.raises(InputError, match=r"holds a run by labels="):
+        train(changed, tmp_path / "folds", **folds)
+
+
+def test_begin__numbers_of_numpy(adata, tmp_path):
+    way = MINI | {"epochs": np.int64(3), "alpha": np.float32(1e-3), "random_state": np.int32(3)}
+    assert_same(train(adata, tmp_path / "run", **way), train(adata, **way))
+
+
+def test_resume__search_of_another_process(adata, tmp_path, monkeypatch):
+    folds, folder = WAYS["folds"], tmp_path / "run"
+    begun(adata, folder, monkeypatch, n=3, n_jobs=1, details="old", memory="300MB", **folds)
+    found = train(adata, folder, n_jobs=2, details="new", **folds)
+    assert found.settings["details"] == "new"
+    assert (found.settings["n_jobs"], found.settings["memory"]) == (2, None)
+
+
+def test_resume__checks_the_memory_once_more(adata, tmp_path, monkeypatch):
+    wide = MINI | {"batch_size": 899, "batch_number": 1}
+    folder = tmp_path / "run"
+    begun(adata, folder, monkeypatch, n=2, **wide)
+    monkeypatch.setattr("streamtrain.rounds.needed_room", lambda *_: 10**15)
+    with pytest.raises(InputError, match="memory is too small for batches of 899 cells"):
+        train(adata, folder, **wide)
+
+
+def test_resume__of_a_kill_at_the_very_start(adata, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json.new").write_text("{")
+    (tmp_path / "run" / "lock").write_text("")
+    assert_same(train(adata, tmp_path / "run", **MINI), train(adata, **MINI))
+
+
+def test_clear__leaves_what_is_not_ours(adata, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    begun(adata, folder, monkeypatch)
+    (folder / "slurm.log").write_text("mine")
+    with Journal(folder, resume=True):
+        journal.clear(folder)  # which another has
+        assert states(folder)
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    journal.clear(link)
+    assert [p.name for p in folder.iterdir()] == ["slurm.log"]
+    (folder / "slurm.log").unlink()
+    begun(adata, folder, monkeypatch)
+    journal.clear(folder)
+    assert not folder.exists()
+
+
+def test_cli__outputs_and_checkpoint_apart(path, tmp_path, capsys):
+    out = tmp_path / "run" / "model.zarr"
+    (tmp_path / "run").mkdir()
+    command = ["train", str(path), "--labels", "cell_type", "--out", str(out)]
+    for folder in (tmp_path / "run", out, out / "within"):
+        with pytest.raises(SystemExit) as stop:
+            cli.main([*command, "--checkpoint", str(folder)])
+        assert stop.value.code == 2
+        assert "must not be in each other" in capsys.readouterr().err
+
+
+def test_folder__without_locks(adata, tmp_path, monkeypatch):
+    def none(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", none)
+    with pytest.raises(InputError, match=r"on a disk without file locks \(No locks available\)"):
+        train(adata, tmp_path / "run", **MINI)
+
+
+def test_settings__that_cannot_be_resumed(adata, tmp_path):
+    with pytest.raises(InputError, match="random_state=None cannot be resumed"):
+        train(adata, tmp_path / "run", random_state=None, **MINI)
+    with pytest.raises(InputError, match="checkpoint_every is of checkpoint"):
+        train(adata, checkpoint_every=5, **MINI)
+    with pytest.raises(InputError, match="positive number of seconds; got '10'"):
+        train(adata, tmp_path / "run", checkpoint_every="10", **MINI)
+
+
+def test_damage__is_not_kept_in_place_of_what_is_good(adata, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    begun(adata, folder, monkeypatch)
+    good, bad = states(folder)
+    spoil(bad)
+    begun(adata, folder, monkeypatch, n=1)
+    assert good in states(folder)
+    assert bad not in states(folder)
+
+
+def test_kept__a_full_disk(adata, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.pwrite", full)
+        with pytest.raises(InputError, match=r"the disk of checkpoint='.*run' is full"):
+            train(adata, tmp_path / "run", **MINI)
+    assert_same(train(adata, tmp_path / "run", **MINI), train(adata, **MINI))
 
 
 def test_begin__a_damaged_run(adata, tmp_path, monkeypatch):
