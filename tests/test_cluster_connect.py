@@ -309,7 +309,7 @@ def test_cli__mistakes_end_in_one_line(capsys, tmp_path, monkeypatch):
         (["--workers", "0"], "--workers must be"),
         (["--workers", "2", "--scheduler", "tcp://a:1"], "leave one of them out"),
         (["--scheduler", "here"], "--scheduler must be"),
-        (["--checkpoint", "c.zarr"], "checkpoint is for training by a client"),
+        (["--resume"], "pass checkpoint=FOLDER (--checkpoint), too"),
     ):
         with pytest.raises(SystemExit) as stop:
             cli.main(["train", *COMMANDS["train"][2], *options])

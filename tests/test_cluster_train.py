@@ -390,9 +390,12 @@ def test_train__cells_that_workers_cannot_read(client, tmp_path):
             streamtrain.train(X, labels, client=client, check_expression=False, **MINI, **QUIET)
 
 
-def test_train__checkpoint_without_client(path):
-    with pytest.raises(InputError, match="checkpoint is for training by a client"):
-        streamtrain.train(path, "cell_type", checkpoint="so-far.zarr", **MINI)
+def test_train__resume_is_not_for_a_client(client, path, tmp_path):
+    checkpoint = tmp_path / "so-far.zarr"
+    with pytest.raises(InputError, match=r"in one process: leave it out, or client \(--workers"):
+        streamtrain.train(
+            path, "cell_type", client=client, checkpoint=checkpoint, resume=True, **MINI
+        )
 
 
 def test_train__damage_is_told_as_by_one_process(client, tmp_path):

@@ -495,7 +495,10 @@ def test_settings__each_documented_once_in_order():
 
 def test_train__shows_every_setting():
     signature = inspect.signature(streamtrain.train)
-    own = ["X", "labels", "genes", "progress", "storage_options", "client", "checkpoint"]
+    own = [
+        "X", "labels", "genes", "progress", "storage_options", "client", "checkpoint",
+        "checkpoint_every", "resume",
+    ]  # fmt: skip
     assert list(signature.parameters) == [*own, *NAMES]
     for f in fields(Settings):
         parameter = signature.parameters[f.name]

@@ -42,7 +42,7 @@ WAYS = {
 def in_pieces(edges):
     """`rounds.fit`, but each share of the columns by itself, pickled after every epoch."""
 
-    def fit(config, stored, scaler, start, room, threads, *, progress):
+    def fit(config, stored, scaler, start, room, threads, *, progress, **_):
         runs = []
         for first, stop in pairwise(edges):
             own = replace(stored, share=range(first, stop))
@@ -105,7 +105,7 @@ def test_descend__what_it_goes_on_from_stays_as_it_is(monkeypatch):
     """A task may be run twice."""
     seen = []
 
-    def fit(*given, progress):
+    def fit(*given, progress, **_):
         config, stored = given[:2]
         first = descent.descend(*given, progress=progress, due=lambda: True)
         kept = pickle.dumps(first)

@@ -86,7 +86,7 @@ def test_replicas__one_is_training_as_ever(more, monkeypatch):
         options = {k: v for k, v in options.items() if k not in GENTLE}
     plain = streamtrain.train(adata, "cell_type", **options, **QUIET)
 
-    def fit(config, stored, scaler, start, room, threads, *, progress):
+    def fit(config, stored, scaler, start, room, threads, *, progress, **_):
         return fit_replicas(config, stored, scaler, start, threads, progress=progress)
 
     monkeypatch.setattr("streamtrain.local.fit", fit)
