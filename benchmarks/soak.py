@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,11 @@ import streamtrain
 warnings.simplefilter("ignore")
 store, out, settings = sys.argv[1:4]
 given = json.loads(settings)
-streamtrain.train(store, "cell_type", progress=False, normalize="log1p", **given).save(out)
+streamtrain.train(store, "cell_type", progress=False, normalize="log1p", **given).save(
+    out, overwrite=True  # a kill may come after this
+)
 """
+_LONGEST = 3.0  # seconds from start to kill, at most; the libraries alone take one or two
 _EVERY = 0.2  # seconds between states, so that many kills fall into one being written
 
 
@@ -87,12 +91,12 @@ def fallen_on(folder: Path) -> str:
 
 
 def killed(
-    store: Path, folder: Path, settings: dict[str, Any], rng: random.Random, told: Told,
-    longest: float,
-) -> Model:  # fmt: skip
+    store: Path, folder: Path, settings: dict[str, Any], rng: random.Random, told: Told
+) -> Model:
     """Train, with kills at random moments until a process ends by itself."""
     out, run = folder / "model.zarr", folder / "run"
     options = settings | {"checkpoint": str(run), "resume": True, "checkpoint_every": _EVERY}
+    longest = _LONGEST
     while True:
         process = start(store, out, options | {"n_jobs": rng.choice([1, 2])})
         try:
@@ -103,7 +107,7 @@ def killed(
             told.kills += 1
             what = fallen_on(run)
             told.found[what] = told.found.get(what, 0) + 1
-            longest *= 1.05  # the libraries alone take a second or two
+            longest *= 1.05  # or it might never end
             continue
         if process.returncode:
             raise RuntimeError(f"{settings}: a training ended with {process.returncode}")
@@ -126,24 +130,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             base / "atlas.zarr", n_obs=given.cells, n_vars=2_000, n_types=20, n_donors=4,
             progress=False,
         )  # fmt: skip
-        expected: dict[str, tuple[Model, float]] = {}
-        while time.monotonic() - began < 60 * given.minutes:
-            for way, settings in WAYS.items():
-                if way not in expected:
-                    first = time.monotonic()
-                    if start(Path(store), base / f"{way}.zarr", settings).wait():
-                        raise RuntimeError(f"{way}: training failed")
-                    expected[way] = Model.load(base / f"{way}.zarr"), time.monotonic() - first
-                model, seconds = expected[way]
-                folder = Path(tempfile.mkdtemp(dir=base))
-                one = told[way]
-                found = killed(Path(store), folder, settings, rng, one, 0.9 * seconds)
-                one.ended += 1
-                one.differ += not same(found, model)
-                shutil.rmtree(folder)
-                _write(given.out, told, time.monotonic() - began)
-                if time.monotonic() - began > 60 * given.minutes:
-                    break
+        expected: dict[str, Model] = {}
+        for way, settings in cycle(WAYS.items()):
+            if way not in expected:
+                if start(Path(store), base / f"{way}.zarr", settings).wait():
+                    raise RuntimeError(f"{way}: training failed")
+                expected[way] = Model.load(base / f"{way}.zarr")
+            folder = Path(tempfile.mkdtemp(dir=base))
+            one = told[way]
+            found = killed(Path(store), folder, settings, rng, one)
+            one.ended += 1
+            one.differ += not same(found, expected[way])
+            shutil.rmtree(folder)
+            _write(given.out, told, time.monotonic() - began)
+            if time.monotonic() - began > 60 * given.minutes:
+                break
     return int(any(one.differ for one in told.values()))
 
 
