@@ -217,9 +217,10 @@ def run(
         if settings.get("random_state", 0) is None:
             raise InputError("random_state=None cannot be resumed: pass a number with checkpoint")
         journal = Journal(checkpoint, resume=resume, every=checkpoint_every)
-    elif checkpoint_every != EVERY:
+    if journal is None and checkpoint_every != EVERY:
         raise InputError(
-            "checkpoint_every is of checkpoint: pass checkpoint=FOLDER (--checkpoint), too"
+            "checkpoint_every is of a checkpoint in one process: pass checkpoint=FOLDER "
+            "(--checkpoint), too, and no client"
         )
     if config.scratch is not None:
         free_disk(config.scratch)  # refuses what is no folder

@@ -389,7 +389,7 @@ def test_folder__without_locks(adata, tmp_path, monkeypatch):
 def test_settings__that_cannot_be_resumed(adata, tmp_path):
     with pytest.raises(InputError, match="random_state=None cannot be resumed"):
         train(adata, tmp_path / "run", random_state=None, **MINI)
-    with pytest.raises(InputError, match="checkpoint_every is of checkpoint"):
+    with pytest.raises(InputError, match="checkpoint_every is of a checkpoint in one process"):
         train(adata, checkpoint_every=5, **MINI)
     with pytest.raises(InputError, match="positive number of seconds; got '10'"):
         train(adata, tmp_path / "run", checkpoint_every="10", **MINI)
