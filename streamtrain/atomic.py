@@ -6,12 +6,14 @@ import os
 import secrets
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from streamtrain.errors import InputError
 
+NEW = ".new"  # ending of a file that is being written
 _ZARR_MARKS = ("zarr.json", ".zgroup", ".zattrs")
 
 
@@ -128,6 +130,20 @@ def put_in_place(partial: Path, path: str | os.PathLike[str], overwrite: bool = 
             shutil.rmtree(old)
         except OSError as error:  # the new output is in place: work done must not end in an error
             warnings.warn(f"could not delete the former output {old}: {error}", stacklevel=4)
+
+
+def replace_file(file: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file aside, fsync it, and rename it to `file`, which stays where that fails."""
+    new = file.with_name(f"{file.name}{NEW}")
+    new.unlink(missing_ok=True)
+    try:
+        write(new)
+        fsync(new)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+    new.replace(file)
+    fsync(file.parent)
 
 
 def _rename(partial: Path, target: Path, old: Path) -> None:

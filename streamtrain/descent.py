@@ -16,6 +16,7 @@ from streamtrain.batches import Batch, Served, Waited, batches, gathered
 from streamtrain.cells import Cells
 from streamtrain.config import Settings
 from streamtrain.errors import InputError
+from streamtrain.frozen import Keep
 from streamtrain.mixing import mixing
 from streamtrain.progress import stage
 from streamtrain.quotas import Quotas
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
     from streamtrain.gpu.sgd import DeviceSGD
 
 logger = logging.getLogger(__name__)
-
-Keep = Callable[[Callable[[], Any] | None], None]  # takes what gives the state at a moment
 
 _EPOCH_BATCH = 256  # cells that SGD takes at a time where epochs have no mini-batches
 _SWEEP = 32 * 10**6  # bytes of held-out cells, and of their scores, at a time, at most

@@ -19,8 +19,9 @@ from streamtrain.cells import (
     expression_of,
 )
 from streamtrain.config import Settings
-from streamtrain.descent import Keep, plan_epochs
+from streamtrain.descent import plan_epochs
 from streamtrain.errors import InputError
+from streamtrain.frozen import Keep
 from streamtrain.kept import Kept
 from streamtrain.ordered import PlanOrder
 from streamtrain.progress import counted

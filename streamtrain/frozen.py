@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from functools import cache
 from importlib import import_module
@@ -20,6 +20,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+Keep = Callable[[Callable[[], Any] | None], None]  # takes what gives the state at a moment
 _MAGIC = b"streamtrain checkpoint 1\n"
 _ALIGNED = 64  # bytes at whose multiples arrays begin
 _NUMBERS = "biuf"  # kinds of dtypes

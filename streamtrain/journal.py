@@ -6,8 +6,6 @@ signal comes. The last two are kept: one that is found damaged is said, and the 
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import logging
 import os
@@ -20,9 +18,9 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from streamtrain import frozen
-from streamtrain.atomic import fsync
+from streamtrain.atomic import NEW, replace_file
 from streamtrain.errors import InputError
-from streamtrain.partial import disk_full
+from streamtrain.partial import LOCK, disk_full, locked
 from streamtrain.parts import files_of
 
 T = TypeVar("T")
@@ -30,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 EVERY = 600.0  # seconds from one state to the next
 CELLS = "cells"  # what the files of cells are called
-_RUN, _LOCK, _STATE, _NEW = "run.json", "lock", ".state", ".new"
+_RUN, _STATE = "run.json", ".state"
 _STATES = 2  # that are kept
 _SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 
@@ -91,7 +89,7 @@ class Journal:
         if there and not self.folder.is_dir():
             raise InputError(f"checkpoint={str(folder)!r} is a file: choose another path")
         names = {path.name for path in self.folder.iterdir()} if there else set()
-        others = names - {_LOCK, f"{_RUN}{_NEW}"}
+        others = names - {LOCK, f"{_RUN}{NEW}"}
         if others and _RUN not in names:
             raise InputError(
                 f"checkpoint={str(folder)!r} holds something else than a run ({min(others)!r}): "
@@ -164,7 +162,7 @@ class Journal:
             self._read()
             return
         with disk_full(self.folder):
-            _replace(file, lambda path: path.write_text(json.dumps(run, indent=1)))
+            replace_file(file, lambda path: path.write_text(json.dumps(run, indent=1)))
 
     def _states(self) -> list[tuple[int, Path]]:
         """Numbers and files of the states, the last first."""
@@ -223,7 +221,7 @@ class Journal:
         file = self.folder / f"{self._number:06d}{_STATE}"
         start = time.monotonic()
         with disk_full(self.folder):
-            _replace(file, lambda path: frozen.write(path, whole))
+            replace_file(file, lambda path: frozen.write(path, whole))
         good = [f for _, f in self._states() if f not in self._damaged]
         for old in (*self._damaged, *good[_STATES:]):
             old.unlink(missing_ok=True)
@@ -246,51 +244,23 @@ def clear(folder: str | os.PathLike[str]) -> None:
     except (InputError, OSError):
         return
     for file in path.iterdir():
-        base = file.name.removesuffix(_NEW)
+        base = file.name.removesuffix(NEW)
         if base in (_RUN, *(f.name for f in files_of(path / CELLS))) or base.endswith(_STATE):
             file.unlink()
-    (path / _LOCK).unlink()
+    (path / LOCK).unlink()
     os.close(lock)
     with suppress(OSError):  # it holds something else
         path.rmdir()
 
 
 def _locked(folder: Path) -> int:
-    """Take the lock of a folder, and keep it as long as this is open."""
-    while True:
-        lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(lock), (folder / _LOCK).stat()):
-                return lock
-        except FileNotFoundError:  # another process has just cleared the folder
-            folder.mkdir(exist_ok=True)
-        except OSError as error:
-            os.close(lock)
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise InputError(
-                    f"checkpoint={str(folder)!r} is on a disk without file locks "
-                    f"({error.strerror}): choose a folder on another disk"
-                ) from error
-            raise InputError(
-                f"another process trains in checkpoint={str(folder)!r}: wait for it, or choose "
-                "another folder"
-            ) from error
-        os.close(lock)
-
-
-def _replace(file: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file aside, sync it, and rename it."""
-    new = file.with_name(f"{file.name}{_NEW}")
-    new.unlink(missing_ok=True)
-    try:
-        write(new)
-        fsync(new)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
-    new.replace(file)
-    fsync(file.parent)
+    return locked(
+        folder,
+        f"another process trains in checkpoint={str(folder)!r}: wait for it, or choose another "
+        "folder",
+        f"checkpoint={str(folder)!r}",
+        "a folder",
+    )
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 from streamtrain.atomic import fsync
 from streamtrain.errors import InputError
 from streamtrain.journal import CELLS
-from streamtrain.parts import Opened, Part, Written, files_of
+from streamtrain.parts import Opened, Part, Written, files_of, types_of
 from streamtrain.rows import Rows
 from streamtrain.scratch import Folder
 from streamtrain.spill import Spill
@@ -57,9 +57,8 @@ class Kept:
                 "resume, or choose a folder on a larger disk"
             ) from error
         self._n_obs, self._entries = part.first + part.n_obs, part.start + part.entries
-        genes = np.uint16 if self.n_vars <= 2**16 else np.int32
         arrays = rows.data, rows.indices, np.diff(rows.indptr)
-        kinds = self.dtype, genes, np.uint32
+        kinds = types_of(self.n_vars, self.dtype)
         self._sums = [
             google_crc32c.extend(total, np.ascontiguousarray(array, kind).tobytes())
             for total, array, kind in zip(self._sums, arrays, kinds, strict=True)
@@ -83,13 +82,11 @@ class Kept:
         files = Opened(self.n_vars, self.dtype)
         if not self._n_obs:
             return files.spill([], scratch, threads)
-        sizes = [
-            self._entries * np.dtype(self.dtype).itemsize,
-            self._entries * (2 if self.n_vars <= 2**16 else 4),
-            4 * self._n_obs,
-        ]
-        for file, nbytes, total in zip(files_of(self._path), sizes, self._sums, strict=True):
-            if _checksum(file, nbytes) != total:
+        kinds = types_of(self.n_vars, self.dtype)
+        counts = self._entries, self._entries, self._n_obs
+        written = zip(files_of(self._path), kinds, counts, self._sums, strict=True)
+        for file, kind, n, total in written:
+            if _checksum(file, n * np.dtype(kind).itemsize) != total:
                 raise InputError(
                     f"{file} is not what was written there (its checksum is off): delete the "
                     f"folder {str(self.folder)!r}, and train from the beginning"

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from streamtrain.budget import BLOCK, release_freed
 from streamtrain.config import Settings
-from streamtrain.descent import Descent, Keep, descend
+from streamtrain.descent import Descent, descend
 from streamtrain.features import Features
 from streamtrain.first_pass import first_pass
+from streamtrain.frozen import Keep
 from streamtrain.journal import Journal
 from streamtrain.kept import Kept
 from streamtrain.ordered import PlanOrder

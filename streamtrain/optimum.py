@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +10,7 @@ from numpy.typing import NDArray
 from streamtrain.budget import format_bytes
 from streamtrain.cells import Cells
 from streamtrain.config import Settings
+from streamtrain.frozen import Keep
 from streamtrain.pairwise import stretch_of
 from streamtrain.progress import stage
 from streamtrain.scaling import Scaler
@@ -44,7 +43,7 @@ def fit_logistic(
     *,
     progress: bool,
     before: Progress | None = None,
-    keep: Callable[[Callable[[], Any] | None], None] | None = None,
+    keep: Keep | None = None,
 ) -> Fitted:
     """Train on kept cells; see `rounds.fit`."""
     cells, n_genes = stored.cells, len(scaler.shift)
@@ -95,7 +94,7 @@ def solve(
     *,
     progress: bool,
     before: Progress | None = None,
-    keep: Callable[[Callable[[], Any] | None], None] | None = None,
+    keep: Keep | None = None,
 ) -> Fitted:
     """Train on what `sums` sums over, which are the `cells`.
 

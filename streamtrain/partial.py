@@ -17,13 +17,13 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from streamtrain.atomic import fsync, put_in_place, remove
+from streamtrain.atomic import put_in_place, remove, replace_file
 from streamtrain.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 State = dict[str, Any]  # plain values, as JSON holds them
-_JOURNAL, _LOCK = "journal.json", "lock"
+_JOURNAL, LOCK = "journal.json", "lock"
 
 
 class Partial:
@@ -57,19 +57,12 @@ class Partial:
 
     def __enter__(self) -> Self:
         self.folder.mkdir(exist_ok=True)
-        self._lock = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(self._lock)
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise InputError(
-                    f"{self._target.parent} is on a disk without file locks ({error.strerror}): "
-                    "choose an output on another disk"
-                ) from error
-            raise InputError(
-                f"another process writes {self._target}: wait for it, or choose another output"
-            ) from error
+        self._lock = locked(
+            self.folder,
+            f"another process writes {self._target}: wait for it, or choose another output",
+            str(self._target.parent),
+            "an output",
+        )
         found = self._read()
         if found is not None and found["settings"] and self._settings is not None:
             former = found["settings"]
@@ -104,7 +97,7 @@ class Partial:
         """Begin anew, in an empty folder."""
         self.state = {}
         for path in self.folder.iterdir():
-            if path.name != _LOCK:
+            if path.name != LOCK:
                 remove(path)
         if self._beside is not None:
             remove(self._beside)
@@ -129,15 +122,11 @@ class Partial:
     def commit(self, **state: Any) -> None:
         """Record what is complete, once it is on the disk: a call goes on from here."""
         self.state |= state
-        new = self.folder / f"{_JOURNAL}.new"
         text = json.dumps(
             {"settings": self._settings, "state": self.state, "scratch": self._scratch}
         )
         with disk_full(self.folder):
-            new.write_text(text, encoding="utf-8")
-        fsync(new)
-        new.replace(self.folder / _JOURNAL)
-        fsync(self.folder)
+            replace_file(self.folder / _JOURNAL, lambda new: new.write_text(text, encoding="utf-8"))
 
     def finish(self, overwrite: bool) -> None:
         """Put the store in its place, and delete all else."""
@@ -224,6 +213,35 @@ class GrowingFile:
     def close(self) -> None:
         """Close the file."""
         os.close(self._handle)
+
+
+def locked(folder: Path, busy: str, what: str, other: str) -> int:
+    """Take the lock of a folder, and keep it as long as the file is open.
+
+    Parameters
+    ----------
+    busy
+        What to say where another process has it.
+    what, other
+        What to call the folder, and what to choose on another disk, where there are no locks.
+    """
+    while True:
+        lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(lock), (folder / LOCK).stat()):
+                return lock
+        except FileNotFoundError:  # another process has just cleared the folder
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            os.close(lock)
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise InputError(busy) from error
+            raise InputError(
+                f"{what} is on a disk without file locks ({error.strerror}): choose {other} on "
+                "another disk"
+            ) from error
+        os.close(lock)
 
 
 @contextmanager

@@ -141,7 +141,7 @@ class Opened:
             ScratchPieces(
                 [(self._files[part.path][i], part.start, part.entries) for part in parts], kind
             )
-            for i, kind in enumerate(_types(*self._given)[:2])
+            for i, kind in enumerate(types_of(*self._given)[:2])
         )
         return Spill.of((values, genes), lengths, self._given[0], scratch, threads=threads)
 
@@ -153,16 +153,17 @@ def files_of(path: Path) -> list[Path]:
 
 def entry_bytes(n_vars: int, dtype: Any) -> int:
     """Bytes of an entry in the files."""
-    return sum(np.dtype(kind).itemsize for kind in _types(n_vars, dtype)[:2])
+    return sum(np.dtype(kind).itemsize for kind in types_of(n_vars, dtype)[:2])
 
 
-def _types(n_vars: int, dtype: Any) -> tuple[Any, Any, Any]:
+def types_of(n_vars: int, dtype: Any) -> tuple[Any, Any, Any]:
+    """Of values, genes and lengths of cells, as they are in the files."""
     return dtype, np.uint16 if n_vars <= 2**16 else np.int32, np.uint32
 
 
 def _open(how: Callable[[Path, Any], ScratchArray], path: Path, n_vars: int, dtype: Any) -> Files:
     values, genes, lengths = (
-        how(file, kind) for file, kind in zip(files_of(path), _types(n_vars, dtype), strict=True)
+        how(file, kind) for file, kind in zip(files_of(path), types_of(n_vars, dtype), strict=True)
     )
     return values, genes, lengths
 

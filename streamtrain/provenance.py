@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import stat
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from importlib.metadata import version
@@ -35,10 +36,8 @@ _SAMPLE = 256  # cells by which a file on a server is known again
 
 def made_from(labels: Labels, source: Source, cells: Cells, config: Settings) -> dict[str, Any]:
     """What a model was made from, and with."""
-    one = [(source.name, source)]
-    files = source.by_file() if isinstance(source, CollectionSource) else one
     return {
-        "sources": [_origin(name, part) for name, part in files],
+        "sources": [_origin(name, part) for name, part in _by_file(source)],
         "labels": str(labels) if isinstance(labels, (str, os.PathLike)) else "given as values",
         "n_cells": cells.n_obs,
         "trained": datetime.now().isoformat(timespec="seconds"),
@@ -68,13 +67,11 @@ def identity(
     models
         Those that training goes on from.
     """
-    one = [(source.name, source)]
-    files = source.by_file() if isinstance(source, CollectionSource) else one
     cells = targets[0].cells
     return {
         **{name: version(name) for name in ("streamtrain", "numpy", "numba")},
         **{k: value for k, value in config.to_dict().items() if k not in (*FREE, *_NAMES)},
-        "data": [_known(part) for _, part in files],
+        "data": [_known(part) for _, part in _by_file(source)],
         "genes": _crc(source.genes, genes),
         "cells": [cells.n_obs, _crc(cells.rows, cells.weight, cells.batch_key)],
         "labels": [
@@ -92,7 +89,7 @@ def _known(source: Source) -> list[Any]:
     shape = [source.n_obs, source.n_vars]
     path = getattr(source, "path", None)
     if isinstance(path, Path):
-        return [*shape, _stored_bytes(path), _changed(path)]
+        return [*shape, *_stored(path)]
     if isinstance(source, StoreSource):  # on a server
         some = np.unique(np.linspace(0, max(0, source.n_obs - 1), _SAMPLE).astype(np.int64))
         parts: Iterable[Rows] = [source.take(some)]
@@ -121,19 +118,22 @@ def _extended(total: int, *arrays: Any) -> int:
     return total
 
 
-def _changed(path: Path) -> int:
-    """Time of the last change of a file, or of any file in a folder, in nanoseconds."""
-    files = path.rglob("*") if path.is_dir() else [path]
-    return max((file.stat().st_mtime_ns for file in files), default=0)
+def _by_file(source: Source) -> Iterable[tuple[str, Source]]:
+    one = [(source.name, source)]
+    return source.by_file() if isinstance(source, CollectionSource) else one
 
 
 def _origin(name: str, source: Source) -> dict[str, Any]:
     origin = {"name": name, "n_obs": source.n_obs, "n_vars": source.n_vars}
     path = getattr(source, "path", None)
-    return origin if path is None else origin | {"bytes": _stored_bytes(path)}
+    return origin if path is None else origin | {"bytes": _stored(path)[0]}
 
 
-def _stored_bytes(path: Path) -> int:
-    """Size of a file or of all files in a folder."""
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(f.stat().st_size for f in files if f.is_file())
+def _stored(path: Path) -> tuple[int, int]:
+    """Size of a file, or of all files in a folder, and the last change in it, in nanoseconds."""
+    size = changed = 0
+    for each in path.rglob("*") if path.is_dir() else [path]:
+        found = each.stat()
+        size += found.st_size if stat.S_ISREG(found.st_mode) else 0
+        changed = max(changed, found.st_mtime_ns)
+    return size, changed

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from streamtrain.batches import Batch, planned
 from streamtrain.config import Settings
 from streamtrain.descent import (
-    Keep,
     make_sgd,
     on_device,
     plan_epochs,
@@ -26,6 +25,7 @@ from streamtrain.descent import (
     schedule_of,
     with_prior,
 )
+from streamtrain.frozen import Keep
 from streamtrain.pairwise import PairwiseSum
 from streamtrain.progress import stage
 from streamtrain.scaling import Scaler

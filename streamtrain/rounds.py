@@ -12,8 +12,9 @@ import numpy as np
 
 from streamtrain.budget import format_bytes
 from streamtrain.config import Settings
-from streamtrain.descent import Keep, batch_size, descend, fitted, sweep_bytes
+from streamtrain.descent import batch_size, descend, fitted, sweep_bytes
 from streamtrain.errors import InputError
+from streamtrain.frozen import Keep
 from streamtrain.optimum import fit_logistic
 from streamtrain.replicas import fit_replicas
 from streamtrain.scaling import Scaler

@@ -202,26 +202,9 @@ def run(
 
         check_client(client, on_gpu=config.on_gpu)
     device = check(config)
-    journal = None
-    if resume and (checkpoint is None or client is not None):
-        raise InputError(
-            "resume goes on from the folder of checkpoint, in one process: "
-            + ("pass checkpoint=FOLDER (--checkpoint), too" if checkpoint is None else
-               "leave it out, or client (--workers, --scheduler)")
-        )  # fmt: skip
-    if checkpoint is not None and client is not None:
+    journal = _journal(checkpoint, checkpoint_every, resume, client, device, settings)
+    if client is not None and checkpoint is not None:
         check_output(checkpoint)
-    elif checkpoint is not None:
-        if device is not None:
-            raise InputError("checkpoint is for the CPU alone: leave it out, or device")
-        if settings.get("random_state", 0) is None:
-            raise InputError("random_state=None cannot be resumed: pass a number with checkpoint")
-        journal = Journal(checkpoint, resume=resume, every=checkpoint_every)
-    if journal is None and checkpoint_every != EVERY:
-        raise InputError(
-            "checkpoint_every is of a checkpoint in one process: pass checkpoint=FOLDER "
-            "(--checkpoint), too, and no client"
-        )
     if config.scratch is not None:
         free_disk(config.scratch)  # refuses what is no folder
     X = located(X, storage_options)
@@ -318,6 +301,31 @@ def run(
             outcomes = [outcome_of(target) for target in targets]
         logger.info("Model training done")
         return outcomes
+
+
+def _journal(
+    checkpoint: str | os.PathLike[str] | None, every: float, resume: bool, client: Any,
+    device: Device | None, settings: dict[str, Any],
+) -> Journal | None:  # fmt: skip
+    """What keeps a run of one process, if that is asked for."""
+    if resume and (checkpoint is None or client is not None):
+        raise InputError(
+            "resume goes on from the folder of checkpoint, in one process: "
+            + ("pass checkpoint=FOLDER (--checkpoint), too" if checkpoint is None else
+               "leave it out, or client (--workers, --scheduler)")
+        )  # fmt: skip
+    if checkpoint is None or client is not None:
+        if every != EVERY:
+            raise InputError(
+                "checkpoint_every is of a checkpoint in one process: pass checkpoint=FOLDER "
+                "(--checkpoint), too, and no client"
+            )
+        return None
+    if device is not None:
+        raise InputError("checkpoint is for the CPU alone: leave it out, or device")
+    if settings.get("random_state", 0) is None:
+        raise InputError("random_state=None cannot be resumed: pass a number with checkpoint")
+    return Journal(checkpoint, resume=resume, every=every)
 
 
 def _named_model(settings: dict[str, Any], argument: str) -> Model | None:

@@ -20,7 +20,6 @@ from streamtrain.budget import format_bytes
 from streamtrain.calibration import Calibration
 from streamtrain.config import Settings
 from streamtrain.descent import (
-    Keep,
     batches_on_device,
     make_sgd,
     on_device,
@@ -30,6 +29,7 @@ from streamtrain.descent import (
     sweep_bytes,
     with_prior,
 )
+from streamtrain.frozen import Keep
 from streamtrain.holdout import Folds
 from streamtrain.judged import Judged, macro_f1
 from streamtrain.model_schema import two_rows

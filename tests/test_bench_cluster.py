@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from benchmarks import cluster_tables, measuring, report, settings
+from benchmarks import cluster_model, cluster_tables, measuring, report, settings
 from benchmarks.cluster_model import LINE, Assumed, Crew, Job, Rates, _Model, nodes, predict
 from benchmarks.contenders import cluster as contender
 from benchmarks.measuring import Case, WrongWorkError
@@ -466,3 +466,11 @@ def test_end__where_twice_the_workers_bring_little(seconds, last, stage):
     said = {2**i: replace(predict(job, Crew(1), NOTHING), reading=s) for i, s in enumerate(seconds)}
     words = f"Worth it up to {last} workers, where {stage} takes 100% of the time."
     assert cluster_tables._end(said) == words
+
+
+def test_model__counts_as_training_does():
+    pytest.importorskip("distributed")
+    from streamtrain.cluster import reading, training
+
+    assert cluster_model._RANGES == reading._TASKS
+    assert (cluster_model._FIRST, cluster_model._LONGEST) == (training._FIRST, training._LONGEST)

@@ -53,7 +53,6 @@ class Aside:
     """
 
     def __init__(self, device: Device, n_genes: int, dtype: Any) -> None:
-        self._device = device
         self._stream = None if device.xp is np else device.xp.cuda.Stream(non_blocking=True)
         self._product = Products(device.xp)
         self._slots = deque(Slot(device, n_genes, dtype) for _ in range(_SLOTS))

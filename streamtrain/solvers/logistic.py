@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from streamtrain.frozen import Keep
 from streamtrain.kernels import tiles as kernel
 from streamtrain.kernels.lbfgs import dot
 from streamtrain.pairwise import PairwiseSum, stretch_of
@@ -335,7 +336,7 @@ class Logistic:
         sums: Sums,
         report: Callable[[int, int], None],
         before: Progress | None = None,
-        keep: Callable[[Callable[[], Any] | None], None] | None = None,
+        keep: Keep | None = None,
     ) -> Solution:
         """Solve every class.
 
@@ -369,7 +370,7 @@ class Logistic:
         sums: Sums,
         run: Progress,
         report: Callable[[int, int], None],
-        keep: Callable[[Callable[[], Any] | None], None] | None,
+        keep: Keep | None,
     ) -> None:
         """Solve the active classes of a run."""
         self._points |= {column: end.x for column, end in run.ended.items()}
