@@ -276,7 +276,7 @@ def test_ours__by_workers(job, alone):
     found, evidence = done(contender.ours(job | {"workers": 2}))
     np.testing.assert_array_equal(evidence["coef"], alone[1]["coef"])
     assert (found["cells"], found["steps"]) == (1_300, 2_600)
-    assert 0 < found["reading_s"] + found["training_s"] < found["seconds"]
+    assert min(found["reading_s"], found["training_s"]) > 0
     assert found["sent"] > evidence["coef"].size * 4
 
 
