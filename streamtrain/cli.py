@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import itertools
 import logging
 import signal
 import sys
@@ -138,10 +137,8 @@ def train(
         They share out its CPUs, or have n-jobs threads each.
     checkpoint
         Folder in which the run is kept while it goes on, to be resumed after a kill, or after
-        Ctrl-C or SIGTERM, on which it is saved first. It takes the cells as scratch does, and is
-        deleted once the model is saved. With workers or a scheduler: folder for the model so far,
-        in case the scheduler is lost, to pass as warm-start then; the default is
-        NAME.checkpoint.zarr beside the output, or -2, -3 where that is there.
+        Ctrl-C or SIGTERM, on which it is saved first, or where the scheduler is lost. It takes the
+        cells as scratch does (workers keep theirs), and is deleted once the model is saved.
     checkpoint_every
         Seconds from one state of the run to the next.
     resume
@@ -174,8 +171,6 @@ def train(
                     "each other: choose another folder"
                 )
     with _cluster(scheduler, workers, settings.given) as client:
-        if client is not None and checkpoint is None:
-            checkpoint = _checkpoint(out)
         model = run(
             _one(source), labels, genes, progress=not quiet, storage_options=storage_options,
             client=client, checkpoint=checkpoint, checkpoint_every=checkpoint_every,
@@ -184,7 +179,7 @@ def train(
         model.save(out, overwrite=overwrite)
     if celltypist is not None:
         model.to_celltypist(celltypist, overwrite=overwrite)
-    if client is None and checkpoint is not None:
+    if checkpoint is not None:
         clear(checkpoint)
     if not quiet:
         print(model)
@@ -647,13 +642,6 @@ def _cluster(
     settings = with_recipe(settings)
     memory, n_jobs = settings.get("memory"), settings.get("n_jobs")
     return connected(scheduler, workers, memory=memory, n_jobs=n_jobs)
-
-
-def _checkpoint(out: Path) -> Path:
-    """A name beside the output that is free: this run may start from an earlier one's."""
-    name = out.name.removesuffix(".zarr")
-    names = (f"{name}.checkpoint{i}.zarr" for i in itertools.chain([""], itertools.count(-2, -1)))
-    return next(path for path in map(out.with_name, names) if not path.exists())
 
 
 def _log(quiet: bool) -> None:

@@ -129,7 +129,7 @@ def descend(
     scaler, start, room
         As of `rounds.fit`.
     before
-        Where to go on from, in place of `start`; it stays as it is. On the CPU alone.
+        Where to go on from, in place of `start`; it stays as it is.
     keep
         Called after each mini-batch with what gives the state then.
     """
@@ -156,10 +156,10 @@ def descend(
     before_it = first * -(-plan.epoch_size // plan.batch_size) + done
     served = Waited(scaled_batches(config, cells, codes, scale, before_it))
     every: Iterator[Batch] = served
-    if before is not None and isinstance(before.solver, SGD):
+    if before is not None:
         run = replace(
-            before, solver=before.solver.copy(threads), drawn=before.drawn.copy(),
-            stopping=deepcopy(before.stopping),
+            before, solver=resumed(before.solver, stored.device, threads),
+            drawn=before.drawn.copy(), stopping=deepcopy(before.stopping),
         )  # fmt: skip
     else:
         batch = next(served)
@@ -210,6 +210,15 @@ def _begun(
         )
     drawn = np.zeros(len(stored.cells.classes), np.int64)
     return Descent(solver, None if config.step is None else schedule.eta0, drawn, stopping)
+
+
+def resumed(solver: SGD | DeviceSGD, device: Device | None, threads: Threads) -> SGD | DeviceSGD:
+    """A solver that was kept, to go on by itself here."""
+    if isinstance(solver, SGD):
+        return solver.copy(threads)
+    if device is None:
+        raise ValueError("a solver on a device goes on there")
+    return solver.copy(device)
 
 
 def _judge(

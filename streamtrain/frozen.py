@@ -32,7 +32,8 @@ _CLASSES = {
     "Schedule": "solvers.schedule", "Stopping": "solvers.stopping", "Descent": "descent",
     "LBFGS": "solvers.lbfgs", "Problem": "solvers.logistic", "Ended": "solvers.logistic",
     "Progress": "solvers.logistic", "Fitted": "stored", "PairwiseSum": "pairwise",
-    "RunningMoments": "scaling", "Search": "trials", "Trial": "trials",
+    "RunningMoments": "scaling", "Search": "trials", "Trial": "trials", "Tried": "trials",
+    "Trying": "trials", "DeviceSGD": "gpu.sgd", "DeviceColumns": "gpu.sgd",
     "Settings": "config", "Calibration": "calibration", "Replica": "replicas",
 }  # fmt: skip
 

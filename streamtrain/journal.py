@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -45,11 +46,16 @@ class StoppedError(KeyboardInterrupt):
     """
 
     def __init__(self, number: int, folder: Path) -> None:
-        super().__init__(
-            f"stopped by {signal.Signals(number).name}; the run so far is in {str(folder)!r}: the "
-            "same with resume=True (--resume) goes on from there"
-        )
+        super().__init__(f"stopped by {signal.Signals(number).name}; {go_on(folder)}")
         self.number, self.folder = number, folder
+
+
+def go_on(folder: Path) -> str:
+    """Word how a run goes on."""
+    return (
+        f"the run so far is in {str(folder)!r}: the same with resume=True (--resume) goes on from "
+        "there"
+    )
 
 
 class Journal:
@@ -106,6 +112,8 @@ class Journal:
         self._damaged: list[Path] = []
         self._signal: int | None = None
         self._before: dict[int, Any] = {}
+        self._begun = 0  # numbered stages
+        self._latest: tuple[str, Callable[[], Any] | None] = "", None
 
     @property
     def holds_state(self) -> bool:
@@ -192,10 +200,23 @@ class Journal:
             found: T = self._done[name]
             return found
         # Popped: it would stay beside what is made of it.
-        found = work(self._now.pop(name, None))
+        before = self._now.pop(name, None)
+        self._latest = name, None if before is None else lambda: before
+        found = work(before)
+        self._latest = "", None
         self._done[name] = found
         self._save()
         return found
+
+    def next(self, name: str, work: Callable[..., T]) -> T:
+        """A stage by its name and number: runs have the same ones in the same order.
+
+        `work` takes `before`, from where it goes on, and `keep`, which is as `tick`.
+        """
+        self._begun += 1
+        numbered = f"{name} {self._begun}"
+        keep = partial(self.tick, numbered)
+        return self.stage(numbered, lambda before: work(before=before, keep=keep))
 
     def tick(self, name: str, state: Callable[[], Any] | None) -> None:
         """Between two batches of a stage: keep its state, if it is due or a signal came.
@@ -207,9 +228,24 @@ class Journal:
         StoppedError
             After a signal.
         """
-        due = state is not None and time.monotonic() - self._saved >= self._every
-        if self._signal is None and not due:
-            return
+        self._latest = name, state
+        self.look()
+
+    def look(self) -> None:
+        """The same with the state that was told last, which must still hold."""
+        due = self._latest[1] is not None and time.monotonic() - self._saved >= self._every
+        if self._signal is not None or due:
+            self.save()
+
+    def save(self) -> None:
+        """Keep all stages that are done, and the state that was told last.
+
+        Raises
+        ------
+        StoppedError
+            After a signal.
+        """
+        name, state = self._latest
         if state is not None:
             self._now[name] = state()
         self._save()

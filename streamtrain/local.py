@@ -63,6 +63,12 @@ class Place(Protocol):
         ...
 
 
+def with_own(found: Search, config: Settings) -> Search:
+    """What was found, perhaps by another process, with what is of this one alone."""
+    own = {name: getattr(config, name) for name in FREE}
+    return replace(found, config=replace(found.config, **own))
+
+
 class Local:
     """A run in this process; a context manager.
 
@@ -98,7 +104,6 @@ class Local:
         self._source, self._targets, self._taken = source, targets, taken
         self._config, self.room, self._threads = config, room, threads
         self._device, self._journal, self._progress = device, journal, progress
-        self._rounds = 0
         self.kept = room * (_KEPT if config.use_SGD else _KEPT / 2)
         self._stack = ExitStack()
         self._ordered: PlanOrder | None = None
@@ -186,22 +191,15 @@ class Local:
     def search(self, target: Target, features: Features) -> Search:
         """See `Place`."""
 
-        def find(_: Any = None, keep: Keep | None = None) -> Search:
-            return search(self.trials(target, features), progress=self._progress, keep=keep)
+        def find(before: Any = None, keep: Keep | None = None) -> Search:
+            trials = self.trials(target, features)
+            return search(trials, progress=self._progress, before=before, keep=keep)
 
-        found = self._stage("search", find)
-        own = {name: getattr(self._config, name) for name in FREE}  # not those of another process
-        return replace(found, config=replace(found.config, **own))
+        return with_own(self._stage("search", find), self._config)
 
     def _stage(self, name: str, work: Callable[..., T]) -> T:
         """What a stage gives, kept in the journal if there is one."""
-        if self._journal is None:
-            return work()
-        self._rounds += 1
-        numbered = f"{name} {self._rounds}"
-        return self._journal.stage(
-            numbered, partial(work, keep=partial(self._journal.tick, numbered))
-        )
+        return work() if self._journal is None else self._journal.next(name, work)
 
     def select(self, features: Features) -> None:
         """See `Place`."""

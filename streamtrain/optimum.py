@@ -24,7 +24,7 @@ from streamtrain.solvers.logistic import (
     column_classes,
     problem_weights,
 )
-from streamtrain.stored import EndedEarlyError, Fitted, Stored, unconverged
+from streamtrain.stored import Fitted, Stored, unconverged
 from streamtrain.threads import Threads
 from streamtrain.tiles import Tiles
 
@@ -106,11 +106,6 @@ def solve(
         Bytes for the solver's vectors.
     before, keep
         As of `rounds.fit`.
-
-    Raises
-    ------
-    EndedEarlyError
-        Where `sums` lost a connection; with the weights of that moment.
     """
     most, columns = (
         config.most_passes(cells.n_obs),
@@ -140,12 +135,7 @@ def solve(
                 passes = seen // cells.n_obs
                 logger.info("pass %d: %d of %d cell types done", passes, ended, columns)
 
-        try:
-            solution = solver.fit(sums, report, before, keep)
-        except ConnectionError as error:  # of sums over a cluster
-            coef, intercept = solver.present()
-            so_far = Fitted(State(coef.astype(config.dtype), intercept))
-            raise EndedEarlyError(str(error), so_far) from error
+        solution = solver.fit(sums, report, before, keep)
     certificate = solution.certificate
     logger.info("%d passes over the cells", certificate["n_passes"].max())
     not_yet, late = ~certificate["converged"], certificate["n_iter"] >= most

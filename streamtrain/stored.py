@@ -103,20 +103,6 @@ class Fitted:
         return self.state.scoring[0]
 
 
-class EndedEarlyError(Exception):
-    """A round that could not go on.
-
-    Attributes
-    ----------
-    fitted
-        What it had reached; None for nothing.
-    """
-
-    def __init__(self, words: str, fitted: Fitted | None) -> None:
-        super().__init__(words)
-        self.fitted = fitted
-
-
 def unconverged(classes: NDArray[np.object_], which: NDArray[np.bool_], remedy: str) -> str:
     """Name the columns `which`, that did not converge; the one of two classes is the second."""
     columns = classes[1:] if len(classes) == 2 else classes

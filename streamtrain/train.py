@@ -31,7 +31,7 @@ from streamtrain.features import Features
 from streamtrain.first_pass import room_for_cells
 from streamtrain.journal import EVERY, Journal
 from streamtrain.local import Local, Place
-from streamtrain.model import Model, check_output
+from streamtrain.model import Model
 from streamtrain.provenance import identity, made_from
 from streamtrain.rounds import check, check_matrix
 from streamtrain.scaling import RunningMoments
@@ -43,7 +43,7 @@ from streamtrain.sources import open_expression, open_source
 from streamtrain.sources.base import Source
 from streamtrain.sources.collection import report_files
 from streamtrain.sources.genes import Genes
-from streamtrain.stored import EndedEarlyError, Fitted
+from streamtrain.stored import Fitted
 from streamtrain.targets import Target, cells_taken, listed_genes, targets_of
 from streamtrain.threads import Threads
 from streamtrain.trials import Search
@@ -103,15 +103,14 @@ def train(
     checkpoint
         Folder in which the run is kept while it goes on: the cells that training takes, as on
         scratch, and every `checkpoint_every` seconds, and when SIGINT, SIGTERM or SIGHUP comes, how
-        far it is. With a client, where the model so far is saved, should the scheduler be lost, to
-        pass as `warm_start`. On the CPU.
+        far it is. With a client, how far it is alone, also where the scheduler is lost: the cells
+        are read once more by the workers of the run that goes on.
     checkpoint_every
         Seconds.
     resume
         Go on from the folder of `checkpoint`, if it holds a run, which must be of the same data,
         labels and settings, those of memory and threads aside. The model is the same, to the bit,
-        as if nothing had come between. A search among settings (`folds`) begins anew if it had not
-        ended.
+        as if nothing had come between; on a GPU as far as two runs there are the same.
     **settings
         Any field of `Settings`:
         {settings}
@@ -130,7 +129,8 @@ def train(
     TypeError
         For a keyword that is no setting.
     ConnectionError
-        If the scheduler of `client` is lost and does not come back.
+        If the scheduler of `client` is lost and does not come back; the run is kept first, if
+        `checkpoint` asks for it.
     StoppedError
         After a signal, when the run is saved; it is a KeyboardInterrupt.
 
@@ -202,9 +202,7 @@ def run(
 
         check_client(client, on_gpu=config.on_gpu)
     device = check(config)
-    journal = _journal(checkpoint, checkpoint_every, resume, client, device, settings)
-    if client is not None and checkpoint is not None:
-        check_output(checkpoint)
+    journal = _journal(checkpoint, checkpoint_every, resume, settings)
     if config.scratch is not None:
         free_disk(config.scratch)  # refuses what is no folder
     X = located(X, storage_options)
@@ -245,7 +243,10 @@ def run(
         )  # fmt: skip
         run_of = source, targets, taken, config, room, threads
         if journal is not None:
-            journal.begin(identity(config, source, targets, listed, [before, base]))
+            known_by = identity(config, source, targets, listed, [before, base])
+            # Which keep states of other kinds.
+            where = "one process" if client is None else "a cluster"
+            journal.begin({"place": where, **known_by})
         with _place(client, *run_of, device=device, journal=journal, progress=progress) as place:
             moments = place.first_pass()
             if added is None:
@@ -288,13 +289,7 @@ def run(
                         return Outcome(target.labels, found, None)
                 if config.feature_selection:
                     own = _selected(place, config, target, features, source.name)
-                try:
-                    fitted = place.fit(chosen, target, own, start_of(target, own))
-                except EndedEarlyError as error:
-                    so_far = None
-                    if error.fitted is not None:
-                        so_far = model_of(target, chosen, own, error.fitted, found)
-                    raise _ended_early(error, so_far, checkpoint) from error
+                fitted = place.fit(chosen, target, own, start_of(target, own))
                 model = model_of(target, chosen, own, fitted, found)
                 return Outcome(target.labels, found, model, fitted.unconverged)
 
@@ -304,25 +299,16 @@ def run(
 
 
 def _journal(
-    checkpoint: str | os.PathLike[str] | None, every: float, resume: bool, client: Any,
-    device: Device | None, settings: dict[str, Any],
-) -> Journal | None:  # fmt: skip
-    """What keeps a run of one process, if that is asked for."""
-    if resume and (checkpoint is None or client is not None):
-        raise InputError(
-            "resume goes on from the folder of checkpoint, in one process: "
-            + ("pass checkpoint=FOLDER (--checkpoint), too" if checkpoint is None else
-               "leave it out, or client (--workers, --scheduler)")
-        )  # fmt: skip
-    if checkpoint is None or client is not None:
-        if every != EVERY:
-            raise InputError(
-                "checkpoint_every is of a checkpoint in one process: pass checkpoint=FOLDER "
-                "(--checkpoint), too, and no client"
-            )
+    checkpoint: str | os.PathLike[str] | None, every: float, resume: bool, settings: dict[str, Any]
+) -> Journal | None:
+    """What keeps a run, if that is asked for."""
+    if checkpoint is None:
+        for asked, name in ((resume, "resume"), (every != EVERY, "checkpoint_every")):
+            if asked:
+                raise InputError(
+                    f"{name} is of a run that is kept: pass checkpoint=FOLDER (--checkpoint), too"
+                )
         return None
-    if device is not None:
-        raise InputError("checkpoint is for the CPU alone: leave it out, or device")
     if settings.get("random_state", 0) is None:
         raise InputError("random_state=None cannot be resumed: pass a number with checkpoint")
     return Journal(checkpoint, resume=resume, every=every)
@@ -373,23 +359,6 @@ def _selected(
     return selected
 
 
-def _ended_early(
-    error: EndedEarlyError, so_far: Model | None, checkpoint: str | os.PathLike[str] | None
-) -> ConnectionError:
-    """Save the model so far, and say how to go on."""
-    if so_far is None:
-        return ConnectionError(f"{error}; no epoch had ended: run again")
-    if checkpoint is None:
-        return ConnectionError(
-            f"{error}, and the model so far with it: checkpoint=FOLDER (--checkpoint) would keep it"
-        )
-    so_far.save(checkpoint)
-    return ConnectionError(
-        f"{error}; the model so far is saved as {checkpoint}: go on from it by warm_start="
-        f"{str(checkpoint)!r} (--warm-start)"
-    )
-
-
 def _place(
     client: Any, *run: Any, device: Device | None, journal: Journal | None, progress: bool
 ) -> AbstractContextManager[Place]:
@@ -398,7 +367,7 @@ def _place(
         return Local(*run, device=device, journal=journal, progress=progress)
     from streamtrain.cluster.training import Cluster
 
-    return Cluster(client, *run, progress=progress)
+    return Cluster(client, *run, journal=journal, progress=progress)
 
 
 def _open(

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from streamtrain.descent import (
     make_sgd,
     on_device,
     plan_epochs,
+    resumed,
     scaled_batches,
     schedule_of,
     sweep_bytes,
@@ -98,8 +99,77 @@ class Trial:
         }
 
 
-# Settings, how they did, and their scores of the judged cells, where these are kept.
-Tried = tuple[Settings, Trial, NDArray[np.float32] | None]
+@dataclass(slots=True)
+class Tried:
+    """Trials that have ended, of which one is chosen so far.
+
+    Attributes
+    ----------
+    done
+        Settings, and how they did, in the order in which they were tried.
+    at
+        Place of the one that is chosen.
+    scores
+        Its own of the judged cells, shape (m, n_classes); None where they are not kept.
+    """
+
+    done: list[tuple[Settings, Trial]] = field(default_factory=list)
+    at: int = -1
+    scores: NDArray[np.float32] | None = None
+
+    def add(self, settings: Settings, trial: Trial, scores: NDArray[np.float32] | None) -> None:
+        """Take one more, and choose anew."""
+        self.done.append((settings, trial))
+        best = _chosen([trial for _, trial in self.done])
+        if best == len(self.done) - 1:
+            # No view, which would keep the scores of all.
+            self.scores = None if scores is None else scores.copy()
+        self.at = best
+
+    def conclude(self, config: Settings, judged: Judged) -> Search:
+        """Rank all of them, and calibrate by the scores of the chosen one."""
+        ranked = sorted(self.done, key=lambda pair: -pair[1].value)
+        settings, chosen_trial = self.done[self.at]
+        chosen = replace(settings, epochs=len(chosen_trial.macro_f1))
+        for row in (trial.row() for _, trial in ranked):
+            logger.info(
+                "alpha %g, step %s: macro-F1 %.3f, sd %.3f over the folds, in %d epochs",
+                row["alpha"], row["step"], row["macro_f1"], row["sd"], row["epochs"],
+            )  # fmt: skip
+        calibration = None
+        if config.calibrate and self.scores is not None:
+            calibration = Calibration.fit(self.scores, judged.codes, judged.weight)
+            logger.info("%s", calibration)
+        return Search(chosen, [trial for _, trial in ranked], chosen_trial, calibration)
+
+
+@dataclass(slots=True)
+class Trying:
+    """Trials side by side between two mini-batches: all that going on takes, to the same bits.
+
+    Attributes
+    ----------
+    solver
+        With the models of all trials and folds.
+    drawn
+        Cells of each class that the models of each fold have taken, shape (folds, n_classes).
+    scores
+        Of the judged cells, of each trial when it was last judged, shape (trials, m, n_classes).
+    macro_f1
+        Of each trial, after each epoch, on each fold.
+    going
+        Places of the trials that have not ended.
+    epoch, batches
+        Epochs that are done, and mini-batches of the next one.
+    """
+
+    solver: SGD | DeviceSGD
+    drawn: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    macro_f1: list[list[list[float]]]
+    going: list[int]
+    epoch: int = 0
+    batches: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,23 +204,37 @@ def trials_of(config: Settings) -> list[Settings]:
     return [replace(config, alpha=a, step=s) for a, s in pairs]
 
 
-def search(run: Trials, *, progress: bool, keep: Keep | None = None) -> Search:
+def search(
+    run: Trials, *, progress: bool, before: list[Any] | None = None, keep: Keep | None = None
+) -> Search:
     """Try the settings that a run leaves to choose, as many side by side as there is room for.
 
-    `keep` is called after each mini-batch, with None: there is no going on from there.
+    Parameters
+    ----------
+    before
+        Where the same search was, as `keep` was told: trials that had ended, and those under way.
+    keep
+        Called after each mini-batch with what gives the two then.
     """
-    config = run.config
-    log_search(config, run.folds, run.judged)
+    log_search(run.config, run.folds, run.judged)
+    tried: Tried
+    going: Trying | None
+    tried, going = before or (Tried(), None)
+    waiting, together = trials_of(run.config), run.together()
 
-    def found() -> Iterator[Tried]:
-        waiting, together = trials_of(config), run.together()
-        for start in range(0, len(waiting), together):
-            part = waiting[start : start + together]
-            trials, scores = run.of_settings(part, progress=progress, keep=keep)
-            yield from zip(part, trials, scores, strict=True)
-            del scores  # beside which the next ones would stand
+    def keep_both(state: Callable[[], Any] | None) -> None:
+        if keep is not None and state is not None:
+            keep(lambda: [tried, state()])
 
-    return conclude(config, run.judged, found())
+    while len(tried.done) < len(waiting):
+        n = together if going is None else len(going.macro_f1)
+        part = waiting[len(tried.done) :][:n]
+        done = run.of_settings(part, progress=progress, before=going, keep=keep_both)
+        going = None
+        for settings, trial, scores in zip(part, *done, strict=True):
+            tried.add(settings, trial, scores)
+        del done, scores  # beside which the next ones would stand
+    return tried.conclude(run.config, run.judged)
 
 
 def log_search(config: Settings, folds: Folds, judged: Judged) -> None:
@@ -159,32 +243,6 @@ def log_search(config: Settings, folds: Folds, judged: Judged) -> None:
         "cross-validating %d settings in %d folds (%s), judged by %d cells",
         len(trials_of(config)), folds.n, folds.by or "cells of each type", len(judged.at),
     )  # fmt: skip
-
-
-def conclude(config: Settings, judged: Judged, tried: Iterable[Tried]) -> Search:
-    """Choose of the trials, and calibrate by the scores of the chosen one."""
-    done: list[tuple[Settings, Trial]] = []
-    scores: NDArray[np.float32] | None = None  # of the trial chosen so far
-    at = -1
-    for settings, trial, own in tried:
-        done.append((settings, trial))
-        best = _chosen([trial for _, trial in done])
-        # No view, which would keep the scores of all; those of earlier ones are let go.
-        scores = own.copy() if best == len(done) - 1 and own is not None else scores
-        at = best
-    ranked = sorted(done, key=lambda pair: -pair[1].value)
-    settings, chosen_trial = done[at]
-    chosen = replace(settings, epochs=len(chosen_trial.macro_f1))
-    for row in (trial.row() for _, trial in ranked):
-        logger.info(
-            "alpha %g, step %s: macro-F1 %.3f, sd %.3f over the folds, in %d epochs",
-            row["alpha"], row["step"], row["macro_f1"], row["sd"], row["epochs"],
-        )  # fmt: skip
-    calibration = None
-    if config.calibrate and scores is not None:
-        calibration = Calibration.fit(scores, judged.codes, judged.weight)
-        logger.info("%s", calibration)
-    return Search(chosen, [trial for _, trial in ranked], chosen_trial, calibration)
 
 
 def _there(whole: Scaler, device: Device | None) -> DeviceScaler | None:
@@ -223,8 +281,6 @@ class Trials:
         Cells of each class outside of each fold, shape (folds, n_classes).
     room
         Bytes for cells, and for the models of all trials but one.
-    drawn
-        Cells of each class that the models of each fold have taken.
     """
 
     config: Settings
@@ -237,7 +293,6 @@ class Trials:
     outside: NDArray[np.int64]
     room: float
     threads: Threads
-    drawn: NDArray[np.int64]
 
     @classmethod
     def of(
@@ -248,7 +303,7 @@ class Trials:
         outside = folds.outside(stored.cells.codes, judged.n_classes)
         return cls(
             config, stored, scaler, whole, _there(whole, stored.device), folds, judged, outside,
-            room, threads, np.zeros_like(outside),
+            room, threads,
         )  # fmt: skip
 
     def together(self) -> int:
@@ -267,53 +322,80 @@ class Trials:
         return together
 
     def of_settings(
-        self, configs: list[Settings], *, progress: bool, keep: Keep | None = None
-    ) -> tuple[list[Trial], NDArray[np.float32]]:
+        self, configs: list[Settings], *, progress: bool, before: Trying | None = None,
+        keep: Keep | None = None,
+    ) -> tuple[list[Trial], NDArray[np.float32]]:  # fmt: skip
         """Train these side by side, each until its macro-F1 rises no more.
 
         Each ends by itself, whichever others it is trained with: on a CPU to the bit, while a GPU
         sums products of another width in another order. The scores of the judged cells
         are those at its end, shape (trials, m, n_classes).
+
+        Parameters
+        ----------
+        before
+            Where the same trials were; it goes on itself.
+        keep
+            Called after each mini-batch with what gives the `Trying` then.
         """
         stored, folds, lately = self.stored, self.folds, self.config.n_iter_no_change
         plan = plan_epochs(self.config, stored.drawn, None)
-        cells = gathered(plan, lambda at: stored.spill.gather(stored.record(at)))
+        first, done = (0, 0) if before is None else (before.epoch, before.batches)
+        cells = gathered(
+            plan, lambda at: stored.spill.gather(stored.record(at)), first=first, done=done
+        )
         scaler = on_device(self.scaler, stored.device)
-        served = scaled_batches(self.config, cells, stored.cells.codes, scaler)
-        shape = len(configs), len(self.judged.at), len(stored.cells.classes)
-        scores = np.empty(shape, np.float32)
-        self.drawn[:] = 0
-        found: list[list[list[float]]] = [[] for _ in configs]
-        going = list(range(len(configs)))
-        solver: SGD | DeviceSGD | None = None
-        seen = 0
-        with stage("Cross-validating", plan.epochs * plan.epoch_size, show=progress) as bar:
+        numbers = first * -(-plan.epoch_size // plan.batch_size) + done
+        served = scaled_batches(self.config, cells, stored.cells.codes, scaler, numbers)
+        run = before
+        if run is not None:
+            run.solver = resumed(run.solver, stored.device, self.threads)
+        seen = done * plan.batch_size
+        total = (plan.epochs - first) * plan.epoch_size - seen
+        with stage("Cross-validating", total, show=progress) as bar:
             for batch in served:
-                solver = solver or self._solver(configs, batch)
+                run = run or self._begun(configs, batch)
                 taken = folds.of[batch.at] != np.arange(folds.n)[:, None]
-                solver.partial_fit(batch.cells, taken=np.tile(taken, (len(configs), 1)))
+                run.solver.partial_fit(batch.cells, taken=np.tile(taken, (len(configs), 1)))
                 for fold, mine in enumerate(taken):
-                    self.drawn[fold] += np.bincount(batch.codes[mine], minlength=shape[2])
+                    run.drawn[fold] += np.bincount(batch.codes[mine], minlength=len(run.drawn[0]))
                 seen += batch.cells.n_obs
+                run.batches += 1
                 bar.update(batch.cells.n_obs)
+                if seen % plan.epoch_size == 0:
+                    run.epoch, run.batches = batch.epoch + 1, 0
+                    self._judge(run, lately)
+                    if not run.going:
+                        break
                 if keep is not None:
-                    keep(None)
-                if seen % plan.epoch_size:
-                    continue
-                self._score(solver, going, scores)
-                for trial in going:
-                    f1 = [self._macro_f1(scores[trial], f) for f in range(folds.n)]
-                    found[trial].append(f1)
-                ended = [trial for trial in going if _rises_no_more(found[trial], lately)]
-                going = [trial for trial in going if trial not in ended]
-                if not going:
-                    break
-                solver.freeze(np.flatnonzero(np.isin(solver.model // folds.n, ended)))
+                    under_way = run
+                    keep(lambda under_way=under_way: under_way)  # type: ignore[misc]
+        if run is None:
+            raise ValueError("there are no epochs")
         trials = [
             Trial(config.alpha, config.step, np.array(f1), lately)  # type: ignore[arg-type]
-            for config, f1 in zip(configs, found, strict=True)
+            for config, f1 in zip(configs, run.macro_f1, strict=True)
         ]
-        return trials, scores
+        return trials, run.scores
+
+    def _begun(self, configs: list[Settings], first: Batch) -> Trying:
+        """No step taken; `first` is the first batch."""
+        shape = len(configs), len(self.judged.at), len(self.stored.cells.classes)
+        return Trying(
+            self._solver(configs, first), np.zeros_like(self.outside), np.empty(shape, np.float32),
+            [[] for _ in configs], list(range(len(configs))),
+        )  # fmt: skip
+
+    def _judge(self, run: Trying, lately: int) -> None:
+        """At the end of an epoch a trial stops where its macro-F1 rises no more."""
+        self._score(run)
+        for trial in run.going:
+            f1 = [self._macro_f1(run.scores[trial], fold) for fold in range(self.folds.n)]
+            run.macro_f1[trial].append(f1)
+        ended = [trial for trial in run.going if _rises_no_more(run.macro_f1[trial], lately)]
+        run.going = [trial for trial in run.going if trial not in ended]
+        if run.going:
+            run.solver.freeze(np.flatnonzero(np.isin(run.solver.model // self.folds.n, ended)))
 
     def _solver(self, configs: list[Settings], first: Batch) -> SGD | DeviceSGD:
         square = first.cells.mean_square()
@@ -326,7 +408,7 @@ class Trials:
             blocks_of=of_folds(trials_of(self.config)),
         )  # fmt: skip
 
-    def _score(self, solver: SGD | DeviceSGD, trials: list[int], out: NDArray[np.float32]) -> None:
+    def _score(self, run: Trying) -> None:
         """Score the judged cells, each by the models that left out its fold.
 
         Minus infinity is the score of a class that a model saw no cell of.
@@ -335,11 +417,12 @@ class Trials:
             mine = np.flatnonzero(self.judged.fold == fold)
             one = self.stored.device is not None  # beside the models that train there
             most = 1 if one else _SCORING * self.room / self._model_bytes
-            for some in _parts(trials, most):
-                score = self._scorer([self._state(solver, trial, fold) for trial in some])
+            for some in _parts(run.going, most):
+                score = self._scorer([self._state(run, trial, fold) for trial in some])
                 for at, rows in self._cells(mine):
                     for trial, scores in zip(some, score(rows), strict=True):
-                        out[trial, at] = np.where(self.outside[fold] > 0, scores, -np.inf)
+                        own = np.where(self.outside[fold] > 0, scores, -np.inf)
+                        run.scores[trial, at] = own
 
     def _scorer(self, states: list[State]) -> Callable[[Rows], list[NDArray[np.float64]]]:
         """What gives the scores of cells, as stored, under each of some models."""
@@ -358,11 +441,11 @@ class Trials:
         each = [DeviceScores(self.whole_there, *model) for model in models]
         return lambda rows: [scores(rows) for scores in each]
 
-    def _state(self, solver: SGD | DeviceSGD, trial: int, fold: int) -> State:
-        state = solver.state(trial * self.folds.n + fold)
+    def _state(self, run: Trying, trial: int, fold: int) -> State:
+        state = run.solver.state(trial * self.folds.n + fold)
         if not self.config.correct_prior:
             return state
-        return with_prior(state, self.outside[fold], self.drawn[fold])
+        return with_prior(state, self.outside[fold], run.drawn[fold])
 
     @property
     def _model_bytes(self) -> int:

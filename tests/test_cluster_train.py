@@ -13,12 +13,14 @@ import pytest
 from distributed import Client
 
 import streamtrain
-from streamtrain import InputError
+from streamtrain import InputError, frozen
 from streamtrain.cluster import training
 from streamtrain.cluster.turns import turn
 from streamtrain.cluster.workers import Shared, Workers
+from streamtrain.journal import StoppedError
 from tests import atlas
 from tests.cluster import workers
+from tests.killed import KilledError, killed_after
 from tests.models import assert_same
 
 QUIET = {"progress": False}
@@ -277,15 +279,16 @@ def test_train__a_worker_that_joins_late(path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*cell types did not converge")
-@pytest.mark.parametrize("way", [MINI | {"epochs": 10_000}, {"tol": 1e-12, "max_iter": 10_000}])
+@pytest.mark.parametrize("way", [MINI | {"epochs": 40}, {"tol": 1e-6, "max_iter": 40}])
 def test_train__a_scheduler_that_is_killed(way, path, tmp_path, monkeypatch):
-    """Leaves a model that predicts, and that training goes on from."""
+    """Leaves a run that goes on under another one, to the bit."""
+    one, folder = streamtrain.train(path, "cell_type", **way, **QUIET), tmp_path / "run"
     dask = [sys.executable, "-m", "dask"]
     file = tmp_path / "scheduler.json"
     file_of = ["--scheduler-file", str(file), "--no-dashboard"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     monkeypatch.setattr(training, "_FIRST", 0.0)
-    names = []
+    lost, names = monkeypatch.context(), []
 
     class Lost(Workers):
         def submit(self, name, *args, **more):
@@ -294,8 +297,8 @@ def test_train__a_scheduler_that_is_killed(way, path, tmp_path, monkeypatch):
                 scheduler.kill()
             return super().submit(name, *args, **more)
 
-    monkeypatch.setattr(training, "Workers", Lost)
     with (
+        lost as patch,
         subprocess.Popen([*dask, "scheduler", "--port", "0", *file_of], **quiet) as scheduler,  # noqa: S603
         subprocess.Popen([*dask, "worker", "--nthreads", "1", *file_of], **quiet) as worker,  # noqa: S603
     ):
@@ -303,20 +306,86 @@ def test_train__a_scheduler_that_is_killed(way, path, tmp_path, monkeypatch):
             with Client(scheduler_file=str(file), timeout=30) as client:
                 client.wait_for_workers(1, timeout=60)
                 client._timeout = 1  # seconds in which the scheduler may come back
-                with pytest.raises(ConnectionError, match=r"is lost; the model so far is saved as"):
+                patch.setattr(training, "Workers", Lost)
+                with pytest.raises(ConnectionError, match=r"is lost; the run so far is in '.*run'"):
                     streamtrain.train(
-                        path, "cell_type", client=client, checkpoint=tmp_path / "so-far.zarr",
-                        **way, **QUIET,
-                    )  # fmt: skip
+                        path, "cell_type", client=client, checkpoint=folder, **way, **QUIET
+                    )
         finally:
             scheduler.kill()
             worker.kill()
-    model = streamtrain.Model.load(tmp_path / "so-far.zarr")
-    labels = streamtrain.predict(model, path, **QUIET)["predicted_labels"]
-    truth = atlas.make(20_000, n_types=20).obs["cell_type"].to_numpy()
-    assert (labels.to_numpy() == truth).mean() > 0.8
-    more = way | ({"epochs": 1} if "epochs" in way else {"max_iter": 1})
-    streamtrain.train(path, "cell_type", warm_start=tmp_path / "so-far.zarr", **more, **QUIET)
+    assert frozen.read(max(folder.glob("*.state")))["now"]
+    with workers(1) as client:
+        again = {"client": client, "checkpoint": folder, "resume": True}
+        assert_same(streamtrain.train(path, "cell_type", **again, **way, **QUIET), one)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*cell types did not converge")
+@pytest.mark.parametrize(
+    "name", ["optimum", "mini-batches", "early stopping", "selected genes", "trials",
+             "copies averaged"],
+)  # fmt: skip
+def test_train__resumed_to_the_bit(name, client, path, tmp_path, monkeypatch):
+    """By workers that have other cells, after each of the driver's states was its last."""
+    way, kills = WAYS[name], 0
+    one = streamtrain.train(path, "cell_type", **way, **QUIET)
+    given = {"client": client, "checkpoint": tmp_path / "run", "checkpoint_every": 1e-9}
+    monkeypatch.setattr(training, "_FIRST", 0.0)
+    while True:
+        with monkeypatch.context() as patch:
+            killed_after(patch, 1 + kills % 3)
+            try:
+                found = streamtrain.train(
+                    path, "cell_type", resume=True, **given, **way, **QUIET
+                )  # fmt: skip
+                break
+            except KilledError:
+                kills += 1
+    assert kills >= 2
+    assert_same(found, one)
+
+
+def test_train__resumed_by_fewer_workers(client, path, tmp_path, monkeypatch):
+    """Each has the columns that it had."""
+    way, folder = MINI | {"epochs": 8}, tmp_path / "run"
+    one = streamtrain.train(path, "cell_type", **way, **QUIET)
+    given = {"checkpoint": folder, "resume": True, **way, **QUIET}
+    monkeypatch.setattr(training, "_FIRST", 0.0)
+    with monkeypatch.context() as patch:
+        killed_after(patch, 3)
+        with pytest.raises(KilledError):
+            streamtrain.train(path, "cell_type", client=client, checkpoint_every=1e-9, **given)
+    monkeypatch.setattr(Workers, "n", 1)
+    assert_same(streamtrain.train(path, "cell_type", client=client, **given), one)
+    with pytest.raises(InputError, match="holds a run by place='a cluster', not 'one process'"):
+        streamtrain.train(path, "cell_type", **given)
+
+
+def test_train__a_signal_does_not_wait_for_the_workers(client, path, tmp_path, monkeypatch):
+    """Who train for a minute at a time."""
+    way = MINI | {"epochs": 8}
+    one = streamtrain.train(path, "cell_type", **way, **QUIET)
+    given = {"client": client, "checkpoint": tmp_path / "run", **way, **QUIET}
+    ended = []
+
+    class Signalled(Workers):
+        times = 0
+
+        def first_of(self, tasks):
+            self.times += 1
+            if self.times == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+                ended.append(self.result(self.submit("sleep", time.sleep, 4)))
+            return super().first_of(tasks)
+
+    monkeypatch.setattr(training, "_FIRST", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "Workers", Signalled)
+        with pytest.raises(StoppedError, match="stopped by SIGTERM"):
+            streamtrain.train(path, "cell_type", **given)
+    assert ended == []
+    assert_same(streamtrain.train(path, "cell_type", resume=True, **given), one)
 
 
 @pytest.mark.slow
@@ -371,7 +440,7 @@ BAD = {
     "memory": ({"memory": "100MB"}, "memory=100 MB is too small for 20 cell types"),
     "counts": ({"layer": "counts"}, "The values are integers: for raw counts pass normalize="),
     "logged": ({"normalize": "log1p"}, "needs raw counts, but 16,384 of 16,384 cells are log1p"),
-    "checkpoint exists": ({"checkpoint": "."}, "exists"),
+    "checkpoint exists": ({"checkpoint": "."}, "holds something else than a run"),
 }
 
 
@@ -388,14 +457,6 @@ def test_train__cells_that_workers_cannot_read(client, tmp_path):
     for X in (adata, tmp_path / "cells.csv"):
         with pytest.raises(InputError, match="each worker reads the cells by itself: pass"):
             streamtrain.train(X, labels, client=client, check_expression=False, **MINI, **QUIET)
-
-
-def test_train__resume_is_not_for_a_client(client, path, tmp_path):
-    checkpoint = tmp_path / "so-far.zarr"
-    with pytest.raises(InputError, match=r"in one process: leave it out, or client \(--workers"):
-        streamtrain.train(
-            path, "cell_type", client=client, checkpoint=checkpoint, resume=True, **MINI
-        )
 
 
 def test_train__damage_is_told_as_by_one_process(client, tmp_path):

@@ -14,8 +14,11 @@ import pytest
 
 import streamtrain
 from streamtrain import InputError, cli, first_pass, frozen, journal
+from streamtrain.gpu.device import Device
 from streamtrain.journal import Journal, StoppedError
+from streamtrain.trials import Trials
 from tests import atlas
+from tests.killed import KilledError, killed_after
 from tests.models import assert_same
 
 MINI = atlas.MINI | {"batch_size": 100, "batch_number": 4, "epochs": 3}
@@ -35,6 +38,11 @@ WAYS = {
     "copies": MINI | {"batch_size": 50, "batch_number": 6, "replicas": 3},
     "selected": {"feature_selection": True, "top_genes": 10, "max_iter": 8},
     "folds": MINI | {"folds": 2, "alpha": [1e-4, 1e-2], "calibrate": True},
+}  # fmt: skip
+ON_DEVICE = {
+    name: WAYS[name] | {"device": "gpu"}
+    for name in ("averaged", "gene_dropout", "early stopping", "whole epochs", "adaptive",
+                 "optimum", "copies", "folds")
 }  # fmt: skip
 
 
@@ -56,30 +64,18 @@ def train(X, folder=None, labels="cell_type", **options):
     return streamtrain.train(X, labels, progress=False, **options)
 
 
-class KilledError(Exception):
-    """As if the process ended here."""
-
-
 def states(folder):
     return sorted(folder.glob("*.state"))
 
 
-def killed_after(monkeypatch, n):
-    """End the run once it has saved n states."""
-    save, left = Journal._save, [n]
-
-    def saved(self):
-        save(self)
-        left[0] -= 1
-        if not left[0]:
-            raise KilledError
-
-    monkeypatch.setattr(Journal, "_save", saved)
-
-
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
+@pytest.mark.parametrize(
+    "way",
+    [*WAYS.values(), *ON_DEVICE.values()],
+    ids=[*WAYS, *(f"{name}, on a device" for name in ON_DEVICE)],
+)
 def test_resume__to_the_bit(adata, way, tmp_path, monkeypatch):
+    monkeypatch.setattr(Device, "gpu", lambda _: Device(np))  # NumPy in CuPy's place
     expected, folder, kills = train(adata, **way), tmp_path / "run", 0
     monkeypatch.setattr(first_pass, "BLOCK", 40_000)  # several in the first pass
     while True:
@@ -94,6 +90,17 @@ def test_resume__to_the_bit(adata, way, tmp_path, monkeypatch):
     assert kills >= 4
     assert_same(found, expected)
     assert_same(train(adata, folder, **way), expected)  # which was ended
+
+
+def test_resume__trials_in_turns(adata, tmp_path, monkeypatch):
+    """Two of three settings had room side by side, then one, then all that are left."""
+    way = WAYS["folds"] | {"alpha": [1e-4, 1e-2, 1.0]}
+    expected, folder = train(adata, **way), tmp_path / "run"
+    for n, together in ((5, 2), (4, 1), (18, 3)):
+        with monkeypatch.context() as patch:
+            patch.setattr(Trials, "together", lambda _, n=together: n)
+            begun(adata, folder, monkeypatch, n=n, **way)
+    assert_same(train(adata, folder, **way), expected)
 
 
 # Of other threads, memory and scratch: the model does not know of them.
@@ -158,12 +165,11 @@ def test_cli__stopped_by_a_signal_goes_on(number, path, tmp_path):
     assert process.returncode == 128 + number
     assert re.search(rf"stopped by {number.name}; the run so far is in .*run.*--resume", words)
     assert not out.exists()
-    first = states(folder)[-1]
+    assert states(folder)
     again = [*command, "--resume"]
     done = subprocess.run(again, capture_output=True, text=True, timeout=300)  # noqa: S603
     assert done.returncode == 0, done.stderr
     assert not folder.exists()  # which the command cleared away, once the model was there
-    assert first.name != "000001.state"
     mini = {"use_SGD": True, "mini_batch": True, "batch_size": 50, "batch_number": 17}
     assert_same(streamtrain.Model.load(out), train(path, epochs=300, **mini))
 
@@ -389,7 +395,7 @@ def test_folder__without_locks(adata, tmp_path, monkeypatch):
 def test_settings__that_cannot_be_resumed(adata, tmp_path):
     with pytest.raises(InputError, match="random_state=None cannot be resumed"):
         train(adata, tmp_path / "run", random_state=None, **MINI)
-    with pytest.raises(InputError, match="checkpoint_every is of a checkpoint in one process"):
+    with pytest.raises(InputError, match="checkpoint_every is of a run that is kept: pass check"):
         train(adata, checkpoint_every=5, **MINI)
     with pytest.raises(InputError, match="positive number of seconds; got '10'"):
         train(adata, tmp_path / "run", checkpoint_every="10", **MINI)

@@ -36,13 +36,13 @@ def cluster() -> SLURMCluster:
 
 
 def main(atlas: str, labels: str, out: str) -> None:
-    """Train, and save the model; should the scheduler be lost, the model so far."""
+    """Train, and save the model; run once more after a loss, it goes on from where it was."""
     with cluster() as jobs, Client(jobs) as client:
         jobs.scale(jobs=JOBS)
         client.wait_for_workers(JOBS)
         model = streamtrain.train(
             atlas, labels, recipe="atlas", memory="48GB", client=client,
-            checkpoint=f"{out}.checkpoint",
+            checkpoint=f"{out}.checkpoint", resume=True,
         )  # fmt: skip
         model.save(out)
 

@@ -3,7 +3,8 @@
 #
 #   sbatch conf/cluster/slurm.sh atlas.zarr --labels cell_type --recipe atlas --memory 24GB --out model.zarr
 #
-# What follows the script's name goes to streamtrain train. The atlas, the output, this folder and the
+# What follows the script's name goes to streamtrain train: with --checkpoint run --resume, a job that is
+# taken away goes on where it was when it runs again. The atlas, the output, this folder and the
 # Python environment that is active when you submit lie on a file system that all nodes have. Each
 # node has one worker with all its CPUs; the first has the scheduler and the command as well, so that
 # --memory, which is of each worker and of the command, is less than half of --mem.
@@ -14,6 +15,8 @@
 #SBATCH --mem=64G
 #SBATCH --time=04:00:00
 #SBATCH --no-kill
+#SBATCH --requeue
+#SBATCH --signal=B:TERM@120
 set -euo pipefail
 
 export DASK_CONFIG="$SLURM_SUBMIT_DIR/conf/cluster/dask.yaml" # where sbatch is called: it runs a copy
@@ -35,4 +38,8 @@ timeout 900 python -c 'import sys, distributed
 with distributed.Client(scheduler_file=sys.argv[1], timeout=300) as client:
     client.wait_for_workers(int(sys.argv[2]))' "$file" "$SLURM_NTASKS"
 
-streamtrain train "$@" --scheduler "$file"
+# SLURM tells this script alone that its time is over.
+streamtrain train "$@" --scheduler "$file" &
+train=$!
+trap 'kill -TERM "$train"' TERM
+wait "$train" || wait "$train" # the first ends at the signal, the second when the run is saved

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -25,8 +25,10 @@ from streamtrain.cluster.workers import SchedulerLostError, Shared, Task, Worker
 from streamtrain.config import Settings
 from streamtrain.descent import Descent, fitted
 from streamtrain.features import Features
+from streamtrain.frozen import Keep
+from streamtrain.journal import Journal, go_on
 from streamtrain.kernels.lanes import lanes_of
-from streamtrain.local import Local
+from streamtrain.local import Local, with_own
 from streamtrain.optimum import solve, vectors_bytes
 from streamtrain.pairwise import PairwiseSum
 from streamtrain.parts import Part
@@ -35,12 +37,12 @@ from streamtrain.replicas import Replica, averaged
 from streamtrain.rounds import check_room
 from streamtrain.scaling import RunningMoments
 from streamtrain.solvers.counters import State
-from streamtrain.solvers.logistic import column_classes
+from streamtrain.solvers.logistic import Progress, column_classes
 from streamtrain.sources.base import Source
-from streamtrain.stored import EndedEarlyError, Fitted
+from streamtrain.stored import Fitted
 from streamtrain.targets import Target
 from streamtrain.threads import Threads, spans
-from streamtrain.trials import Search, Trial, Tried, conclude, log_search, trials_of
+from streamtrain.trials import Search, Trial, Tried, log_search, trials_of
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -50,6 +52,10 @@ logger = logging.getLogger(__name__)
 _FIRST, _LONGEST = 5.0, 60.0
 
 
+def _keep_nothing(_: Any) -> None:
+    """Where there is no journal."""
+
+
 class Cluster:
     """A run by workers; a context manager. See `local.Place`.
 
@@ -57,8 +63,9 @@ class Cluster:
     ----------
     client
         A dask.distributed Client.
-    source, targets, taken, config, room, threads, progress
-        As of `Local`, of the driver, which reads labels and steps logistic regression.
+    source, targets, taken, config, room, threads, journal, progress
+        As of `Local`, of the driver, which reads labels and steps logistic regression. The cells
+        are with the workers: a run that goes on reads them once more.
     """
 
     def __init__(
@@ -71,10 +78,12 @@ class Cluster:
         room: int,
         threads: Threads,
         *,
+        journal: Journal | None = None,
         progress: bool,
     ) -> None:
         check_source(source)
-        self._workers = Workers(client)
+        self._journal = journal
+        self._workers = Workers(client, None if journal is None else journal.look)
         self._targets, self._config, self._room = targets, config, room
         self._threads, self._progress = threads, progress
         n = max(len(target.columns.classes) for target in targets)
@@ -115,35 +124,51 @@ class Cluster:
         if target.folds is None or target.judged is None:
             raise ValueError("a search needs folds")
         log_search(self._config, target.folds, target.judged)
-        config, given = self._config, self._given(target, features)
-        waiting = trials_of(config)
-        tasks = (
-            partial(self._workers.submit, "try-settings", _try, *given, settings, alone=True)
-            for settings in waiting
-        )
+        config, judged, given = self._config, target.judged, self._given(target, features)
 
-        def found() -> Iterator[Tried]:
+        def find(before: Tried | None = None, keep: Keep = _keep_nothing) -> Search:
+            tried = Tried() if before is None else before
+            waiting = trials_of(config)[len(tried.done) :]
+            tasks = (
+                partial(self._workers.submit, "try-settings", _try, *given, settings, alone=True)
+                for settings in waiting
+            )
             with stage("Cross-validating", len(waiting), " settings", show=self._progress) as bar:
-                tried = self._workers.in_order(tasks)
-                for settings, (trial, scores) in zip(waiting, tried, strict=True):
+                found = self._workers.in_order(tasks)
+                for settings, (trial, scores) in zip(waiting, found, strict=True):
                     bar.update()
-                    yield settings, trial, scores
+                    tried.add(settings, trial, scores)
+                    keep(lambda: tried)
+            return tried.conclude(config, judged)
 
-        return conclude(config, target.judged, found())
+        return with_own(self._stage("search", find), config)
 
     def fit(
         self, config: Settings, target: Target, features: Features, start: State | None
     ) -> Fitted:
         """See `Place`."""
-        if config.use_SGD and config.replicas > 1:
-            return self._average(config, target, features, start)
-        if config.use_SGD:
-            return self._descend(config, target, features, start)
-        return self._solve(config, target, features, start)
+        ways = (self._average if config.replicas > 1 else self._descend), self._solve
+        train = ways[0] if config.use_SGD else ways[1]
+        return self._stage("round", partial(train, config, target, features, start))
+
+    def _stage(self, name: str, work: Callable[..., T]) -> T:
+        """What a stage gives; how far it was is kept if the scheduler is lost, and it can be."""
+        journal = self._journal
+        try:
+            return work() if journal is None else journal.next(name, work)
+        except SchedulerLostError as error:
+            if journal is None:
+                raise ConnectionError(
+                    f"{error}, and the run so far with it: checkpoint=FOLDER (--checkpoint) would "
+                    "keep it"
+                ) from error
+            journal.save()
+            raise ConnectionError(f"{error}; {go_on(journal.folder)}") from error
 
     def _solve(
-        self, config: Settings, target: Target, features: Features, start: State | None
-    ) -> Fitted:
+        self, config: Settings, target: Target, features: Features, start: State | None,
+        before: Progress | None = None, keep: Keep | None = None,
+    ) -> Fitted:  # fmt: skip
         """The optimum: steps here, sums over the cells by the workers."""
         sums = ClusterSums(
             self._workers, self._job, self._given(target, features)[:4]
@@ -151,7 +176,7 @@ class Cluster:
         vectors = vectors_bytes(len(features.names), target.columns, self._room)
         shift = self._job.scaler(features).shift
         given = config, target.columns, shift, start, sums, vectors, self._threads
-        return solve(*given, progress=self._progress)
+        return solve(*given, progress=self._progress, before=before, keep=keep)
 
     def _shares(self, n_classes: int) -> list[range]:
         """Columns of the workers, whole cache lines, about as many each."""
@@ -162,33 +187,36 @@ class Cluster:
         return [range(*ends) for ends in pairwise(edges)]
 
     def _descend(
-        self, config: Settings, target: Target, features: Features, start: State | None
-    ) -> Fitted:
-        """SGD: each task trains some columns, for a while."""
+        self, config: Settings, target: Target, features: Features, start: State | None,
+        before: list[Any] | None = None, keep: Keep = _keep_nothing,
+    ) -> Fitted:  # fmt: skip
+        """SGD: each task trains some columns, for a while.
+
+        `before` has the columns of each task, and how far it was.
+        """
         workers, given = self._workers, self._given(target, features)
-        shares = self._shares(len(target.columns.classes))
+        shares, runs = before or [self._shares(len(target.columns.classes)), []]
+        runs = runs or [None] * len(shares)
         first = workers.share(start)
-        runs: list[Descent | None] = [None] * len(shares)
 
         def submit(i: int, before: Shared, seconds: float) -> Task:
             rest = config, shares[i], first, before, seconds
             on = before.on or workers.idlest()
             return workers.submit("train-classes", _descend, *given, *rest, on=on)
 
-        nothing = workers.share(None)
-        tasks = {i: submit(i, nothing, _FIRST) for i in range(len(shares))}
+        waiting = [i for i, run in enumerate(runs) if run is None or not run.ended]
+        tasks = {i: submit(i, workers.share(runs[i]), _FIRST) for i in waiting}
         seconds = dict.fromkeys(tasks, _FIRST)
         total = config.epochs if config.mini_batch else config.most_passes(target.cells.n_obs)
-        with stage("Training", total * len(shares), " epochs", show=self._progress) as bar:
+        total = total * len(shares) - sum(run.epoch for run in runs if run is not None)
+        with stage("Training", total, " epochs", show=self._progress) as bar:
             while tasks:
                 i = workers.first_of(tasks)
-                before = runs[i]
-                try:
-                    run: Descent = workers.result(tasks[i])
-                except SchedulerLostError as error:
-                    raise EndedEarlyError(str(error), _so_far(runs)) from error
+                former = runs[i]
+                run: Descent = workers.result(tasks[i])
                 runs[i] = run
-                bar.update(run.epoch - (0 if before is None else before.epoch))
+                keep(lambda: [shares, runs])
+                bar.update(run.epoch - (0 if former is None else former.epoch))
                 if run.ended:
                     del tasks[i]
                     continue
@@ -201,29 +229,28 @@ class Cluster:
         return fitted(config, target.columns, target.held_out, done)
 
     def _average(
-        self, config: Settings, target: Target, features: Features, start: State | None
-    ) -> Fitted:
-        """Copies of the model: each task trains one for an epoch, from the mean of the last."""
+        self, config: Settings, target: Target, features: Features, start: State | None,
+        before: list[Any] | None = None, keep: Keep = _keep_nothing,
+    ) -> Fitted:  # fmt: skip
+        """Copies of the model: each task trains one for an epoch, from the mean of the last.
+
+        `before` is as of `replicas.fit_replicas`.
+        """
         workers, given = self._workers, self._given(target, features)
-        state = workers.share(start)
-        drawn: NDArray[np.int64] = np.zeros(len(target.columns.classes), np.int64)
-        last: Replica | None = None
-        with stage("Training", config.epochs, " epochs", show=self._progress) as bar:
-            for epoch in range(config.epochs):
+        last: Replica | None
+        done, last, drawn = before or [0, None, np.zeros(len(target.columns.classes), np.int64)]
+        with stage("Training", config.epochs - done, " epochs", show=self._progress) as bar:
+            for epoch in range(done, config.epochs):
+                state = workers.share(start if last is None else last.mean())
                 copies = [
                     workers.submit(
                         "train-copies", _copies, *given, config, state, epoch, numbers, alone=True
                     )
                     for numbers in spans(config.replicas, workers.n)
                 ]
-                total = workers.merged("merge-copies", copies)
-                try:
-                    last = workers.result(total).total()
-                except SchedulerLostError as error:
-                    so_far = None if last is None else Fitted(last.mean(), eta0=last.eta0)
-                    raise EndedEarlyError(str(error), so_far) from error
-                state = workers.share(last.mean())
-                drawn += last.drawn
+                last = workers.result(workers.merged("merge-copies", copies)).total()
+                drawn = drawn + last.drawn
+                keep(partial(list, [epoch + 1, last, drawn]))
                 bar.update()
         if last is None:
             raise ValueError("there are no epochs")
@@ -236,14 +263,6 @@ class Cluster:
             self._of[id(features)] = self._workers.share(features)
         genes, selected = self._of[id(features)], features is self._selected
         return self._shared, self._parts, genes, number, selected
-
-
-def _so_far(runs: list[Descent | None]) -> Fitted | None:
-    """The weights as they last came; None where some never did."""
-    done = [run for run in runs if run is not None]
-    if len(done) < len(runs):
-        return None
-    return Fitted(State.joined([run.solver.state() for run in done]), eta0=done[0].eta0)
 
 
 def _with_cells(

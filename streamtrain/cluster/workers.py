@@ -27,6 +27,7 @@ K = TypeVar("K")
 
 _DEATHS = 20  # of workers during one task, beyond those that the scheduler allows
 _LOOK = 10.0  # seconds after which it is looked whether there are workers at all
+_SIGNALS = 1.0  # and, where something is to be done between, what has come meanwhile
 
 
 class SchedulerLostError(ConnectionError):
@@ -65,9 +66,12 @@ class Workers:
     ----------
     client
         A dask.distributed Client.
+    between
+        Called about every second while tasks are waited for.
     """
 
     client: Any
+    between: Callable[[], None] | None = None
     run: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     _n: int = 0
     _direct: bool = True
@@ -224,17 +228,22 @@ class Workers:
 
     def _wait(self, futures: list[Any], until: str) -> None:
         """Wait, and say so where no worker is there to do it."""
-        told = False
+        told, since = False, time.monotonic()
+        seconds = _LOOK if self.between is None else _SIGNALS
         while True:
             try:
                 with self.client.as_current():  # which `wait` waits by
-                    wait(futures, timeout=_LOOK, return_when=until)  # type: ignore[no-untyped-call]
+                    wait(futures, timeout=seconds, return_when=until)  # type: ignore[no-untyped-call]
                 return
             except CancelledError:  # which `result` looks into
                 return
             except TimeoutError:
-                if not self.addresses():
-                    told = self._tell_none(told)
+                if self.between is not None:
+                    self.between()
+                if time.monotonic() - since >= _LOOK:
+                    since = time.monotonic()
+                    if not self.addresses():
+                        told = self._tell_none(told)
 
     def _tell_none(self, told: bool) -> bool:
         if not told:

@@ -9,8 +9,9 @@ The iterates are those of `solvers.sgd`, with sums in another order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy, deepcopy
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -28,10 +29,12 @@ from streamtrain.solvers.schedule import LOSSES, PASSIVE, Loss, Schedule
 from streamtrain.solvers.stripe import Steps
 
 _PIECE = 4096  # cells of a batch whose step sizes are made at a time
+# What `_send_columns` makes, and what works beside.
+_MADE = "_aside", "_product", "_sums", "_scores", "_V", "_moved", "_of_columns"
 
 
 @dataclass
-class _Columns:
+class DeviceColumns:
     """Weights of some columns on the device, and what goes with them.
 
     `U` and `A` have shape (genes, columns), A without averaging (0, columns); `sums` (5, columns),
@@ -43,10 +46,15 @@ class _Columns:
     A: Any
     sums: Any
 
-    def take(self, at: NDArray[np.int64], xp: Any) -> _Columns:
+    def take(self, at: NDArray[np.int64], xp: Any) -> DeviceColumns:
+        """Some of them, by their places."""
         where = xp.asarray(at)
-        parts = (xp.ascontiguousarray(a[:, where]) for a in (self.U, self.A, self.sums))
-        return _Columns(self.columns[at], *parts)
+        taken = self.each(lambda a: xp.ascontiguousarray(a[:, where]))
+        return replace(taken, columns=self.columns[at])
+
+    def each(self, function: Callable[[Any], Any]) -> DeviceColumns:
+        """The same columns with what a function gives of each array."""
+        return DeviceColumns(self.columns, *map(function, (self.U, self.A, self.sums)))
 
 
 class DeviceSGD:
@@ -116,10 +124,33 @@ class DeviceSGD:
         if self.average and averages[0] is not None and averages[1] is not None:
             A = xp.asarray(np.ascontiguousarray((averages[0].T * n_averaged).astype(dtype)))
             sums[1] = averages[1] * n_averaged
-        self._active = _Columns(np.arange(self.n_columns), U, A, xp.asarray(sums))
-        self._frozen: list[_Columns] = []
+        self._active = DeviceColumns(np.arange(self.n_columns), U, A, xp.asarray(sums))
+        self._frozen: list[DeviceColumns] = []
         self._aside, self._product = Aside(device, n_genes, self._dtype), Products(xp)
         self._send_columns()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What going on takes, on the host; `copy` brings it to a device."""
+        state = {key: value for key, value in self.__dict__.items() if key not in _MADE}
+        there: Device | None = self.__dict__["_device"]
+        if there is None:  # of one that was kept
+            return state
+        to_host = there.to_host
+        here = {
+            "_active": self._active.each(to_host),
+            "_frozen": [w.each(to_host) for w in self._frozen],
+        }
+        return state | here | {"_device": None}
+
+    def copy(self, device: Device) -> DeviceSGD:
+        """The same, to go on by itself on a device, of one that was kept."""
+        other, xp = copy(self), device.xp  # as `__getstate__` tells
+        other._device, other._counters = device, deepcopy(self._counters)
+        other._active = self._active.each(lambda a: xp.array(a, order="C"))
+        other._frozen = [w.each(lambda a: xp.array(a, order="C")) for w in self._frozen]
+        other._aside, other._product = Aside(device, self._n_genes, self._dtype), Products(xp)
+        other._send_columns()
+        return other
 
     def _send_columns(self) -> None:
         """Copy what the kernel asks of the active columns, and make room for their blocks."""

@@ -311,19 +311,9 @@ class Logistic:
         self._threads = threads
         self._start = start
         size = self.nbytes(len(self._shift), int(counts.sum()))
-        self._points: dict[int, NDArray[np.float64]] = {}  # the best of each class so far
         self._group = len(self._classes)
         if self._group * size > memory:
             self._group = max(1, int(memory // size))
-
-    def present(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Coefficients and intercepts so far, or where a class begins if its turn has not come.
-
-        Shapes (columns, genes) and (columns,).
-        """
-        columns = range(len(self._classes))
-        x = np.array([self._points.get(k, self._first(self._problem(k))) for k in columns])
-        return x[:, :-1], x[:, -1]
 
     @staticmethod
     def nbytes(n_genes: int, n_obs: int) -> int:
@@ -373,22 +363,15 @@ class Logistic:
         keep: Keep | None,
     ) -> None:
         """Solve the active classes of a run."""
-        self._points |= {column: end.x for column, end in run.ended.items()}
         while run.active:
             active = run.active
             points = [self._first(p) if p.search is None else p.point for p in active]
-            self._points |= {
-                p.column: x if p.search is None else p.search.x
-                for p, x in zip(active, points, strict=True)
-            }
             done = len(run.ended)
             loss, slope, bend = self._evaluate(sums, active, points, partial(_told, report, done))
             todo = list(zip(active, points, loss.tolist(), slope, bend.tolist(), strict=True))
             self._threads.each(lambda item: self._advance(*item), todo)
             # The vectors of a problem that has ended make room.
             run.ended |= {p.column: p.end() for p in active if p.over(self._max_iter)}
-            self._points |= {column: end.x for column, end in run.ended.items()}
-            self._points |= {p.column: p.search.x for p in active if p.search is not None}
             run.active = [p for p in active if p.column not in run.ended]
             if keep is not None:
                 keep(lambda: run)
