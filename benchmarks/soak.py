@@ -36,6 +36,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "SGD, L1": {"use_SGD": True, "max_iter": 60, "tol": None, "penalty": "l1"},
     "logistic regression": {"max_iter": 3_000, "tol": 1e-9},
     "copies": _MINI | {"epochs": 300, "replicas": 4},
+    "search among settings": _MINI | {"epochs": 60, "folds": 3, "alpha": [1e-4, 1e-3],
+                                      "n_iter_no_change": 60, "calibrate": True, "average": True},
     "selected genes": {"feature_selection": True, "top_genes": 60, "max_iter": 400, "tol": 1e-7},
 }  # fmt: skip
 _CHILD = """
