@@ -392,9 +392,10 @@ def test_cases(monkeypatch, job):
     assert len(set(names)) == len(names) == 10
     crews = [
         [(who.options["workers"], who.options["threads"]) for who in case.contenders]
-        for case in cases[:7]
+        for case in suite.cases(smoke | {"more_workers": [2, 4]})[:7]
     ]
     assert crews == [[(0, 2), (1, 2)], [(0, 2), (2, 1), (4, 1)]] * 3 + [[(0, 2), (2, 1), (4, 1)]]
+    assert [len(case.contenders) for case in cases[:7]] == [2] * 7
     assert {bool(who.needs) for who in cases[0].contenders} == {False, True}
     assert cases[6].job["settings"]["replicas"] == 4 <= smoke["batch_number"]
     assert cases[-1].job["held_out"] == ["donor_2"]

@@ -95,7 +95,8 @@ def _beside_one(settings: dict[str, Any], job: dict[str, Any]) -> list[Case]:
         }  # fmt: skip
         if "replicas" not in way:
             found.append(Case(name, contenders=(alone, _by(1, threads)), **case))
-        more = (alone, _by(2, 1), _by(4, 1))  # which take long on few cores: once
+        # Which take long on few cores: once.
+        more = (alone, *(_by(workers, 1) for workers in settings["more_workers"]))
         found.append(Case(f"{name}, more workers", contenders=more, repeats=1, **case))
     return found
 
