@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import secrets
 import shutil
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +16,7 @@ from typing import Any
 
 from streamtrain.errors import InputError
 
+_TRIES = 20  # to delete what failed
 NEW = ".new"  # ending of a file that is being written
 _ZARR_MARKS = ("zarr.json", ".zgroup", ".zattrs")
 
@@ -103,10 +107,39 @@ def replacing(
     target = check_output(path, overwrite, folder=folder)
     partial = target.parent / f".{target.name}.{secrets.token_hex(4)}.partial"
     try:
-        yield partial
-        put_in_place(partial, path, overwrite)
+        with disk_full(target):
+            yield partial
+            put_in_place(partial, path, overwrite)
     except BaseException:
         remove(partial)
+        for _ in range(_TRIES):  # of several writes of zarr one failed, the others are under way
+            time.sleep(0.05)
+            if not partial.exists():
+                break
+            remove(partial)
+        raise
+
+
+@contextmanager
+def disk_full(path: Path) -> Iterator[None]:
+    """Word the error of a disk that is full, or cannot be written any more."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # the latter of h5py, which has the number in words
+        told = re.search(r"errno = (\d+)", str(error))
+        number = int(told[1]) if told else int(getattr(error, "errno", 0) or 0)
+        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise InputError(
+                f"the disk of {path} is full ({os.strerror(number)}): free some space there, or "
+                "choose a larger disk"
+            ) from error
+        # What the block reads may be denied, too.
+        denied = number in (errno.EROFS, errno.EACCES, errno.EPERM)
+        file = getattr(error, "filename", None) or path
+        if denied and path.parent in Path(file).absolute().parents:
+            raise InputError(
+                f"{path} cannot be written ({os.strerror(number)}): choose a folder that can be"
+            ) from error
         raise
 
 

@@ -20,6 +20,7 @@ TARGET_SUM = 1e4  # transcripts per cell after normalisation, CellTypist's
 TOLERANCE = 1.0  # on that sum, CellTypist's
 _SURE = 10_000  # cells after which their form is judged, before the end of the stream
 _SUMS = ("_seen", "_off", "_fractions", "_done", "_empty")
+_REPAIR = "Remove or repair those cells, or leave them out (where, --where)"
 MAX_LOG1P = 9.22  # CellTypist's bound on a value; log1p(10,000) is 9.2104
 
 Normalize = Literal["log1p"] | None
@@ -116,7 +117,7 @@ class Expression:
 
     def _refuse_values(self, rows: Rows, position: int, flags: NDArray[np.uint8]) -> None:
         for flag, fault, remedy in (
-            (kernel.NOT_FINITE, "is not finite", "Remove or repair those cells"),
+            (kernel.NOT_FINITE, "is not finite", _REPAIR),
             (
                 kernel.NEGATIVE,
                 "is negative",
@@ -138,6 +139,12 @@ class Expression:
                     f"values stand in {len(bad):,} of the {rows.n_obs:,} cells read with it. "
                     f"{remedy}."
                 )
+        if rows.left_out is not None and not np.isfinite(rows.left_out[:, 0]).all():
+            i = int(np.argmin(np.isfinite(rows.left_out[:, 0])))
+            raise InputError(
+                f"{self.name}: expression must be finite, but a value of a gene that not all files "
+                f"have is not, in {self._cell(position + i)}. {_REPAIR}."
+            )
 
     def _note_sums(
         self, rows: Rows, position: int, sums: NDArray[np.float64], flags: NDArray[np.uint8]

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from streamtrain import frozen
-from streamtrain.atomic import NEW, replace_file
+from streamtrain.atomic import NEW, disk_full, replace_file
 from streamtrain.errors import InputError
-from streamtrain.partial import LOCK, disk_full, locked
+from streamtrain.partial import LOCK, locked
 from streamtrain.parts import files_of
 
 T = TypeVar("T")

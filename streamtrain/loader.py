@@ -25,7 +25,7 @@ from streamtrain.budget import (
 from streamtrain.cells import Cells, Labels, expression_of, labelled_cells, select_rows
 from streamtrain.config import check_quotas, require_number
 from streamtrain.errors import InputError
-from streamtrain.kernels.csr import all_counts
+from streamtrain.kernels import csr
 from streamtrain.mixing import Mixing, mixing
 from streamtrain.quotas import Quotas
 from streamtrain.rows import Rows
@@ -388,14 +388,15 @@ def _job(
     for _ in source.blocks(block):  # warns of chunks that are larger
         break
     dtype = source.dtype if normalize is None else np.dtype(np.float32)
-    counts = normalize is None and all_counts(peek.data, COUNTS - 1)
+    counts = normalize is None and csr.all_counts(peek.data, COUNTS - 1)
     entry = (2 if counts else dtype.itemsize) + (2 if source.n_vars <= COUNTS else 4)
     entries = max(len(peek.data) / max(1, peek.n_obs), 1)
     if source.is_sparse:
         entries = max(source.cell_entries(), 1)
 
     def express(rows: Rows, wanted: NDArray[np.int64]) -> Rows:
-        if normalize is None:
+        # For values as they are the check of each is enough, and the naming of one that fails.
+        if normalize is None and (rows.data.dtype.kind != "f" or csr.all_finite(rows.data)):
             return rows
         make = expression_of(
             source, wanted, normalize=normalize, check=None, dtype=dtype, threads=threads

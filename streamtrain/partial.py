@@ -17,7 +17,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from streamtrain.atomic import put_in_place, remove, replace_file
+from streamtrain.atomic import disk_full, put_in_place, remove, replace_file
 from streamtrain.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -242,20 +242,6 @@ def locked(folder: Path, busy: str, what: str, other: str) -> int:
                 "another disk"
             ) from error
         os.close(lock)
-
-
-@contextmanager
-def disk_full(path: Path) -> Iterator[None]:
-    """Word the error of a disk that is full."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        raise InputError(
-            f"the disk of {path} is full ({error.strerror}): free some space there, or choose a "
-            "larger disk"
-        ) from error
 
 
 @contextmanager

@@ -41,6 +41,7 @@ class Server(ThreadingHTTPServer):
         self.ranges = True  # whether Range is heeded
         self.suffixes = True  # whether "bytes=-n" is, too
         self.moved: dict[str, str] = {}  # paths that lead elsewhere
+        self.modified = "Thu, 01 Jan 2026 00:00:00 GMT"
         self.query = ""  # what every request must have, as a signed address does
 
     @property
@@ -118,7 +119,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         common = {
             "Accept_Ranges": "bytes", "ETag": tag,
-            "Last_Modified": "Thu, 01 Jan 2026 00:00:00 GMT",
+            "Last_Modified": self.server.modified,
         }  # fmt: skip
         if self.command == "HEAD":
             self.reply(200, Content_Length=str(size), **common)

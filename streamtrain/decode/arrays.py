@@ -15,7 +15,7 @@ from streamtrain.decode.codecs import Decoder
 from streamtrain.decode.files import Bytes
 from streamtrain.decode.hdf5 import of_hdf5
 from streamtrain.decode.slices import Gatherable, as_gatherable, pieces, plain, put
-from streamtrain.decode.zarr import of_zarr
+from streamtrain.decode.zarr import missing, of_zarr, require_chunks
 from streamtrain.threads import Threads, every_cpu
 
 # Decoded bytes that one task takes at least: to hand it over costs 30 us, and neighbours are read
@@ -25,7 +25,7 @@ _DECODED = 1 << 26  # bytes of decoded chunks that threads hold at a time, unles
 _READ = 1 << 22  # encoded bytes fetched by one read at most
 
 
-def gatherable(array: Any, threads: Threads | None) -> Gatherable:
+def gatherable(array: Any, threads: Threads | None, complete: bool = False) -> Gatherable:
     """Decode an array by our own readers where they know its format, else by its library.
 
     Parameters
@@ -34,6 +34,8 @@ def gatherable(array: Any, threads: Threads | None) -> Gatherable:
         One-dimensional: of h5py, zarr, numpy or scratch.
     threads
         They share the chunks; None for all CPUs.
+    complete
+        A chunk that is missing is refused: else it holds the fill value.
     """
     chunks: Chunks | None = None
     if len(array.shape) == 1 and array.dtype.kind in "biuf" and array.dtype.itemsize <= 8:
@@ -42,10 +44,13 @@ def gatherable(array: Any, threads: Threads | None) -> Gatherable:
         elif hasattr(array, "store_path"):
             chunks = of_zarr(array)
     if chunks is None:
+        if complete and hasattr(array, "store_path"):
+            require_chunks(array)
         return as_gatherable(array)
     fill = array.fillvalue if isinstance(array, h5py.Dataset) else array.fill_value
     fill = 0 if fill is None else fill  # null, which zarr v2 allows
-    return StoredArray(chunks, int(array.shape[0]), array.dtype, fill, threads)
+    name = str(array.name).removeprefix("/") if complete else None
+    return StoredArray(chunks, int(array.shape[0]), array.dtype, fill, threads, name)
 
 
 class StoredArray:
@@ -63,14 +68,23 @@ class StoredArray:
         Value of chunks that were never written.
     threads
         They share the chunks; None for all CPUs.
+    complete
+        What messages call the array, if a chunk that is missing is to be refused.
     """
 
     def __init__(
-        self, chunks: Chunks, size: int, dtype: Any, fill: Any, threads: Threads | None
+        self,
+        chunks: Chunks,
+        size: int,
+        dtype: Any,
+        fill: Any,
+        threads: Threads | None,
+        complete: str | None = None,
     ) -> None:
         self.shape, self.dtype = (size,), plain(np.empty(0, dtype)).dtype
         self.chunks = (chunks.n,)
         self._chunks, self._fill, self._threads = chunks, fill, threads
+        self._complete = complete
         self.decoded = 0
         self._forget()
 
@@ -172,6 +186,10 @@ class StoredArray:
             first = i * n
             here = min(n, size - first)
             if raw is None or decoder is None:
+                if self._complete is not None and not (decoder is None and self._chunks.told):
+                    raise missing(
+                        self._chunks.files.name, self._complete, f"of entries {first:,} on"
+                    )
                 yield first, plain(np.full(here, self._fill, self.dtype))
                 continue
             due = n if self._chunks.padded else here

@@ -27,6 +27,7 @@ class Chunks(Protocol):
 
     n: int  # entries of a chunk
     padded: bool  # whether the last chunk is stored as long as the others
+    told: bool  # whether an index says which chunks its writer left out: others are missing
 
     @property
     def files(self) -> Files:

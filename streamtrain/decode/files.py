@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
 from threading import Lock
 from typing import Protocol
@@ -11,6 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from streamtrain.errors import InputError
 from streamtrain.threads import Threads
 
 Bytes = NDArray[np.uint8]
@@ -46,6 +49,14 @@ class Files(Protocol):
         ...
 
 
+def changed(name: str) -> InputError:
+    """Word the error for what is not as it was when it was opened: two versions must not mix."""
+    return InputError(
+        f"{name} has changed since it was opened, and must stay as it is while it is read: run "
+        "again from the beginning once it is complete"
+    )
+
+
 class _Handle:
     """A file descriptor that closes when its last reader lets go of it."""
 
@@ -59,9 +70,61 @@ class _Handle:
 
 def _differ(then: os.stat_result, now: os.stat_result) -> bool:
     """Whether a file is another, or was written to: what is known of its layout is then wrong."""
-    return not os.path.samestat(then, now) or (then.st_size, then.st_mtime_ns) != (
-        now.st_size, now.st_mtime_ns,
-    )  # fmt: skip
+    return not os.path.samestat(then, now) or _version(then) != _version(now)
+
+
+def _version(found: os.stat_result) -> tuple[int, int]:
+    return found.st_size, found.st_mtime_ns
+
+
+class Opened:
+    """Files as they were when a source was opened, to be compared with what is there later.
+
+    Parameters
+    ----------
+    name
+        What messages call the source.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name, self.since = name, time.time_ns()
+        self.tags: dict[str, str] = {}  # versions of files on a server that are read in parts
+        self._files: dict[Path, tuple[int, int]] = {}
+
+    def note(self, files: Iterable[Path]) -> None:
+        """Remember those of the files that are there, as they are the first time."""
+        for file in files:
+            try:
+                self._files.setdefault(file.absolute(), _version(file.stat()))
+            except OSError:
+                continue
+
+    def require_same(self) -> None:
+        """Refuse that one of the files noted is gone, or is another.
+
+        Raises
+        ------
+        InputError
+            With the file.
+        """
+        for file, version in self._files.items():
+            try:
+                now = _version(file.stat())
+            except OSError as error:
+                raise InputError(
+                    f"{file} cannot be found any more ({error.strerror}), and {self.name} must "
+                    "stay as it is while it is read: restore it, and run again from the beginning"
+                ) from error
+            if now != version:
+                raise changed(str(file))
+
+    def is_later(self, found: os.stat_result) -> bool:
+        """Whether a file was written, or a folder's list changed, after the opening.
+
+        By both times of a file: one that was unpacked may be of the future, and one whose rights
+        were changed has another second time, but neither was written to.
+        """
+        return min(found.st_mtime_ns, found.st_ctime_ns) > self.since
 
 
 class LocalFiles:
@@ -73,19 +136,26 @@ class LocalFiles:
         The folder or file.
     found
         What is known of the one file: it is refused where another has taken its place.
+    opened
+        When the folder was opened: files are refused that were written, or went, later.
     """
 
     gap = 64 * 1024  # a read costs about as much as 64 KB
     threads = None
 
-    def __init__(self, root: str | os.PathLike[str], found: os.stat_result | None = None) -> None:
-        self.name, self._found = str(root), found
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        found: os.stat_result | None = None,
+        opened: Opened | None = None,
+    ) -> None:
+        self.name, self._found, self._opened = str(root), found, opened
         self._root = Path(root).absolute()
         self._handles: OrderedDict[str, _Handle] = OrderedDict()
         self._lock = Lock()
 
     def __getstate__(self) -> dict[str, object]:
-        return {"name": self.name, "_root": self._root, "_found": self._found}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_handles", "_lock")}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state, _handles=OrderedDict(), _lock=Lock())
@@ -95,15 +165,49 @@ class LocalFiles:
             handle = self._handles.get(key)
             if handle is None:
                 handle = _Handle(os.fspath(self._root / key))
-                now = os.fstat(handle.fd)
-                if self._found is not None and _differ(self._found, now):
-                    raise OSError(f"{self.name} has changed since it was opened")
+                self._require_same(key, os.fstat(handle.fd))
                 self._handles[key] = handle
                 if len(self._handles) > _OPEN:
                     self._handles.popitem(last=False)
             else:
                 self._handles.move_to_end(key)
             return handle
+
+    def _named(self, key: str) -> str:
+        return f"{self.name}/{key}" if key else self.name
+
+    def _require_same(self, key: str, now: os.stat_result) -> None:
+        differs = self._found is not None and _differ(self._found, now)
+        if differs or (self._opened is not None and self._opened.is_later(now)):
+            raise changed(self._named(key))
+
+    def require_same(self, key: str) -> None:
+        """Refuse a file that was written to since the opening, or went since.
+
+        Raises
+        ------
+        InputError
+            Where it was. What was never there passes: a writer leaves out chunks of zeros alone.
+        """
+        file = self._root / key
+        while True:
+            try:
+                now = file.stat()
+                break
+            except OSError:  # the folder that it went from has changed
+                if file == self._root:
+                    raise InputError(
+                        f"{self.name} cannot be found any more: restore it, and run again from "
+                        "the beginning"
+                    ) from None
+                file = file.parent
+        if file == self._root / key:
+            self._require_same(key, now)
+        elif self._opened is not None and self._opened.is_later(now):
+            raise InputError(
+                f"{self._named(key)} is missing, and {file} has changed since it was opened: "
+                "restore the file, and run again from the beginning"
+            )
 
     def read(self, key: str, start: int, stop: int) -> Bytes:
         """Bytes start to stop, all of them or OSError."""
@@ -122,6 +226,7 @@ class LocalFiles:
             if done == 0:
                 raise OSError(f"{key or self._root.name} ends at byte {offset}, before {stop}")
             view, offset = view[done:], offset + done
+        self._require_same(key, os.fstat(handle.fd))  # after: it may change while it is read
         return out
 
     def tail(self, key: str, nbytes: int) -> Bytes | None:
@@ -129,6 +234,7 @@ class LocalFiles:
         try:
             handle = self._open(key)
         except FileNotFoundError:
+            self.require_same(key)
             return None
         size = os.fstat(handle.fd).st_size
         return self._pread(handle, key, max(0, size - nbytes), size)
@@ -138,6 +244,7 @@ class LocalFiles:
         try:
             handle = _Handle(os.fspath(self._root / key))  # read once: not kept open
         except FileNotFoundError:
+            self.require_same(key)
             return None
         return self._pread(handle, key, 0, os.fstat(handle.fd).st_size)
 

@@ -28,6 +28,7 @@ class FlatChunks:
     size: int
     decoder: Decoder
     padded = False
+    told = False
 
     def places(self, chunks: NDArray[np.int64]) -> list[Place | None]:
         """Where they lie."""
@@ -53,6 +54,7 @@ class Hdf5Chunks:
     table: NDArray[np.uint64]  # offset and size, 0 where never written; shape (n_chunks, 2)
     masks: dict[int, int]  # of the chunks that skip filters
     padded = True
+    told = False
 
     def places(self, chunks: NDArray[np.int64]) -> list[Place | None]:
         """Where they lie."""

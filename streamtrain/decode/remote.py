@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from threading import Lock
@@ -11,7 +12,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from streamtrain.decode.address import Address
-from streamtrain.decode.files import Bytes
+from streamtrain.decode.files import Bytes, Opened
 from streamtrain.errors import InputError
 from streamtrain.threads import Threads
 
@@ -55,24 +56,27 @@ class RemoteFiles:
     ----------
     address
         Of the store, or of the file.
+    opened
+        When it was opened: files are refused that were written later.
     """
 
     n_parallel = 16  # a wait of 30 ms for 1 MB: 500 MB/s
     gap = 1 << 20  # a request costs about as much as 1 MB
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, opened: Opened | None = None) -> None:
         self.address, self.name = address, address.name
+        self._opened = opened or Opened(address.name)
         self._lock = Lock()
         self._stores: dict[tuple[int, timedelta], Any] = {}
         self._threads: Threads | None = None
         self._suffixes = True
-        self._tags: dict[str, str] = {}  # versions of files that are read in parts
+        self._tags = self._opened.tags
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"address": self.address}
+        return {"address": self.address, "opened": self._opened}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["address"])  # type: ignore[misc]  # the one way that it is made
+        self.__init__(**state)  # type: ignore[misc]  # the one way that it is made
 
     @property
     def store(self) -> Any:
@@ -169,7 +173,13 @@ class RemoteFiles:
         def get() -> Any:
             import obstore
 
-            return obstore.get(self.store, key).bytes()
+            found = obstore.get(self.store, key)
+            # No tag is kept, as a chunk is read once a pass, and there may be millions. A server
+            # may tell times of the future, of which nothing follows.
+            seconds = found.meta["last_modified"].timestamp()
+            if self._opened.since < seconds * 1e9 and seconds < time.time():
+                raise _changed(self._named(key))
+            return found.bytes()
 
         try:
             return _as_bytes(self._explaining(key, get))
@@ -202,6 +212,13 @@ def _as_bytes(raw: Any) -> Bytes:
     return found
 
 
+def _changed(name: str) -> InputError:
+    return InputError(
+        f"{name} has changed on the server since it was opened: run again from the beginning once "
+        "it is complete"
+    )
+
+
 def explained(error: Exception, name: str, scheme: str) -> Exception:
     """Word what obstore raised for the file `name`: the status, and the remedy.
 
@@ -217,7 +234,7 @@ def explained(error: Exception, name: str, scheme: str) -> Exception:
     if isinstance(error, FileNotFoundError):
         return FileNotFoundError(f"{name} does not exist (the server answers {told or '404'})")
     if "PreconditionError" in type(error).__name__ or (status and status[1].startswith("412")):
-        return InputError(f"{name} has changed on the server since it was opened: begin anew")
+        return _changed(name)
     if "Range request not supported" in text:
         return InputError(
             f"the server of {name} ignores ranges of bytes and would send all of it for every "

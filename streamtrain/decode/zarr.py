@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from streamtrain.decode import codecs
 from streamtrain.decode.chunks import Chunks, Place
 from streamtrain.decode.codecs import Decoder
-from streamtrain.decode.files import Files, LocalFiles
+from streamtrain.decode.files import Files, LocalFiles, Opened
+from streamtrain.errors import InputError
 
+METADATA = ("zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata")  # not of chunks
 _INDEXES = 64  # shard indexes kept: 16 bytes a chunk, about 5 kB each
 _MISSING = 2**64 - 1  # offset and size of a chunk that was never written
 
@@ -31,6 +33,7 @@ class ZarrChunks:
     metadata: Any
     path: str
     padded = True
+    told = False
 
     def key(self, i: int) -> str:
         """File of the i-th chunk."""
@@ -52,6 +55,7 @@ class ShardedChunks:
     at_end: bool
     checksum: bool
     padded = True
+    told = True
     _indexes: OrderedDict[int, Future[NDArray[np.uint64] | None]] = field(
         default_factory=OrderedDict
     )
@@ -111,12 +115,38 @@ class ShardedChunks:
         for i in chunks.tolist():
             shard, inner = divmod(i, self.per_shard)
             index = self._index(shard)
-            start, size = (_MISSING, _MISSING) if index is None else index[inner].tolist()
-            if start == size == _MISSING:
-                found.append(None)
+            key, decoder = self.shards.key(shard), self.shards.decoder
+            if index is None:  # no such file
+                found.append(Place(key, 0, None, decoder))
                 continue
-            found.append(Place(self.shards.key(shard), start, start + size, self.shards.decoder))
+            start, size = index[inner].tolist()
+            left_out = start == size == _MISSING
+            found.append(None if left_out else Place(key, start, start + size, decoder))
         return found
+
+
+def missing(name: str, array: str, which: str) -> InputError:
+    """Word the error for a chunk that zarr would take for zeros."""
+    return InputError(
+        f"{name} is damaged: in {array} the chunk {which} is missing, and would be read as zeros; "
+        "restore it from a copy. If its writer left it out, as it holds zeros alone, write it anew "
+        "after X.eliminate_zeros() or with zarr.config.set({'array.write_empty_chunks': True})"
+    )
+
+
+def require_chunks(array: Any) -> None:
+    """Refuse a zarr array, to be read by zarr, whose chunks are not all there, now or later.
+
+    Raises
+    ------
+    InputError
+        Where one is missing now; later the store does, if it is one of `sources`.
+    """
+    store = array.store_path.store
+    if hasattr(store, "complete"):
+        store.complete.add(array.path)
+    elif array.nchunks_initialized < array.nchunks:
+        raise missing(str(store), array.path, "of some entries")
 
 
 def of_zarr(array: Any) -> Chunks | None:
@@ -127,10 +157,9 @@ def of_zarr(array: Any) -> Chunks | None:
     from zarr.storage import LocalStore
 
     store = array.store_path.store
-    # A store that reads from a server brings its files along.
-    files: Files | None = getattr(store, "files", None)
-    if isinstance(store, LocalStore):
-        files = LocalFiles(store.root)
+    files: Files | None = getattr(store, "files", None)  # which stores of `sources` bring along
+    if files is None and isinstance(store, LocalStore):
+        files = LocalFiles(store.root, opened=Opened(str(store.root)))
     if files is None:
         return None
     metadata, path = array.metadata, array.path

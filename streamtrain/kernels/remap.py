@@ -55,7 +55,7 @@ def sort_genes(data, indices, indptr, n_vars):
 def sum_left_out(data, indices, indptr, position, sums):
     """Sum x and expm1(x) over each cell's entries without a `position`, into `sums` (n_obs, 2).
 
-    What is not finite is left out.
+    The first is not finite where a value is not; those are left out of the second.
     """
     # As in kernels.expression: few values, so the last results are kept.
     seen_x = np.full(64, np.nan)
@@ -64,9 +64,11 @@ def sum_left_out(data, indices, indptr, position, sums):
         plain, exponential = 0.0, 0.0
         for k in range(indptr[i], indptr[i + 1]):
             x = np.float64(data[k])
-            if position[indices[k]] >= 0 or not math.isfinite(x):
+            if position[indices[k]] >= 0:
                 continue
             plain += x
+            if not math.isfinite(x):
+                continue
             slot = np.int64(math.fabs(x) * 9973.0) & 63 if math.fabs(x) < 1e6 else 0
             if seen_x[slot] != x:
                 seen_x[slot] = x

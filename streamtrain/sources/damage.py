@@ -41,20 +41,29 @@ def damaged(name: str, what: object) -> InputError:
 
 
 @contextmanager
+def within_memory(name: str) -> Iterator[None]:
+    """Word the error of a memory that is too small for what is read of `name`."""
+    try:
+        yield
+    except MemoryError as error:  # zstd believes the size that a damaged chunk claims
+        raise InputError(
+            f"{name} cannot be read: more memory is asked for than there is; a chunk is damaged "
+            "(restore it from a copy), or memory is short (lower memory, --memory, so that less "
+            "is read at a time, or close other programs)"
+        ) from error
+
+
+@contextmanager
 def reading(name: str) -> Iterator[None]:
     """Translate what the storage libraries raise while `name` is read into InputError."""
     try:
-        yield
+        with within_memory(name):
+            yield
     except InputError:
         raise
     except READ_ERRORS as error:
         what = error.args[0] if isinstance(error, KeyError) and error.args else error
         raise damaged(name, f"it cannot be read ({type(error).__name__}: {what})") from error
-    except MemoryError as error:  # zstd believes the size that a damaged chunk claims
-        raise InputError(
-            f"{name} cannot be read: its decoder asks for more memory than there is; a chunk is "
-            "damaged (restore it from a copy), or memory is short (ask for smaller blocks)"
-        ) from error
 
 
 def fetch(array: Any, start: int, stop: int, name: str) -> NDArray[Any]:

@@ -213,6 +213,10 @@ class CsrMatrix:
         if found[0] < 0 or found[-1] > self._data.shape[0] or (len(steps) and steps.min() < 0):
             cell = start + (int(np.argmax(steps < 0)) if len(steps) and steps.min() < 0 else 0)
             raise damaged(self.name, f"the offsets (indptr) at cell {cell} do not ascend")
+        if len(steps) and steps.max() > self.shape[1]:
+            cell, n = start + int(steps.argmax()), int(steps.max())
+            what = f"cell {cell} has {n:,} stored entries, and there are {self.shape[1]:,} genes"
+            raise damaged(self.name, what)
         return found
 
     def lengths(self, start: int, stop: int) -> NDArray[np.int64]:

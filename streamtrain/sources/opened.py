@@ -15,6 +15,7 @@ from streamtrain.errors import InputError
 from streamtrain.rows import Rows
 from streamtrain.sources.columns import Frame
 from streamtrain.sources.csc import CooMatrix
+from streamtrain.sources.damage import within_memory
 from streamtrain.sources.matrix import CsrMatrix, Matrix
 from streamtrain.threads import Threads
 
@@ -118,13 +119,15 @@ class MatrixSource:
         """Cells start to stop."""
         if not 0 <= start <= stop <= self.n_obs:
             raise IndexError(f"cells {start} to {stop} of {self.n_obs}")
-        return self._parts()[0].read(start, stop)
+        with within_memory(self.name):
+            return self._parts()[0].read(start, stop)
 
     def take(self, rows: NDArray[np.int64], *, compact: bool = False) -> Rows:
         """The cells `rows`, row numbers ascending and distinct."""
         if len(rows) and not (rows[0] >= 0 and rows[-1] < self.n_obs):
             raise IndexError(f"cells {rows[0]} to {rows[-1]} of {self.n_obs}")
-        return self._parts()[0].take(rows, compact=compact)
+        with within_memory(self.name):
+            return self._parts()[0].take(rows, compact=compact)
 
     def decoded_bytes(self, rows: NDArray[np.int64]) -> int:
         """Bytes of the chunks that hold the cells `rows`, ascending, about."""

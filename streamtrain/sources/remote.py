@@ -10,13 +10,15 @@ import zarr
 from zarr.storage import ObjectStore
 
 from streamtrain.decode.address import Address
+from streamtrain.decode.files import Opened
 from streamtrain.decode.remote import RemoteFiles, explained
 from streamtrain.decode.seekable import RemoteFile
+from streamtrain.decode.zarr import METADATA
 from streamtrain.errors import InputError
 from streamtrain.sources.damage import READ_ERRORS
+from streamtrain.sources.zarr_stores import Complete
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
-_METADATA = ("zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata")
 _HDF5 = (".h5ad", ".h5", ".hdf5")
 NO_ANNDATA = "pass the address of an .h5ad file, or of the folder of a zarr AnnData"
 
@@ -27,6 +29,8 @@ class RemoteStore(ObjectStore):  # type: ignore[type-arg]
     def __init__(self, files: RemoteFiles) -> None:
         super().__init__(files.store, read_only=True)
         self.files = files
+        self._all = Complete()
+        self.complete = self._all.complete
 
     def __str__(self) -> str:
         return self.files.name
@@ -40,11 +44,12 @@ class RemoteStore(ObjectStore):  # type: ignore[type-arg]
         from obstore.exceptions import BaseError, PermissionDeniedError
 
         try:
-            return await super().get(key, prototype, byte_range)
+            found = await super().get(key, prototype, byte_range)
+            return self._all.require(found, key, self.files.name)
         except BaseError as error:
             # S3 says so of what is missing, to who may not list it. Of a chunk that would be
             # taken for zeros.
-            if isinstance(error, PermissionDeniedError) and key.endswith(_METADATA):
+            if isinstance(error, PermissionDeniedError) and key.endswith(METADATA):
                 return None
             raise self._explained(error, key) from None
 
@@ -82,8 +87,13 @@ class RemoteStore(ObjectStore):  # type: ignore[type-arg]
         self.files.close()
 
 
-def open_remote(address: Address) -> Any:
+def open_remote(address: Address, opened: Opened | None = None) -> Any:
     """Open the root group of an AnnData on a server for reading.
+
+    Parameters
+    ----------
+    opened
+        When it was opened first; None for now.
 
     Raises
     ------
@@ -92,7 +102,7 @@ def open_remote(address: Address) -> Any:
     InputError
         Where it is no AnnData, or the server does not give it.
     """
-    files, name = RemoteFiles(address), address.name
+    files, name = RemoteFiles(address, opened), address.name
     if address.suffix not in _HDF5:
         version = _zarr_version(files)
         if version is not None:

@@ -6,12 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from streamtrain.decode.address import Address
 from streamtrain.decode.arrays import gatherable
+from streamtrain.decode.files import Opened
 from streamtrain.decode.seekable import remote_file
+from streamtrain.decode.zarr import METADATA
 from streamtrain.errors import InputError, near
+from streamtrain.rows import Rows
 from streamtrain.sources.columns import StoredFrame, table
 from streamtrain.sources.csc import CscMatrix
 from streamtrain.sources.damage import READ_ERRORS, reading, stored_attr
@@ -55,6 +60,7 @@ class StoreSource(MatrixSource):
         self._path, self._layer = path if isinstance(path, Address) else Path(path), layer
         self._memory, self._scratch, self._threads = memory, scratch, threads
         self.name, self.matrix = str(path), matrix_key(layer)
+        self._opened = Opened(self.name)
         self._open()
         try:
             matrix, obs = self._parts()
@@ -78,7 +84,10 @@ class StoreSource(MatrixSource):
         return self._root.get("uns")
 
     def _open(self) -> None:
-        self._root = open_root(self._path, self.name)
+        if isinstance(self._path, Path):
+            self._opened.note(_files_of(self._path, self.matrix))
+            self._opened.require_same()
+        self._root = open_root(self._path, self.name, self._opened)
         try:
             self._matrix = stored_matrix(
                 self._root, self._layer, self.name, self._memory, self._scratch, self._threads
@@ -88,6 +97,18 @@ class StoreSource(MatrixSource):
         except BaseException:
             close_root(self._root)
             raise
+
+    def read(self, start: int, stop: int) -> Rows:
+        """Cells start to stop."""
+        rows = super().read(start, stop)
+        self._opened.require_same()  # after, so that what was read is of the files as opened
+        return rows
+
+    def take(self, rows: NDArray[np.int64], *, compact: bool = False) -> Rows:
+        """The cells `rows`, row numbers ascending and distinct."""
+        taken = super().take(rows, compact=compact)
+        self._opened.require_same()
+        return taken
 
     def _var(self) -> StoredFrame:
         key = "raw/var" if matrix_key(self._layer) == "raw/X" else "var"
@@ -114,8 +135,21 @@ class StoreSource(MatrixSource):
         self._root = self._matrix = self._obs = None
 
 
-def open_root(path: Path | Address, name: str) -> Any:
+def _files_of(path: Path, matrix: str) -> list[Path]:
+    """The files whose change tells that the data are others: of a folder, those of metadata."""
+    if not path.is_dir():
+        return [path]
+    folders = ["", *(f"{matrix}{part}" for part in ("", "/data", "/indices", "/indptr"))]
+    return [path / folder / name for folder in folders for name in METADATA]
+
+
+def open_root(path: Path | Address, name: str, opened: Opened | None = None) -> Any:
     """Open the root group of an AnnData for reading.
+
+    Parameters
+    ----------
+    opened
+        When it was opened first; None for now.
 
     Raises
     ------
@@ -127,11 +161,11 @@ def open_root(path: Path | Address, name: str) -> Any:
     if isinstance(path, Address):
         from streamtrain.sources.remote import open_remote
 
-        root = open_remote(path)
+        root = open_remote(path, opened)
     elif not path.exists():
         raise FileNotFoundError(f"{name} does not exist")
     elif path.is_dir() or path.name.endswith(".zip"):
-        root = _open_zarr(path, name)
+        root = _open_zarr(path, name, opened or Opened(name))
     else:
         root = _open_hdf5(path, name)
     try:
@@ -168,8 +202,10 @@ def _open_hdf5(path: Path, name: str) -> Any:
         ) from error
 
 
-def _open_zarr(path: Path, name: str) -> Any:
+def _open_zarr(path: Path, name: str, opened: Opened) -> Any:
     import zarr
+
+    from streamtrain.sources.zarr_stores import open_zarr
 
     if path.is_dir() and not any((path / key).exists() for key in ("zarr.json", ".zgroup")):
         kind = "a zarr array" if (path / ".zarray").exists() else "a folder without zarr metadata"
@@ -178,8 +214,7 @@ def _open_zarr(path: Path, name: str) -> Any:
             f"{NOT_ANNDATA}"
         )
     try:
-        store = path if path.is_dir() else zarr.storage.ZipStore(path, mode="r")
-        root = zarr.open(store, mode="r")
+        root = open_zarr(path, opened)
     except READ_ERRORS as error:
         raise InputError(
             f"{name} cannot be opened as zarr ({type(error).__name__}: {error}); {NOT_ANNDATA}"
@@ -249,8 +284,12 @@ def node_matrix(
         )
     with reading(name):
         shape = node.attrs["shape"] if "shape" in node.attrs else node.attrs["h5sparse_shape"]
+        # A chunk that is missing would be zeros: values, genes (or cells) and offsets of 0. That
+        # is true for certain only where there can be no others.
+        n_minor, entries = shape[int(kind == "csr")], node["data"].shape != (0,)
         data, indices, indptr = (
-            gatherable(node[key], threads) for key in ("data", "indices", "indptr")
+            gatherable(node[key], threads, bool(complete))
+            for key, complete in (("data", True), ("indices", n_minor > 1), ("indptr", entries))
         )
     if kind == "csr":
         return CsrMatrix(data, indices, indptr, shape, name, threads)
