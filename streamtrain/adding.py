@@ -106,7 +106,8 @@ class Addition:
         if not here.any():
             raise InputError(
                 f"init: the model shares no gene with these cells: it has {some(features)}, they "
-                f"have {some(genes)}"
+                f"have {some(genes)}; gene names may stand in another column of var (gene_key, "
+                "--gene-key)"
             )
         new = [name for name in cells.classes if name not in known]
         absent = known[~known.isin(cells.classes)]

@@ -218,7 +218,7 @@ def blocks_within(
     if budget < fixed + least:
         raise InputError(
             f"memory={format_bytes(budget)} is too small for this model: at least "
-            f"{format_bytes(fixed + least)} are needed"
+            f"{format_bytes(fixed + least)} are needed: raise it (--memory)"
         )
     room = (budget - fixed) // 2
     per_cell = 8 * n_classes * (8 if details else 4) + 500

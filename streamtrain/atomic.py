@@ -21,6 +21,11 @@ NEW = ".new"  # ending of a file that is being written
 _ZARR_MARKS = ("zarr.json", ".zgroup", ".zattrs")
 
 
+def is_address(path: str | os.PathLike[str]) -> bool:
+    """Whether it is of a server, also one that passed through `Path`, which drops a slash."""
+    return re.match("[a-z][a-z0-9]+:/", str(path)) is not None
+
+
 def check_output(
     path: str | os.PathLike[str], overwrite: bool = False, *, folder: bool | None = None
 ) -> Path:
@@ -46,6 +51,10 @@ def check_output(
     InputError
         The parent folder is missing or not writable, or the target exists and may not be replaced.
     """
+    if is_address(path):
+        raise InputError(
+            f"the output must be on a disk, and is {str(path)!r} on a server: choose another path"
+        )
     # Resolved, so that a link to another disk stays a link and the data goes where it points.
     target = Path(path).expanduser().resolve()
     parent = target.parent

@@ -138,11 +138,14 @@ def labelled_cells(
     InputError
         If labels are absent, missing for some cells, too few or too many, or all the same.
     """
+    if source.n_obs == 0:
+        raise InputError(f"{source.name} has no cells: name another file")
     series = per_cell(source, labels, "labels")
     if len(series) != source.n_obs:
         raise InputError(
             f"there must be one label for each cell; got {len(series):,} labels for "
-            f"{source.n_obs:,} cells of {source.name}"
+            f"{source.n_obs:,} cells of {source.name}: give one a cell, in their order, or name a "
+            "column of obs"
         )
     rows = select_rows(source, where)
     if rows is not None:
@@ -153,6 +156,11 @@ def labelled_cells(
     blank = [v for v in values if isinstance(v, str) and not v.strip()]
     missing = np.asarray(series.isna() | series.isin(blank))
     if missing.any():
+        if missing.all():
+            raise InputError(
+                f"{source.name}: none of {len(missing):,} cells has a label in {_word(labels)}: "
+                "name another column"
+            )
         if not drop_unlabeled:
             raise InputError(
                 f"{source.name}: {int(missing.sum()):,} of {len(missing):,} cells have no label in "
@@ -170,10 +178,12 @@ def labelled_cells(
             "where", source.name, " and ".join(map(repr, odd)),
         )  # fmt: skip
     if len(classes) < least:
-        only = f"only {classes[0]!r}" if len(classes) else "none"
         raise InputError(
-            f"{source.name}: training needs two cell types at least; {_word(labels)} holds {only}"
+            f"{source.name}: training needs two cell types at least; {_word(labels)} holds only "
+            f"{classes[0]!r}"
             + (f" among the cells that where={where!r} selects" if where else "")
+            + ": name another column"
+            + (", or select more cells" if where else "")
         )
     return Cells(rows, codes, classes)
 
@@ -241,7 +251,14 @@ def per_cell(source: Source, values: Labels, what: str) -> pd.Series[Any]:
         return pd.Series(values)
     shape = np.shape(values)
     if len(shape) != 1:
-        raise InputError(f"{what} must be a list of one label a cell; got shape {shape}")
+        if not shape:
+            raise InputError(
+                f"{what} must be the name of an obs column, the path of a text file with one a "
+                f"line, or a list of one a cell; got {values!r}"
+            )
+        raise InputError(
+            f"{what} must be a list of one label a cell; got shape {shape}: pass one column of it"
+        )
     # NumPy would write the NaN of a list of text as 'nan', a label like any other.
     return pd.Series(values if isinstance(values, np.ndarray) else list(values))
 
@@ -317,5 +334,15 @@ def _encode(series: pd.Series[Any], what: str) -> tuple[NDArray[np.int32], NDArr
     place[order] = np.arange(len(values), dtype=np.int32)
     names = np.array([str(values[i]) for i in order], dtype=object)
     if len(set(names)) < len(names):
-        raise InputError(f"labels must differ as text; got {', '.join(map(repr, names))}")
+        twice = pd.Series(names)[pd.Series(names).duplicated()].iloc[0]
+        raise InputError(
+            f"labels must differ as text, and {twice!r} stands for two or more (such as 1 and '1'):"
+            " give one type to all"
+        )
+    nul = [name for name in names if "\0" in name]
+    if nul:
+        raise InputError(
+            f"labels must be text without NUL, which AnnData cannot store, and {what} holds "
+            f"{nul[0]!r}: correct it there"
+        )
     return place[column.cat.codes.to_numpy()], names

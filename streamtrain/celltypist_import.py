@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streamtrain.errors import InputError
+from streamtrain.errors import InputError, absent
 from streamtrain.pickled import Node, parse
 
 _LOSSES = (
@@ -115,7 +115,7 @@ def arguments(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     file = Path(path).expanduser()
     if not file.exists():
-        raise FileNotFoundError(f"no model at {str(path)!r}")
+        raise absent(Path(path), "model")
     if not file.is_file():
         raise InputError("it is not a file, as CellTypist's models are")
     held = parse(_content(file), _ADMITTED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import signal
 import sys
 import traceback
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from cyclopts import App, Parameter
-from cyclopts import convert as convert_tokens
 
 from streamtrain.config import Settings, with_recipe
 from streamtrain.errors import InputError, some
@@ -35,7 +35,7 @@ app = App(
 def _by_name(kind: Any, tokens: Any) -> Any:
     """Turn --quotas.NAME 5 --quotas.OTHER 9 into a dict, and --quotas equal into a text."""
     if not isinstance(tokens, dict):
-        return convert_tokens(kind, [token.value for token in tokens])
+        return tokens[-1].value  # Settings refuses another
     (number,) = (get_args(k)[1] for k in get_args(kind) if get_origin(k) is dict)
     named: dict[str, Any] = {}
     for name, given in tokens.items():
@@ -47,6 +47,26 @@ def _by_name(kind: Any, tokens: Any) -> Any:
         except ValueError:
             raise ValueError(f"{name!r} needs a number; got {given[-1].value!r}") from None
     return named
+
+
+def _whole(_: Any, tokens: Any) -> int:
+    """Read a whole number, 1e6 too, and refuse 2.7, which cyclopts would round."""
+    text = tokens[-1].value
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not number.is_integer():
+        raise ValueError(f"a whole number is due; got {text!r}")
+    return int(number)
+
+
+_Whole = Annotated[int, Parameter(converter=_whole)]
+_WholeOrNone = Annotated[int | None, Parameter(converter=_whole)]
 
 
 class _Given:
@@ -61,6 +81,8 @@ def _parameter(field: Field[Any]) -> inspect.Parameter:
     if field.name in ("quotas", "class_weight"):
         # cyclopts converts no union of a dict and a text by itself.
         kind = Annotated[kind, Parameter(converter=_by_name)]
+    elif kind in (int, int | None):
+        kind = Annotated[kind, Parameter(converter=_whole)]
     return inspect.Parameter(
         field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=kind
     )
@@ -89,7 +111,7 @@ def train(
     overwrite: bool = False,
     quiet: bool = False,
     scheduler: str | None = None,
-    workers: int | None = None,
+    workers: _WholeOrNone = None,
     checkpoint: Path | None = None,
     checkpoint_every: float = 600.0,
     resume: bool = False,
@@ -161,6 +183,11 @@ def train(
             raise InputError(f"--celltypist must end in .pkl; got {str(celltypist)!r}")
         if celltypist.resolve() == out.resolve():
             raise InputError(f"--out and --celltypist must differ; got {str(out)!r} for both")
+    if out.suffix in (".pkl", ".h5ad"):
+        raise InputError(
+            f"--out is the folder of the model, .zarr by custom; got {str(out)!r}: for a file that "
+            "CellTypist reads pass --celltypist FILE.pkl, too"
+        )
     if checkpoint is not None:
         kept = checkpoint.expanduser().resolve()
         for path in (out, celltypist):
@@ -198,7 +225,7 @@ def cross_validate(
     overwrite: bool = False,
     quiet: bool = False,
     scheduler: str | None = None,
-    workers: int | None = None,
+    workers: _WholeOrNone = None,
     storage_options: dict[str, str] | None = None,
     settings: _SettingsGiven = _Given(),  # noqa: B008 - never changed
 ) -> None:
@@ -266,7 +293,7 @@ def cross_validate(
 
 @app.command
 def predict(
-    model: Path,
+    model: str,
     source: list[str],
     /,
     *,
@@ -291,13 +318,13 @@ def predict(
     where: str | None = None,
     memory: str | None = None,
     scratch: str | None = None,
-    n_jobs: int | None = None,
+    n_jobs: _WholeOrNone = None,
     device: Literal["cpu", "gpu"] = "cpu",
     gpu_memory: str | None = None,
     overwrite: bool = False,
     quiet: bool = False,
     scheduler: str | None = None,
-    workers: int | None = None,
+    workers: _WholeOrNone = None,
     storage_options: dict[str, str] | None = None,
 ) -> None:
     """Annotate the cells of SOURCE with MODEL, in a table or in columns of obs.
@@ -406,7 +433,7 @@ def predict(
 
 
 @app.command
-def convert_model(model: Path, out: Path, /, *, overwrite: bool = False) -> None:
+def convert_model(model: str, out: Path, /, *, overwrite: bool = False) -> None:
     """Write MODEL anew, for CellTypist or for streamtrain, by the ending of OUT.
 
     A .pkl of any scikit-learn becomes one that CellTypist loads today. Nothing in it is run.
@@ -440,14 +467,14 @@ def convert_model(model: Path, out: Path, /, *, overwrite: bool = False) -> None
 def simulate(
     *,
     out: Path,
-    cells: int = 20_000,
-    genes: int = 2_000,
-    cell_types: int = 12,
-    donors: int = 6,
-    genes_per_cell: int = 2_500,
-    seed: int = 0,
+    cells: _Whole = 20_000,
+    genes: _Whole = 2_000,
+    cell_types: _Whole = 12,
+    donors: _Whole = 6,
+    genes_per_cell: _Whole = 2_500,
+    seed: _Whole = 0,
     compression: Literal["auto", "none", "blosc", "zstd", "lzf", "gzip"] = "auto",
-    n_jobs: int | None = None,
+    n_jobs: _WholeOrNone = None,
     overwrite: bool = False,
     quiet: bool = False,
 ) -> None:
@@ -508,7 +535,7 @@ def convert(
     *,
     out: Path,
     shuffle: bool = False,
-    random_state: int = 0,
+    random_state: _Whole = 0,
     layer: str | None = None,
     gene_key: str | None = None,
     genes: Path | None = None,
@@ -517,15 +544,15 @@ def convert(
     where: str | None = None,
     compression: Literal["blosc", "zstd", "none"] = "blosc",
     index_dtype: Literal["int32", "uint16"] = "int32",
-    chunk_size: int | None = None,
-    shard_size: int | None = None,
+    chunk_size: _WholeOrNone = None,
+    shard_size: _WholeOrNone = None,
     memory: str | None = None,
     scratch: str | None = None,
-    n_jobs: int | None = None,
+    n_jobs: _WholeOrNone = None,
     overwrite: bool = False,
     quiet: bool = False,
     scheduler: str | None = None,
-    workers: int | None = None,
+    workers: _WholeOrNone = None,
     storage_options: dict[str, str] | None = None,
 ) -> None:
     """Write the cells of SOURCES as one zarr AnnData that reads fast, shuffled if asked.

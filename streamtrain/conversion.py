@@ -282,7 +282,7 @@ def room_for(budget: int, n_obs: int, shuffle: bool) -> int:
     if budget < fixed + _LEAST:
         raise InputError(
             f"memory={format_bytes(budget)} is too small for {n_obs:,} cells: at least "
-            f"{format_bytes(fixed + _LEAST)} are needed (--memory)"
+            f"{format_bytes(fixed + _LEAST)} are needed: raise it (--memory)"
         )
     return budget - fixed
 

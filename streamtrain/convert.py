@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -133,8 +132,6 @@ def convert(
         If what was written reads back as something else, or cannot be read.
     """
     _check(shuffle, random_state, compression, index_dtype, chunk_size, shard_size)
-    if re.match("[a-z0-9]+:/", str(out)):  # Path makes one slash of two
-        raise InputError(f"the output must be a folder on a disk, and is {str(out)!r}")
     if client is not None:
         from streamtrain.cluster.workers import check
 
@@ -166,7 +163,7 @@ def convert(
         rows = select_rows(source, where)
         cells = NamedCells(source, rows, threads, progress)
         if cells.n_obs == 0:
-            raise InputError(f"{source.name} has no cells")
+            raise InputError(f"{source.name} has no cells: name another file")
         if index_dtype == "uint16" and source.n_vars > 2**16:
             raise InputError(
                 f"index_dtype='uint16' is for at most 65,536 genes, and {source.name} has "

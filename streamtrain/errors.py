@@ -1,9 +1,11 @@
-"""The one exception that a user's mistake raises, and the wording helpers that it shares."""
+"""The one exception that a user's mistake raises, and the words and checks that many share."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class InputError(ValueError):
@@ -17,6 +19,32 @@ def near(name: str, names: Iterable[str], limit: int = 12) -> str:
     if close:
         return "did you mean " + " or ".join(repr(n) for n in close) + "?"
     return f"there are {some(known, limit)}"
+
+
+def absent(path: Path, what: str = "") -> FileNotFoundError:
+    """Word the error of a path where nothing is, with what near it may have been meant."""
+    word = f"{path} does not exist" if not what else f"no {what} at {str(path)!r}"
+    if path.is_symlink():
+        return FileNotFoundError(f"{word}: it is a link to {path.readlink()}, which is not there")
+    if not path.parent.is_dir():
+        return FileNotFoundError(f"{word}, nor the folder {str(path.parent)!r}: correct the path")
+    there = path.parent.iterdir() if os.access(path.parent, os.R_OK) else ()
+    close = get_close_matches(path.name, [p.name for p in there], n=3, cutoff=0.85)
+    meant = "did you mean " + " or ".join(repr(n) for n in close) + "?"
+    return FileNotFoundError(f"{word}: {meant if close else 'correct the path'}")
+
+
+def require_readable(path: Path) -> None:
+    """Refuse a file that this user may not read, which HDF5 takes for another format."""
+    try:
+        if path.is_dir():
+            os.scandir(path).close()
+        elif path.is_file():
+            path.open("rb").close()
+    except PermissionError as error:
+        raise InputError(
+            f"{path} cannot be read: there is no permission; ask its owner for it"
+        ) from error
 
 
 def some(names: Iterable[str], limit: int = 3) -> str:

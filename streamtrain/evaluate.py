@@ -92,14 +92,17 @@ def evaluate(truth: Labels, predicted: Labels) -> Evaluation:
     """
     from sklearn import metrics
 
+    for what, labels in (("truth", truth), ("predicted", predicted)):
+        if isinstance(labels, str) or len(np.shape(labels)) != 1:
+            raise InputError(f"{what} must be a list of one label a cell; got {labels!r:.80}")
     n_cells = len(truth)
     if n_cells != len(predicted):
         raise InputError(
             f"truth and predicted need one label a cell each: they have {n_cells} and "
-            f"{len(predicted)}"
+            f"{len(predicted)}: take both from the same cells"
         )
     if n_cells == 0:
-        raise InputError("there are no cells to evaluate: truth and predicted are empty")
+        raise InputError("there are no cells to evaluate: truth and predicted are empty: pass some")
     # Codes, because comparing millions of strings for each score is slow.
     true_codes, true_names = _codes(truth, "truth")
     pred_codes, pred_names = _codes(predicted, "predicted")

@@ -192,15 +192,20 @@ def room_for_cells(
     if cells.weight is not None:
         fixed += (9 + 8 * config.early_stopping) * cells.n_obs  # and of those not held out
     repeats = config.replace or config.quotas is not None
+    drawn = config.batch_number * config.batch_size if config.mini_batch else cells.n_obs
     if config.trains_sgd:
-        drawn = config.batch_number * config.batch_size if config.mini_batch else cells.n_obs
         drawn = drawn if repeats else min(drawn, cells.n_obs)
         fixed += (40 if cells.weight is None or config.replace else 96) * drawn
     least = 16 * 10**6
     if budget < fixed + least:
-        remedy = f", as an epoch draws {drawn:,}: raise it, or lower batch_number" * repeats
+        remedy = ": raise it (--memory)"
+        if repeats:
+            remedy = f", as an epoch draws {drawn:,}: raise it (--memory), or lower batch_number"
         if config.folds is not None:
-            remedy = f", with a model for each of {config.folds} folds: raise it, or lower folds"
+            remedy = (
+                f", with a model for each of {config.folds} folds: raise it (--memory), or ask for "
+                "fewer"
+            )
         raise InputError(
             f"memory={format_bytes(budget)} is too small for {n_columns} cell types x "
             f"{source.n_vars:,} genes and {cells.n_obs:,} cells: at least "

@@ -209,7 +209,7 @@ class Loader:
             )  # fmt: skip
             cells = _cells(source, labels, where, drop_unlabeled, batch_key, sampling_weight)
             if cells.n_obs == 0:
-                raise InputError(f"{source.name} has no cells")
+                raise InputError(f"{source.name} has no cells: name another file")
             self._plan: Plan | None = None
             if order == "drawn":
                 quota = None if quotas is None else Quotas.of(quotas, cells.classes, batch_size)

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from streamtrain import atomic, celltypist_import, model_edit, model_store
 from streamtrain.calibration import Calibration
 from streamtrain.celltypist_export import classifier, standard_scaler
-from streamtrain.errors import InputError, near, some
+from streamtrain.errors import InputError, absent, near, some
 from streamtrain.model_edit import Collapse, GeneMap
 from streamtrain.model_schema import (
     CERTIFICATE,
@@ -286,9 +286,15 @@ class Model:
         InputError
             It is not a model, is damaged, or needs a newer streamtrain.
         """
+        if not isinstance(path, (str, os.PathLike)) or str(path) == "":
+            raise InputError(f"a model must be named by its path; got {path!r}")
         folder = Path(path).expanduser()
+        if atomic.is_address(path):
+            raise InputError(
+                f"model {str(path)!r} is on a server, and models are read from a disk: download it"
+            )
         if not folder.exists():
-            raise FileNotFoundError(f"no model at {str(path)!r}")
+            raise absent(folder, "model")
         if not folder.is_dir():
             return cls.from_celltypist(path)
         dataset, checksum = model_store.read(path)

@@ -33,7 +33,13 @@ def check_output(path: str | os.PathLike[str], overwrite: bool = False) -> None:
     """
     target = atomic.check_output(path, overwrite, folder=True)
     if target.exists():  # --overwrite on a mistyped path must not cost an atlas
-        _read_header(target)
+        try:
+            _read_header(target)
+        except InputError as error:
+            raise InputError(
+                f"{str(path)!r} is not a streamtrain model, and not overwritten by one: choose "
+                "another path"
+            ) from error
 
 
 def write(dataset: xr.Dataset, path: str | os.PathLike[str], overwrite: bool) -> None:
@@ -117,5 +123,8 @@ def _read_header(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise damaged(path, f".zattrs: {error}") from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise InputError(f"{str(path)!r} is not a streamtrain model (a folder that save() wrote)")
+        raise InputError(
+            f"{str(path)!r} is not a streamtrain model: it must be a folder that save() wrote, or "
+            "a .pkl file of CellTypist"
+        )
     return header

@@ -177,11 +177,20 @@ def predict(
     if mode not in ("best match", "prob match"):
         raise InputError(f"mode must be 'best match' or 'prob match'; got {mode!r}")
     if not isinstance(p_thres, Real) or not 0 <= p_thres <= 1:
-        raise InputError(f"p_thres must be a probability; got {p_thres!r}")
+        raise InputError(f"p_thres must be a probability from 0 to 1; got {p_thres!r}")
     if not isinstance(min_prop, Real) or not 0 <= min_prop <= 1:
         raise InputError(f"min_prop must be a share from 0 to 1; got {min_prop!r}")
     if adapt not in get_args(Adapt):
         raise InputError(f"adapt must be 'none', 'genes' or 'auto'; got {adapt!r}")
+    if normalize not in ("log1p", None):
+        raise InputError(f"normalize must be 'log1p' or None; got {normalize!r}")
+    for name, switch in {
+        "majority_voting": majority_voting, "probabilities": probabilities, "scores": scores,
+        "in_place": in_place, "overwrite": overwrite, "check_expression": check_expression,
+        "transpose_input": transpose_input,
+    }.items():  # fmt: skip
+        if switch not in (True, False):
+            raise InputError(f"{name} must be True or False; got {switch!r}")
     if over_clustering is not None and not majority_voting:
         raise InputError(
             "over_clustering is for majority voting: pass majority_voting=True (--majority-voting)"
@@ -242,7 +251,7 @@ def predict(
         rows = select_rows(source, where)
         n_obs = source.n_obs if rows is None else len(rows)
         if n_obs == 0:
-            raise InputError(f"{source.name} has no cells")
+            raise InputError(f"{source.name} has no cells: name another file")
         output: Output
         if isinstance(file, ObsFile):
             named = isinstance(over_clustering, str) and over_clustering in source.obs_columns()
@@ -362,7 +371,8 @@ def _names(
         if len(names) != source.n_obs:
             raise InputError(
                 f"cells must hold one name for each cell; got {len(names):,} for "
-                f"{source.n_obs:,} cells of {source.name}"
+                f"{source.n_obs:,} cells of {source.name}: give "
+                "one a cell, in their order"
             )
         found = lambda start, stop: names[start:stop]  # noqa: E731
 

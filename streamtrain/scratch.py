@@ -70,6 +70,7 @@ def free_disk(folder: Folder) -> int:
     """
     place = place_of(folder)
     try:
+        os.scandir(place).close()  # disk_usage takes a file, too
         return int(shutil.disk_usage(place).free)
     except OSError as error:
         raise _unusable(place, error) from error

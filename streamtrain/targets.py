@@ -182,7 +182,8 @@ def listed_genes(source: Source, gene_list: str | list[str] | None) -> NDArray[n
     if not found.any():
         raise InputError(
             f"{source.name}: none of its genes is in gene_list; it has names such as "
-            f"{some(source.genes)}, the list {some(names)}"
+            f"{some(source.genes)}, the list {some(names)}: gene names may stand in another column "
+            "of var (gene_key, --gene-key)"
         )
     lacking = np.asarray(names, object)[at < 0]
     if len(lacking):

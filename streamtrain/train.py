@@ -330,6 +330,11 @@ def _expressed(
     """The genes that any cell expresses, of those that are asked for."""
     features = Features.expressed(source.genes, moments)
     silent = source.n_vars - len(features.names)
+    if silent == source.n_vars:
+        raise InputError(
+            f"{source.name}: no cell expresses any of its {silent:,} genes: name another matrix "
+            "(layer, --layer), or write the file anew"
+        )
     if silent:
         logger.info("%d non-expressed genes are left out", silent)
     if listed is not None:

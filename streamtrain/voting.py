@@ -54,7 +54,7 @@ def given_clusters(
     if len(series) != source.n_obs:
         raise InputError(
             f"over_clustering must hold one cluster for each cell; got {len(series):,} for "
-            f"{source.n_obs:,} cells of {source.name}"
+            f"{source.n_obs:,} cells of {source.name}: give one a cell, in their order"
         )
     if rows is not None:
         series = series.iloc[rows]

@@ -10,13 +10,18 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from streamtrain.errors import InputError
+from streamtrain.errors import InputError, some
 from streamtrain.features import Features
 from streamtrain.model import Model
 from streamtrain.model_schema import n_averaged, steps
 from streamtrain.solvers.counters import State
 
 logger = logging.getLogger(__name__)
+
+_REMEDY = {
+    "gene": "gene names may stand in another column of var (gene_key, --gene-key)",
+    "cell type": "name another column of labels, or leave warm_start out",
+}
 
 
 def as_model(start: Any, argument: str) -> Model | None:
@@ -40,7 +45,10 @@ def check_shared(model: Model, classes: NDArray[np.object_], genes: NDArray[np.o
     ):
         known.append(int(pd.Index(names).isin(of_model).sum()))
         if not known[-1]:
-            raise InputError(f"warm_start: the model shares no {what} with these cells")
+            raise InputError(
+                f"warm_start: the model shares no {what} with these cells: it has "
+                f"{some(of_model)}, they have {some(names)}; {_REMEDY[what]}"
+            )
     logger.info(
         "continuing from a model: %d of %d genes and %d of %d cell types are in it",
         known[0], len(genes), known[1], len(classes),

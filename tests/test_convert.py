@@ -732,7 +732,7 @@ def test_cli__convert(tmp_path, monkeypatch, capsys, caplog):
     assert err.startswith("streamtrain: 'a.zarr' exists: pass overwrite=True (--overwrite)")
     code, _, err = call(capsys, "convert", source.name, "--out", "s3://bucket/a.zarr")
     assert code == 2
-    assert err.startswith("streamtrain: the output must be a folder on a disk, and is 's3:/bucket")
+    assert err.startswith("streamtrain: the output must be on a disk, and is 's3:/bucket")
 
 
 def test_convert__killed_while_the_former_output_is_deleted(tmp_path, monkeypatch):

@@ -229,7 +229,7 @@ UNDRAWABLE = {
         atlas.make,
         {"replace": True, "batch_number": 10**7, "memory": "1GB"},
         "memory=1 GB is too small for 5 cell types .* at least 40.* GB is needed, as an epoch "
-        "draws 1,000,000,000: raise it, or lower batch_number",
+        "draws 1,000,000,000: raise it .--memory., or lower batch_number",
     ),
     "too short": (
         atlas.make,
@@ -530,7 +530,11 @@ BAD = {
         {},
         "needs two cell types at least; 'cell_type' holds only",
     ),
-    "all missing": (lambda: relabel(np.nan), {"drop_unlabeled": True}, "holds none"),
+    "all missing": (
+        lambda: relabel(np.nan),
+        {"drop_unlabeled": True},
+        "none of 600 cells has a label in 'cell_type'",
+    ),
     "labels too few": (atlas.make, {"labels": ["a", "b"]}, "got 2 labels for 600 cells"),
     "batch too large": (atlas.make, {"batch_size": 600}, "got 600 cells and batch_size=600: lower"),
     "no such layer": (atlas.make, {"layer": "count"}, "did you mean 'counts'"),

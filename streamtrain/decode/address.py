@@ -194,13 +194,20 @@ def located(X: Any, storage_options: Mapping[str, Any] | None = None) -> Any:
     InputError
         For an address of a kind that cannot be read, or one that passed through `Path`.
     """
+    if not isinstance(storage_options, Mapping | None):
+        raise InputError(
+            "storage_options must be a dict, such as {'region': 'eu-west-1'}; got "
+            f"{storage_options!r}"
+        )
     if isinstance(X, list | tuple):
         return [located(item, storage_options) for item in X]
     if isinstance(X, str) and _URL.match(X):
         return Address(X, dict(storage_options or {}))
     # Path("https://host/x") is "https:/host/x", which no file has as its path.
     if isinstance(X, os.PathLike) and re.match(rf"({'|'.join(SCHEMES)}):/", os.fspath(X)):
-        raise InputError("an address on a server must be passed as text, not as a Path")
+        raise InputError(
+            f"an address on a server must be passed as text, not as a Path; got {str(X)!r}"
+        )
     return X
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamtrain.budget import BLOCK
-from streamtrain.errors import InputError
+from streamtrain.errors import InputError, absent, require_readable
 from streamtrain.sources.base import Source
 from streamtrain.threads import Threads
 
@@ -150,7 +150,9 @@ def _collection(members: Members, join: Genes | None, open_one: Callable[[Any], 
 
 def _refuse_for_anndata(genes: Any, transpose: bool) -> None:
     if genes is not None:
-        raise InputError("genes= is for a matrix without gene names: name a var column, gene_key=")
+        raise InputError(
+            "genes= is for a matrix without gene names: name a var column, gene_key= (--gene-key)"
+        )
     if transpose:
         logger.warning("an AnnData is cells x genes as it stands: transpose is ignored")
 
@@ -225,10 +227,16 @@ def _parser(path: Path) -> Parse | None:
         if path.is_dir():
             return parse_10x
         if not path.exists():
-            raise FileNotFoundError(f"{path} does not exist")
+            raise absent(path)
         return parse_mtx if ending == ".mtx" else parse_table
+    require_readable(path)
     if path.is_file() and ending not in (".h5ad", ".zip") and not h5py.is_hdf5(path):
-        raise InputError(f"{path} is of no type that can be read: supported are {SUPPORTED}")
+        from streamtrain.sources.store import converted
+
+        raise InputError(
+            f"{path} is of no type that can be read: supported are {SUPPORTED}; "
+            f"{converted(path.name)}"
+        )
     return None
 
 

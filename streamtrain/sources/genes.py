@@ -90,7 +90,9 @@ def given_names(genes: Genes | None, n_vars: int, name: str) -> NDArray[np.objec
         Where they are missing or not as many as the columns.
     """
     if genes is None:
-        raise InputError(f"{name} has no gene names: pass genes=, one name for each gene")
+        raise InputError(
+            f"{name} has no gene names: pass genes= (--genes FILE), one name for each gene"
+        )
     names = np.array(name_list(genes), dtype=object)
     if len(names) != n_vars:
         raise InputError(

@@ -125,7 +125,9 @@ def _listed(files: list[str], genes: list[Names], join: Genes, unsure: dict[str,
     if len(names) == 0:
         raise InputError("join is an empty list: name the genes, or pass 'inner' or 'outer'")
     if names.has_duplicates:
-        raise InputError(f"join names a gene twice: {some(names[names.duplicated()].unique())}")
+        raise InputError(
+            f"join names a gene twice: {some(names[names.duplicated()].unique())}; name each once"
+        )
     known = dict.fromkeys(name for names in genes for name in names)
     unknown = [name for name in names if name not in known]
     if unknown:

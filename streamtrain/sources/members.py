@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from streamtrain.decode.address import Address
-from streamtrain.errors import InputError
+from streamtrain.errors import InputError, require_readable
 from streamtrain.sources.memory import is_a
 from streamtrain.sources.mtx import find_10x
 
@@ -64,7 +64,7 @@ def find_members(X: Any) -> Members | None:
     elif not path.exists() and any(sign in str(X) for sign in "*?[") and "://" not in str(X):
         found = _matching(path)
         if not found:
-            raise InputError(f"no .h5ad file or zarr store matches {str(X)!r}")
+            raise InputError(f"no .h5ad file or zarr store matches {str(X)!r}: correct the pattern")
     else:
         return None
     return _members(str(X), found) if found else None
@@ -119,6 +119,7 @@ def _is_store(path: Path) -> bool:
 
 def _inside(folder: Path) -> list[Path]:
     """Stores in a folder, or data sets in a collection of annbatch; none for one source."""
+    require_readable(folder)
     inside = [path for path in folder.iterdir() if not path.name.startswith(".")]
     if (folder / "obs").exists() or find_10x(folder):
         return []

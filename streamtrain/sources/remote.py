@@ -111,7 +111,7 @@ def open_remote(address: Address, opened: Opened | None = None) -> Any:
         start, size = files.begin("", len(_SIGNATURE))
     except FileNotFoundError as error:
         if address.suffix in _HDF5:
-            raise
+            raise FileNotFoundError(f"{error}: correct the address") from None
         raise FileNotFoundError(f"{error}, nor {name}/zarr.json or .zgroup: {NO_ANNDATA}") from None
     if start != _SIGNATURE:
         raise InputError(f"{name} is neither an .h5ad (HDF5) file nor a zarr store: {NO_ANNDATA}")

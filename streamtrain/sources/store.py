@@ -15,7 +15,7 @@ from streamtrain.decode.arrays import gatherable
 from streamtrain.decode.files import Opened
 from streamtrain.decode.seekable import remote_file
 from streamtrain.decode.zarr import METADATA
-from streamtrain.errors import InputError, near
+from streamtrain.errors import InputError, absent, near, require_readable
 from streamtrain.rows import Rows
 from streamtrain.sources.columns import StoredFrame, table
 from streamtrain.sources.csc import CscMatrix
@@ -27,6 +27,13 @@ from streamtrain.threads import Threads
 
 OTHERS = ("layers", "obsm", "varm", "obsp", "varp", "uns")
 NOT_ANNDATA = "write one with AnnData.write_h5ad or AnnData.write_zarr"
+# How what is in the files of other tools becomes one.
+_CONVERTED = {
+    ".loom": "anndata.io.read_loom(PATH).write_h5ad(OUT)",
+    ".h5mu": "mudata.read_h5mu(PATH).mod['rna'].write_h5ad(OUT)",
+    ".h5": "scanpy.read_10x_h5(PATH).write_h5ad(OUT)",
+    ".rds": "zellkonverter::writeH5AD(as.SingleCellExperiment(readRDS(PATH)), OUT) in R",
+}
 
 
 class StoreSource(MatrixSource):
@@ -162,21 +169,34 @@ def open_root(path: Path | Address, name: str, opened: Opened | None = None) -> 
         from streamtrain.sources.remote import open_remote
 
         root = open_remote(path, opened)
-    elif not path.exists():
-        raise FileNotFoundError(f"{name} does not exist")
-    elif path.is_dir() or path.name.endswith(".zip"):
-        root = _open_zarr(path, name, opened or Opened(name))
     else:
-        root = _open_hdf5(path, name)
+        if not path.exists():
+            raise absent(path)
+        require_readable(path)
+        zarr = path.is_dir() or path.name.endswith(".zip")
+        since = opened or Opened(name)
+        root = _open_zarr(path, name, since) if zarr else _open_hdf5(path, name)
     try:
         missing = [key for key in ("obs", "var") if key not in root]
     except BaseException:
         close_root(root)
         raise
     if missing:
+        model = stored_attr(root, "format") == "streamtrain model"
         close_root(root)
-        raise InputError(f"{name} is not an AnnData: it has no {missing[0]}; {NOT_ANNDATA}")
+        if model:
+            raise InputError(
+                f"{name} is not an AnnData: it is a model that streamtrain saved; name the cells "
+                "there, and a model where one is asked for"
+            )
+        raise InputError(f"{name} is not an AnnData: it has no {missing[0]}; {converted(name)}")
     return root
+
+
+def converted(name: str) -> str:
+    """Word how an AnnData is made of a file of that name."""
+    how = _CONVERTED.get(Path(name).suffix.lower())
+    return f"write one with {how}" if how else NOT_ANNDATA
 
 
 def close_root(root: Any) -> None:
@@ -195,7 +215,8 @@ def _open_hdf5(path: Path, name: str) -> Any:
         return h5py.File(path, "r")
     except OSError as error:
         if not h5py.is_hdf5(path):
-            raise InputError(f"{name} is not an .h5ad (HDF5) file; {NOT_ANNDATA}") from error
+            empty = ": it is empty (0 bytes)" if path.stat().st_size == 0 else ""
+            raise InputError(f"{name} is not an .h5ad (HDF5) file{empty}; {NOT_ANNDATA}") from error
         raise InputError(
             f"{name} cannot be opened: it is damaged, cut short or still being written ({error}); "
             "restore it from a copy or write it anew"

@@ -238,7 +238,7 @@ def _layout(lines: LineBlocks, room: Room) -> _Layout:
         is_header = named = True
     if is_header:
         if len(lines.peek(2)) < 2:
-            raise InputError(f"{name} has a header and no rows below it")
+            raise InputError(f"{name} has a header and no rows below it: write the file anew")
         lines.skip()
     elif comment is not None:  # the last comment may be the header
         start = int(np.argmax((comment != ord("#")) & (comment != ord(" "))))

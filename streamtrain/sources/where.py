@@ -101,14 +101,15 @@ class _Walk:
         try:
             body = ast.parse(self._text, mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            raise self._refuse(f"cannot be read ({error})") from error
+            why = error.msg if isinstance(error, SyntaxError) else error
+            raise self._refuse(f"cannot be read ({why})") from error
         try:
             self.mask = self._condition(body)
         except RecursionError as error:
             raise self._refuse("is nested too deeply") from error
 
     def _refuse(self, why: str) -> InputError:
-        return InputError(f"where={self._expr!r} {why}: {ALLOWED}")
+        return InputError(f"where={self._expr!r:.200} {why:.200}: {ALLOWED}")
 
     def _source(self, node: ast.expr) -> str:
         text = ast.get_source_segment(self._text, node) or ""
