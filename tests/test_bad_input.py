@@ -668,7 +668,7 @@ WORDS = {
         "7 ('cell-7') is not finite",
     "<one cell>":
         "such values stand in 1 of the 60 cells read with it. Remove or repair those "
-        "cells.",
+        "cells, or leave them out (where, --where).",
     "<logarithms>":
         "normalize='log1p' needs raw counts, but 60 of 60 cells are log1p-normalised to "
         "10,000 already (first cell 0 ('cell-0')). Leave out normalize, or point to the "
@@ -862,8 +862,10 @@ MATRIX = {
         "@silent.h5ad: no cell expresses any of its 30 genes: name another matrix (layer, "
         "--layer), or write the file anew"),
     "lost chunks": Row(train("@lost_chunk.zarr"),
-        "@lost_chunk.zarr: no cell expresses any of its 30 genes: name another matrix "
-        "(layer, --layer), or write the file anew"),
+        "@lost_chunk.zarr is damaged: in X/data the chunk of entries 0 on is missing, and would "
+        "be read as zeros; restore it from a copy. If its writer left it out, as it holds zeros "
+        "alone, write it anew after X.eliminate_zeros() or with "
+        "zarr.config.set({'array.write_empty_chunks': True})"),
     "indptr descends": Row(train("@descending.h5ad"),
         "X of @descending.h5ad is damaged: the offsets (indptr) at cell 5 do not ascend; "
         "<restore>"),
@@ -1378,11 +1380,9 @@ OPTION = {
         "random_state=None cannot be resumed: pass a number with checkpoint",
         None),
     "resume without a checkpoint": Row(train(resume=True),
-        "resume goes on from the folder of checkpoint, in one process: pass "
-        "checkpoint=FOLDER (--checkpoint), too"),
+        "resume is of a run that is kept: pass checkpoint=FOLDER (--checkpoint), too"),
     "checkpoint_every alone": Row(train(checkpoint_every=5.0),
-        "checkpoint_every is of a checkpoint in one process: pass checkpoint=FOLDER "
-        "(--checkpoint), too, and no client"),
+        "checkpoint_every is of a run that is kept: pass checkpoint=FOLDER (--checkpoint), too"),
     "checkpoint_every": Row(train(checkpoint="run", checkpoint_every=0.0),
         "checkpoint_every must be a positive number of seconds; got 0.0"),
     "checkpoint elsewhere": Row(train(checkpoint="none/run"),
