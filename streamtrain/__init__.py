@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from streamtrain.errors import InputError
     from streamtrain.estimator import SparseSGDClassifier
     from streamtrain.evaluate import Evaluation, evaluate
+    from streamtrain.inspecting import Inspection, inspect
     from streamtrain.loader import Loader
     from streamtrain.model import Model
     from streamtrain.predict import predict
@@ -24,6 +25,7 @@ _HOMES = {
     "CrossValidation": "cross_validate",
     "Evaluation": "evaluate",
     "InputError": "errors",
+    "Inspection": "inspecting",
     "Loader": "loader",
     "Model": "model",
     "Settings": "config",
@@ -31,6 +33,7 @@ _HOMES = {
     "convert": "convert",
     "cross_validate": "cross_validate",
     "evaluate": "evaluate",
+    "inspect": "inspecting",
     "open_source": "sources",
     "predict": "predict",
     "simulate": "simulate",
@@ -41,6 +44,7 @@ __all__ = [
     "CrossValidation",
     "Evaluation",
     "InputError",
+    "Inspection",
     "Loader",
     "Model",
     "Settings",
@@ -49,6 +53,7 @@ __all__ = [
     "convert",
     "cross_validate",
     "evaluate",
+    "inspect",
     "open_source",
     "predict",
     "simulate",

@@ -10,13 +10,15 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from streamtrain.errors import InputError
 
 _TRIES = 20  # to delete what failed
+T = TypeVar("T")
+
 NEW = ".new"  # ending of a file that is being written
 _ZARR_MARKS = ("zarr.json", ".zgroup", ".zattrs")
 
@@ -57,6 +59,13 @@ def check_output(
         )
     # Resolved, so that a link to another disk stays a link and the data goes where it points.
     target = Path(path).expanduser().resolve()
+    steady(target, lambda: _check(path, target, overwrite, folder))
+    return target
+
+
+def _check(
+    path: str | os.PathLike[str], target: Path, overwrite: bool, folder: bool | None
+) -> None:
     parent = target.parent
     if not parent.is_dir():
         raise InputError(
@@ -68,7 +77,7 @@ def check_output(
             "choose another path"
         )
     if not target.exists():
-        return target
+        return
     if not overwrite:
         raise InputError(f"{str(path)!r} exists: pass overwrite=True (--overwrite) or another path")
     if target.is_dir() and not any((target / mark).exists() for mark in _ZARR_MARKS):
@@ -83,7 +92,26 @@ def check_output(
         raise InputError(
             f"{str(path)!r} is a {found} and would be replaced by a {wanted}: choose another path"
         )
-    return target
+
+
+def steady(path: Path, read: Callable[[], T]) -> T:
+    """Call `read`, again where it fails while another process replaces what stands at `path`."""
+    while True:
+        before = _identity(path)
+        try:
+            return read()
+        except InputError:
+            if _identity(path) == before:
+                raise
+
+
+def _identity(path: Path) -> tuple[int, ...] | None:
+    """By what a file or folder is known: one that is renamed to its place differs."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_ctime_ns
 
 
 @contextmanager
@@ -164,10 +192,9 @@ def put_in_place(partial: Path, path: str | os.PathLike[str], overwrite: bool = 
     """
     fsync_tree(partial)
     target = check_output(path, overwrite, folder=partial.is_dir())
-    old = target.parent / f".{target.name}.{secrets.token_hex(4)}.old"
-    _rename(partial, target, old)
+    former = _rename(partial, target, lambda: check_output(path, overwrite))
     fsync(target.parent)
-    if old.exists():
+    for old in former:
         try:
             shutil.rmtree(old)
         except OSError as error:  # the new output is in place: work done must not end in an error
@@ -188,17 +215,32 @@ def replace_file(file: Path, write: Callable[[Path], Any]) -> None:
     fsync(file.parent)
 
 
-def _rename(partial: Path, target: Path, old: Path) -> None:
-    """Rename `partial` to `target`; a folder that stands there goes to `old`."""
-    if not target.is_dir():
+def _rename(partial: Path, target: Path, check: Callable[[], Any]) -> list[Path]:
+    """Rename `partial` to `target`; folders there go aside, also one that others put there now.
+
+    Returns
+    -------
+    list
+        Where the former folders are.
+    """
+    former: list[Path] = []
+    if not partial.is_dir():
         partial.replace(target)
-        return
-    target.rename(old)
-    try:
-        partial.rename(target)
-    except BaseException:
-        old.rename(target)
-        raise
+        return former
+    while True:
+        try:
+            partial.rename(target)
+            return former
+        except BaseException as error:
+            if getattr(error, "errno", None) not in (errno.ENOTEMPTY, errno.EEXIST):
+                for old in former[-1:]:
+                    old.rename(target)
+                raise
+        check()
+        old = target.parent / f".{target.name}.{secrets.token_hex(4)}.old"
+        with suppress(FileNotFoundError):  # another process has just taken it away
+            target.rename(old)
+            former.append(old)
 
 
 def remove(path: Path) -> None:

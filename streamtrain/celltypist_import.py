@@ -152,12 +152,14 @@ def _content(file: Path) -> bytes:
             raise InputError("it is an HDF5 file, as atlases are: give the model first, then X")
         if first[:1] != b"\x80" or first[1:2] not in (b"\3", b"\4", b"\5"):
             raise InputError(
-                f"not a pickle, or damaged: it begins with {first!r}, not as one of protocol 3 to 5"
+                f"not a pickle, or damaged: it begins with {first!r}, not as one of protocol 3 to "
+                "5; get the file once more"
             )
         size = file.stat().st_size
         if size > _LARGEST:
             raise InputError(f"it has {size} bytes: a model has at most {_LARGEST}")
-        return first + opened.read()
+        opened.seek(0)
+        return opened.read()
 
 
 def _attributes(node: Any, words: tuple[str, ...]) -> dict[str, Any]:
@@ -206,11 +208,16 @@ def _scaling(scaler: dict[str, Any]) -> dict[str, Any]:
     lacks_var = scaler.get("var_") is None
     return {
         "mean": np.zeros_like(scale) if lacks_mean else _floats(scaler, "mean_"),
-        "var": scale**2 if lacks_var else _floats(scaler, "var_"),
+        "var": _square(scale) if lacks_var else _floats(scaler, "var_"),
         "scale": scale,
         "with_mean": with_mean,
-        "n_obs": None if lacks_mean else _n_seen(scaler.get("n_samples_seen_"), len(scale)),
+        "n_obs": None if lacks_mean else _n_seen(scaler.get("n_samples_seen_"), scale.size),
     }
+
+
+def _square(values: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+    with np.errstate(over="ignore"):  # infinity is refused later
+        return values**2
 
 
 def _n_seen(held: Any, n_genes: int) -> NDArray[np.int64] | None:
@@ -270,9 +277,12 @@ def _kind(value: Any) -> str:
 
 def _names(values: NDArray[Any], what: str) -> list[Any]:
     """Names as texts; whole numbers, as clusters have, become texts."""
+    if values.ndim != 1:
+        raise InputError(f"its {what} has the shape {values.shape}, not (n,)")
     try:
         listed: list[Any] = values.tolist()
-        for name in listed:
+        # Each once: a file may refer to one long text many times.
+        for name in set(listed):
             str(name).encode()  # fixed-width texts too may hold lone surrogates
     except (ValueError, SystemError) as error:  # the latter for what is no code point
         raise InputError(f"its {what} holds what is no text ({error})") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import logging
 import math
 import signal
@@ -10,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import Field, fields
+from dataclasses import Field, asdict, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -461,6 +462,29 @@ def convert_model(model: str, out: Path, /, *, overwrite: bool = False) -> None:
         models.check_output(out, overwrite)
         models.Model.load(model).save(out, overwrite=overwrite)
     print(f"saved as {out}")
+
+
+@app.command(name="inspect")
+def show(
+    model: Path, /, *, as_json: Annotated[bool, Parameter(name="--json", negative="")] = False
+) -> None:
+    """Say what MODEL is: its cell types and genes, how and from what it was trained, its checksum.
+
+    It is verified first. Nothing in a .pkl is run.
+
+    Example: streamtrain inspect model.zarr
+
+    Parameters
+    ----------
+    model
+        A saved model, or one of CellTypist's (.pkl).
+    as_json
+        Print all of it as JSON, with the name of every gene.
+    """
+    from streamtrain.inspecting import inspect
+
+    found = inspect(model)
+    print(json.dumps(asdict(found), indent=1) if as_json else found)
 
 
 @app.command

@@ -102,6 +102,7 @@ class Journal:
                 "choose another folder"
             )
         if _RUN in names and not resume:
+            os.close(_locked(self.folder))  # or another process has it
             raise InputError(
                 f"checkpoint={str(folder)!r} holds a run: go on from it by resume=True (--resume), "
                 "delete the folder, or choose another"

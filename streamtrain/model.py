@@ -55,7 +55,7 @@ class Model:
         global optimum certifies, each (cell_type,): `gradient_norm`; `suboptimality`, the most by
         which the objective exceeds its minimum (inf where no bound is known); `n_iter`, integers;
         `converged`, bools.
-        Coordinates: `cell_type` and `gene`, unique strings.
+        Coordinates: `cell_type` and `gene`, unique strings, those of cell types not empty.
         Attributes: `calibration`, where it is calibrated, a dict of the fields of `Calibration`;
         `with_mean` (bool); `t` (scikit-learn's `t_`: samples seen + 1, of the type that
         saw most); and the dicts `settings`, `provenance` and `description`, made JSON-compatible
@@ -274,6 +274,8 @@ class Model:
     def load(cls, path: str | os.PathLike[str]) -> Model:
         """Read a model: the store that `save` wrote, or a pickle of CellTypist.
 
+        Where another process replaces it meanwhile, the new one is read.
+
         Parameters
         ----------
         path
@@ -288,23 +290,24 @@ class Model:
         """
         if not isinstance(path, (str, os.PathLike)) or str(path) == "":
             raise InputError(f"a model must be named by its path; got {path!r}")
-        folder = Path(path).expanduser()
         if atomic.is_address(path):
             raise InputError(
                 f"model {str(path)!r} is on a server, and models are read from a disk: download it"
             )
+        return atomic.steady(Path(path).expanduser(), lambda: cls._load(path))
+
+    @classmethod
+    def _load(cls, path: str | os.PathLike[str]) -> Model:
+        folder = Path(path).expanduser()
         if not folder.exists():
             raise absent(folder, "model")
         if not folder.is_dir():
             return cls.from_celltypist(path)
-        dataset, checksum = model_store.read(path)
+        dataset = model_store.read(path)
         try:
-            model = cls(dataset)
+            return cls(dataset)
         except InputError as error:
             raise model_store.damaged(path, str(error)) from error
-        if checksum != model_store.checksum(model.dataset):
-            raise model_store.damaged(path, "its arrays do not match its checksum")
-        return model
 
     @classmethod
     def from_celltypist(cls, path: str | os.PathLike[str]) -> Model:

@@ -133,13 +133,15 @@ def names(dataset: xr.Dataset, dim: str) -> NDArray[np.object_]:
     wrong = [n for n in names if not isinstance(n, str)]
     if wrong:
         raise InputError(f"every {what} must be a string, not {wrong[0]!r}")
+    if dim == "cell_type" and "" in names:
+        raise InputError("a cell type has an empty name: an empty label stands for a missing one")
     least = 2 if dim == "cell_type" else 1
     if len(names) < least:
         raise InputError(f"a model needs at least {least} {what}s, not {len(names)}")
     seen: set[str] = set()
     twice = [n for n in names if n in seen or seen.add(n)]  # type: ignore[func-returns-value]
     if twice:
-        raise InputError(f"{what} {twice[0]!r} occurs more than once: names must be unique")
+        raise InputError(f"{what} {twice[0][:99]!r} occurs more than once: names must be unique")
     return np.array([str(n) for n in names], dtype=object)
 
 
@@ -151,7 +153,7 @@ def attributes(attrs: Mapping[Any, Any], n_types: int) -> dict[str, Any]:
             raise InputError(f"{key} must be a dict, not {plain[key]!r}")
     if not isinstance(plain["with_mean"], bool):
         raise InputError(f"with_mean must be True or False, not {plain['with_mean']!r}")
-    if not isinstance(plain["t"], int | float) or not plain["t"] >= 1:
+    if not isinstance(plain["t"], int | float) or not 1 <= plain["t"] < math.inf:
         raise InputError(f"t must be a number of at least 1 (samples seen + 1), not {plain['t']!r}")
     plain["t"] = float(plain["t"])
     if plain.get("calibration") is None:

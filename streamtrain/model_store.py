@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from streamtrain import atomic
-from streamtrain.errors import InputError
+from streamtrain import atomic, model_layout
+from streamtrain.errors import InputError, absent
 
 FORMAT = "streamtrain model"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # since 2 the checksum is of the attributes, too
 
 
 def check_output(path: str | os.PathLike[str], overwrite: bool = False) -> None:
@@ -32,9 +33,10 @@ def check_output(path: str | os.PathLike[str], overwrite: bool = False) -> None:
         As `Model.save`.
     """
     target = atomic.check_output(path, overwrite, folder=True)
-    if target.exists():  # --overwrite on a mistyped path must not cost an atlas
+    # --overwrite on a mistyped path must not cost an atlas.
+    with suppress(FileNotFoundError):
         try:
-            _read_header(target)
+            atomic.steady(target, lambda: header(target))
         except InputError as error:
             raise InputError(
                 f"{str(path)!r} is not a streamtrain model, and not overwritten by one: choose "
@@ -56,7 +58,7 @@ def write(dataset: xr.Dataset, path: str | os.PathLike[str], overwrite: bool) ->
         stored.to_zarr(partial, mode="w-", zarr_format=2, consolidated=True, encoding=encoding)
 
 
-def read(path: str | os.PathLike[str]) -> tuple[xr.Dataset, str | None]:
+def read(path: str | os.PathLike[str]) -> xr.Dataset:
     """Read what `write` stored, whole, and close the store.
 
     Parameters
@@ -66,16 +68,18 @@ def read(path: str | os.PathLike[str]) -> tuple[xr.Dataset, str | None]:
 
     Returns
     -------
-    tuple
-        The dataset as stored, unchecked, and the `checksum` that it shall have.
+    Dataset
+        As stored: its checksum is right, its values may not be a model's.
 
     Raises
     ------
+    FileNotFoundError
+        Nothing stands at `path`.
     InputError
-        It is not a streamtrain model, cannot be read, or needs a newer streamtrain.
+        It is not a streamtrain model, is damaged, or needs a newer streamtrain.
     """
     folder = Path(path).expanduser()
-    version = _read_header(folder).get("format_version")
+    version = header(folder).get("format_version")
     if not isinstance(version, int):
         raise damaged(path, f"its format_version is {version!r}")
     if version > FORMAT_VERSION:
@@ -84,21 +88,39 @@ def read(path: str | os.PathLike[str]) -> tuple[xr.Dataset, str | None]:
             f"{FORMAT_VERSION}: upgrade streamtrain"
         )
     try:
-        with xr.open_zarr(folder, chunks=None, consolidated=True, decode_cf=False) as opened:
-            dataset = opened.load()
+        model_layout.check(folder)
+    except (ValueError, OSError) as error:
+        raise damaged(path, str(error)) from error
+    try:
+        with xr.open_zarr(
+            folder, chunks=None, consolidated=True, decode_cf=False, zarr_format=2
+        ) as opened:
+            dataset: xr.Dataset = opened.load()
+        _, version, told = (
+            dataset.attrs.pop(key, None) for key in ("format", "format_version", "checksum")
+        )
+        found = checksum(dataset) if version > 1 else arrays_checksum(dataset)
     except Exception as error:  # a broken store can fail in any layer: zarr, codec, xarray
         raise damaged(path, f"{type(error).__name__}: {error}") from error
-    for key in ("format", "format_version"):
-        dataset.attrs.pop(key, None)
-    return dataset, dataset.attrs.pop("checksum", None)
+    if found != told:
+        raise damaged(path, "its content does not match its checksum")
+    return dataset
 
 
 def damaged(path: str | os.PathLike[str], why: str) -> InputError:
     """Word the error of a store that is not as it was written."""
-    return InputError(f"model {str(path)!r} is damaged: {why}; restore it or train again")
+    return InputError(
+        f"model {str(path)!r} is damaged: {why}; restore it from a copy, or train again"
+    )
 
 
 def checksum(dataset: xr.Dataset) -> str:
+    """SHA-256 of a model: of every array and attribute, in an order that no writer changes."""
+    attrs = json.dumps(dataset.attrs, sort_keys=True)
+    return hashlib.sha256(f"{arrays_checksum(dataset)}\n{attrs}".encode()).hexdigest()
+
+
+def arrays_checksum(dataset: xr.Dataset) -> str:
     """Hash every array with its name, dims, shape and type: zarr reads a lost chunk as zeros."""
     digest = hashlib.sha256()
     for key in ("with_mean", "t"):
@@ -106,7 +128,7 @@ def checksum(dataset: xr.Dataset) -> str:
     for name in sorted(str(v) for v in dataset.variables):
         variable = dataset[name]
         values = np.ascontiguousarray(variable.to_numpy())
-        if values.dtype == object:
+        if values.dtype.kind in "OT":  # texts: as a model has them, as zarr gives them
             values = np.frombuffer("\0".join(values).encode(), np.uint8)
         little = values.astype(values.dtype.newbyteorder("<"), copy=False)
         digest.update(f"{name} {variable.dims} {variable.shape} {little.dtype.str}\n".encode())
@@ -114,17 +136,20 @@ def checksum(dataset: xr.Dataset) -> str:
     return digest.hexdigest()
 
 
-def _read_header(path: Path) -> dict[str, Any]:
+def header(path: Path) -> dict[str, Any]:
     """Read the attributes of the store at `path`, if a streamtrain model's."""
+    found: dict[str, Any] | None
     try:
-        header = json.loads((path / ".zattrs").read_text(encoding="utf-8"))
+        found = model_layout.read_json(path / ".zattrs")
     except (FileNotFoundError, NotADirectoryError):
-        header = None
+        if not path.exists():
+            raise absent(path, "model") from None
+        found = None
     except (OSError, ValueError) as error:
         raise damaged(path, f".zattrs: {error}") from error
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise InputError(
             f"{str(path)!r} is not a streamtrain model: it must be a folder that save() wrote, or "
             "a .pkl file of CellTypist"
         )
-    return header
+    return found

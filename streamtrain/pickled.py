@@ -73,7 +73,9 @@ def parse(data: bytes, admitted: Mapping[tuple[str, str], str]) -> Any:
         raise
     # What pickletools raises for bytes that are no pickle, and a stack that does not fit.
     except (ValueError, IndexError, KeyError, TypeError, Warning, struct.error) as error:
-        raise InputError(f"not a pickle, or damaged ({type(error).__name__}: {error})") from error
+        raise InputError(
+            f"not a pickle, or damaged ({type(error).__name__}: {error}): get the file once more"
+        ) from error
 
 
 class _Machine:
@@ -86,11 +88,13 @@ class _Machine:
         self._memo: dict[int, Any] = {}
 
     def run(self, data: bytes) -> Any:
-        for n, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+        for n, (opcode, argument, at) in enumerate(pickletools.genops(data)):
             if n == _MOST_OPCODES:
                 raise InputError(f"refused: it has over {n} opcodes, which no such file needs")
             name = opcode.name
             if name == "STOP":
+                if at is not None and at + 1 < len(data):
+                    raise ValueError(f"{len(data) - at - 1} bytes behind its end")
                 return self._stack.pop()
             if name in _VALUES:
                 if isinstance(argument, str) and not argument.isascii():

@@ -19,7 +19,7 @@ from streamtrain.budget import BLOCK
 from streamtrain.cells import Cells, Labels
 from streamtrain.config import Settings
 from streamtrain.model import Model
-from streamtrain.model_store import checksum
+from streamtrain.model_store import arrays_checksum
 from streamtrain.rows import Rows
 from streamtrain.sources.base import Source
 from streamtrain.sources.collection import CollectionSource
@@ -81,7 +81,7 @@ def identity(
             )
             for target in targets
         ],
-        "models to go on from": [None if m is None else checksum(m.dataset) for m in models],
+        "models to go on from": [None if m is None else arrays_checksum(m.dataset) for m in models],
     }  # fmt: skip
 
 

@@ -37,6 +37,7 @@ LAYERS = [
     ),
     ("ordered", "strategies", "serving", "loader", "conversion"),
     ("voting", "obs_columns", "annotations", "overcluster"),
+    ("model_layout",),
     ("celltypist_export", "celltypist_import", "model_edit", "model_schema", "model_store"),
     ("solvers", "model", "gpu"),
     ("stored",),
@@ -52,7 +53,7 @@ LAYERS = [
     ("local",),
     ("cluster",),
     ("train",),
-    ("cross_validate", "predict", "evaluate", "plot", "simulate", "convert"),
+    ("cross_validate", "predict", "evaluate", "plot", "simulate", "convert", "inspecting"),
     ("demo", "cli", "__main__", ""),
 ]
 # fmt: on
@@ -251,6 +252,7 @@ PUBLIC = {
     "CrossValidation": "cross_validate",
     "Evaluation": "evaluate",
     "InputError": "errors",
+    "Inspection": "inspecting",
     "Loader": "loader",
     "Model": "model",
     "Settings": "config",
@@ -258,6 +260,7 @@ PUBLIC = {
     "convert": "convert",
     "cross_validate": "cross_validate",
     "evaluate": "evaluate",
+    "inspect": "inspecting",
     "open_source": "sources",
     "predict": "predict",
     "simulate": "simulate",

@@ -445,7 +445,9 @@ def test_folder__that_cannot_be_taken(adata, tmp_path, monkeypatch):
     begun(adata, tmp_path / "run", monkeypatch)
     refused(tmp_path / "run", r"holds a run: go on from it by resume=True \(--res", resume=False)
     with Journal(tmp_path / "run", resume=True):
-        refused(tmp_path / "run", "another process trains in checkpoint=")
+        for resume in (False, True):
+            message = "another process trains in checkpoint="
+            refused(tmp_path / "run", message, resume=resume)
     refused(tmp_path / "other", "checkpoint_every must be a positive number", checkpoint_every=0)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "mine", "run"]
 

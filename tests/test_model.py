@@ -167,7 +167,7 @@ def test_certificate(tmp_path, n_types):
     m.save(tmp_path / "m.zarr")
     xr.testing.assert_identical(Model.load(tmp_path / "m.zarr").dataset, m.dataset)
     (tmp_path / "m.zarr" / "converged" / "0").unlink()
-    with pytest.raises(InputError, match="do not match its checksum"):
+    with pytest.raises(InputError, match="does not match its checksum"):
         Model.load(tmp_path / "m.zarr")
 
 
@@ -298,7 +298,7 @@ DAMAGE = {
     "lost variable": (lambda p: shutil.rmtree(p / "coef"), "damaged"),
     "lost chunk": (lambda p: (p / "coef" / "0.0").unlink(), "damaged"),
     "lost names": (lambda p: (p / "gene" / "0").unlink(), "damaged"),
-    "lost counts": (lambda p: (p / "n_cells" / "0").unlink(), "do not match its checksum"),
+    "lost counts": (lambda p: (p / "n_cells" / "0").unlink(), "does not match its checksum"),
     "flipped bit": (flip, "damaged"),
     "short chunk": (lambda p: os.truncate(p / "coef" / "0.0", 20), "damaged"),
     "broken metadata": (lambda p: (p / ".zmetadata").write_text("{"), "damaged"),
@@ -385,6 +385,82 @@ def test_replacing__folder_rename_fails(tmp_path, monkeypatch):
         partial.mkdir()
     assert list(tmp_path.iterdir()) == [path]
     assert (path / ".zgroup").exists()
+
+
+def others(monkeypatch, path, meddle):
+    """Have another process meddle with `path` before the first rename of what is to go there."""
+    rename = Path.rename
+    left = [meddle]
+
+    def renamed(self, target):
+        if left and self.name.endswith(".partial"):
+            left.pop()()
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", renamed)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_replacing__another_puts_a_folder_there(tmp_path, monkeypatch, overwrite):
+    path = tmp_path / "z"
+
+    def meddle():
+        path.mkdir()
+        (path / "zarr.json").write_text("theirs")
+
+    others(monkeypatch, path, meddle)
+
+    def write():
+        with atomic.replacing(path, overwrite) as partial:
+            partial.mkdir()
+            (partial / "zarr.json").write_text("ours")
+
+    if overwrite:
+        write()
+    else:
+        with pytest.raises(InputError, match="exists: pass overwrite=True"):
+            write()
+    assert (path / "zarr.json").read_text() == ("ours" if overwrite else "theirs")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_replacing__another_takes_the_folder_away(tmp_path, monkeypatch):
+    """Between our look at it and our renaming it aside."""
+    path, rename = tmp_path / "z", Path.rename
+    path.mkdir()
+    (path / "zarr.json").touch()
+
+    def renamed(self, target):
+        if self == path:
+            shutil.rmtree(path)
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", renamed)
+    with atomic.replacing(path, overwrite=True) as partial:
+        partial.mkdir()
+    assert list(tmp_path.iterdir()) == [path]
+    assert list(path.iterdir()) == []
+
+
+def test_load__replaced_meanwhile(tmp_path, monkeypatch):
+    """What was read of both is not taken for damage; damage that stays is."""
+    path = tmp_path / "m.zarr"
+    make(2).save(path)
+    opened, left = xr.open_zarr, [3]
+
+    def meddle(*arguments, **options):
+        found = opened(*arguments, **options)
+        if left[0]:
+            left[0] -= 1
+            Model.build(**arrays(5, seed=left[0])).save(path, overwrite=True)
+        return found
+
+    monkeypatch.setattr(xr, "open_zarr", meddle)
+    xr.testing.assert_identical(Model.load(path).dataset, make(5).dataset)
+    assert left == [0]
+    flip(path)
+    with pytest.raises(InputError, match="damaged"):
+        Model.load(path)
 
 
 def test_replacing__old_folder_stays(tmp_path, monkeypatch):

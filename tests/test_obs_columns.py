@@ -242,12 +242,12 @@ def columns():
 if moment == "renaming":  # all is written, and of a zarr folder the first column is renamed
     real, done = atomic._rename, []
     folder = path.endswith(".zarr")
-    def rename(partial, target, old):
+    def rename(partial, target, check):
         if folder and target.parent.name == "obs" and target.name in ("cell_type", "new"):
             done.append(target)
         if len(done) == 2 or not folder:
             stop()
-        real(partial, target, old)
+        return real(partial, target, check)
     atomic._rename = rename
 if moment == "naming":  # obs names the columns, the consolidated metadata does not
     obs_columns.zarr.consolidate_metadata = lambda store: (

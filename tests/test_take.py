@@ -61,6 +61,9 @@ def assert_takes(source):
     for rows in ([-1, 0], [source.n_obs]):
         with pytest.raises(IndexError, match=f"cells .* of {source.n_obs}"):
             source.take(np.array(rows))
+    for rows in ([2, 0, 1], [1, 1]):
+        with pytest.raises(IndexError, match="must be ascending and distinct: sort them first"):
+            source.take(np.array(rows))
     return due
 
 

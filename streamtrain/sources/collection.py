@@ -24,7 +24,7 @@ from streamtrain.sources.join_var import join_var
 from streamtrain.sources.joins import distinct_names, is_text, join_columns, join_genes, same
 from streamtrain.sources.matrix import parts_of
 from streamtrain.sources.members import Members
-from streamtrain.sources.opened import MatrixSource
+from streamtrain.sources.opened import MatrixSource, require_rows
 from streamtrain.threads import Threads
 
 logger = logging.getLogger(__name__)
@@ -253,6 +253,7 @@ class CollectionSource:
 
     def take(self, rows: NDArray[np.int64], *, compact: bool = False) -> Rows:
         """Cells `rows`, ascending and distinct."""
+        require_rows(rows, self.n_obs)
         edges = np.searchsorted(rows, self._starts)
         parts = []
         for i in np.flatnonzero(np.diff(edges)).tolist():

@@ -20,6 +20,14 @@ from streamtrain.sources.matrix import CsrMatrix, Matrix
 from streamtrain.threads import Threads
 
 
+def require_rows(rows: NDArray[np.int64], n_obs: int) -> None:
+    """Refuse cells that are not there, or in an order for which the decoders are not made."""
+    if len(rows) and not (rows[0] >= 0 and rows[-1] < n_obs):
+        raise IndexError(f"cells {rows[0]} to {rows[-1]} of {n_obs}")
+    if (np.diff(rows) <= 0).any():
+        raise IndexError("the numbers of cells must be ascending and distinct: sort them first")
+
+
 class MatrixSource:
     """A Source over a matrix, its obs and its genes; see `streamtrain.sources.base.Source`.
 
@@ -124,8 +132,7 @@ class MatrixSource:
 
     def take(self, rows: NDArray[np.int64], *, compact: bool = False) -> Rows:
         """The cells `rows`, row numbers ascending and distinct."""
-        if len(rows) and not (rows[0] >= 0 and rows[-1] < self.n_obs):
-            raise IndexError(f"cells {rows[0]} to {rows[-1]} of {self.n_obs}")
+        require_rows(rows, self.n_obs)
         with within_memory(self.name):
             return self._parts()[0].take(rows, compact=compact)
 

@@ -236,6 +236,8 @@ def _open_zarr(path: Path, name: str, opened: Opened) -> Any:
         )
     try:
         root = open_zarr(path, opened)
+    except InputError:
+        raise
     except READ_ERRORS as error:
         raise InputError(
             f"{name} cannot be opened as zarr ({type(error).__name__}: {error}); {NOT_ANNDATA}"

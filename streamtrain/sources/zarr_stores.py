@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ from zarr.storage import LocalStore, ZipStore
 
 from streamtrain.decode.files import LocalFiles, Opened
 from streamtrain.decode.zarr import METADATA, missing
+from streamtrain.errors import InputError
 
 
 class Complete:
-    """What a store has to say of a file that is not there: it belongs to an array, or does not."""
+    """What a store has to say of its files: of one that is not there, and of one that runs code."""
 
     def __init__(self) -> None:
         self.complete: set[str] = set()  # arrays of which no chunk may be missing
@@ -23,7 +25,28 @@ class Complete:
         array = next((path for path in self.complete if key.startswith(f"{path}/")), None)
         if found is None and array is not None and not key.endswith(METADATA):
             raise missing(name, array, f"in the file {key.removeprefix(array + '/')}")
+        if found is not None and key.endswith(METADATA) and _names_pickle(found.to_bytes()):
+            raise InputError(
+                f"{name}/{key} names the codec 'pickle', by which a file can run any code: it is "
+                "not read; have it written by AnnData.write_zarr"
+            )
         return found
+
+
+def _names_pickle(metadata: bytes) -> bool:
+    """Whether an array's filters or compressor are numcodecs' pickle, which needs no other word."""
+    if b"pickle" not in metadata:
+        return False
+
+    def within(tree: Any) -> bool:
+        if isinstance(tree, dict):
+            return tree.get("id") == "pickle" or any(map(within, tree.values()))
+        return isinstance(tree, list) and any(map(within, tree))
+
+    try:
+        return within(json.loads(metadata))
+    except (ValueError, RecursionError):  # which zarr says
+        return False
 
 
 class FolderStore(LocalStore):
