@@ -105,6 +105,8 @@ def _claimed(name: str, array: dict[str, Any]) -> int:
 def _check_chunks(folder: Path, array: dict[str, Any]) -> None:
     """Check the size that each chunk decodes to; one of zeros may be absent."""
     due = math.prod(array["chunks"]) * _itemsize(array)
+    if not folder.is_dir():
+        raise ValueError(f"its array {folder.name} is missing")
     for path in folder.iterdir():
         if path.name.startswith("."):
             continue
@@ -113,6 +115,8 @@ def _check_chunks(folder: Path, array: dict[str, Any]) -> None:
             raise ValueError(f"{name} is no file")
         told = _decoded_size(path, array["compressor"])
         fits = 0 < told <= _MOST_NAMES if array["dtype"] == "|O" else told == due
+        if told < 0:
+            raise ValueError(f"{name} is cut short, or was changed")
         if not fits:
             raise ValueError(f"{name} decodes to {told} bytes, and {due} are due")
 

@@ -1576,15 +1576,16 @@ MODEL = {
     "zarr atlas": Row(load("@good.zarr"), "'@good.zarr' <no model>"),
     "table": Row(load("@words.csv"),
         "'@words.csv' is not a usable CellTypist model: not a pickle, or damaged: it "
-        "begins with b'cell,a,b', not as one of protocol 3 to 5"),
+        "begins with b'cell,a,b', not as one of protocol 3 to 5; get the file once more"),
     "text": Row(load("@model_text.pkl"),
         "'@model_text.pkl' is not a usable CellTypist model: not a pickle, or damaged: it "
-        "begins with b'no pickl', not as one of protocol 3 to 5"),
+        "begins with b'no pickl', not as one of protocol 3 to 5; get the file once more"),
     "empty": Row(load("@model_empty.pkl"),
         "'@model_empty.pkl' is not a usable CellTypist model: not a pickle, or damaged: it "
-        "begins with b'', not as one of protocol 3 to 5"),
+        "begins with b'', not as one of protocol 3 to 5; get the file once more"),
     "cut pickle": Row(load("@cut.pkl"),
-        "'@cut.pkl' is not a usable CellTypist model: not a pickle, or damaged (…)"),
+        "'@cut.pkl' is not a usable CellTypist model: not a pickle, or damaged (…): "
+        "get the file once more"),
     "pickle of a list": Row(load("@list.pkl"),
         "'@list.pkl' is not a usable CellTypist model: it has no Model, Scaler_ and "
         "description, as CellTypist's models have"),
@@ -1592,30 +1593,31 @@ MODEL = {
         "'@code.pkl' is not a usable CellTypist model: refused: it asks for "
         "'posix.system', which no such file needs; nothing was run"),
     "another version": Row(load("@newer.zarr"),
-        "model '@newer.zarr' has format version 99, this streamtrain reads up to 1: "
+        "model '@newer.zarr' has format version 99, this streamtrain reads up to 2: "
         "upgrade streamtrain"),
     "no version": Row(load("@no_version.zarr"),
-        "model '@no_version.zarr' is damaged: its format_version is 'one'; restore it or "
-        "train again"),
+        "model '@no_version.zarr' is damaged: its format_version is 'one'; restore it from "
+        "a copy, or train again"),
     "another format": Row(load("@other_format.zarr"), "'@other_format.zarr' <no model>"),
     "metadata cut": Row(load("@not_json.zarr"),
-        "model '@not_json.zarr' is damaged: .zattrs: …; restore it or train again"),
+        "model '@not_json.zarr' is damaged: .zattrs: …; restore it from a copy, or train again"),
     "array cut": Row(load("@cut_model.zarr"),
-        "model '@cut_model.zarr' is damaged: …; restore it or train again"),
+        "model '@cut_model.zarr' is damaged: coef/0.0 is cut short, or was changed; restore it "
+        "from a copy, or train again"),
     "array lost": Row(load("@lost_coef.zarr"),
-        "model '@lost_coef.zarr' is damaged: its arrays do not match its checksum; restore "
-        "it or train again"),
+        "model '@lost_coef.zarr' is damaged: its array coef is missing; restore it from a copy, "
+        "or train again"),
     "array missing": Row(load("@no_coef.zarr"),
         "model '@no_coef.zarr' is damaged: a model needs coef: the dataset has none; "
-        "restore it or train again"),
+        "restore it from a copy, or train again"),
     "NaN weights": Row(load("@nan_coef.zarr"),
         "model '@nan_coef.zarr' is damaged: coef holds NaN or infinity: training diverged "
-        "or input was broken; restore it or train again"),
+        "or input was broken; restore it from a copy, or train again"),
     "lost names": Row(load("@lost_genes.zarr"),
-        "model '@lost_genes.zarr' is damaged: gene '' occurs more than once: names must be "
-        "unique; restore it or train again"),
+        "model '@lost_genes.zarr' is damaged: its array gene is missing; restore it from a copy, "
+        "or train again"),
     "fewer genes": Row(load("@short_genes.zarr"),
-        "model '@short_genes.zarr' is damaged: …; restore it or train again"),
+        "model '@short_genes.zarr' is damaged: …; restore it from a copy, or train again"),
     "number": Row(load(3), "a model must be named by its path; got 3", None),
     "empty path": Row(load(""), "a model must be named by its path; got ''"),
     "on a server": Row(load("s3://bucket/model.zarr"),
@@ -1625,9 +1627,10 @@ MODEL = {
         "no model at '@nowhere.zarr': correct the path"),
     "predict with NaN": Row(predict("@nan_coef.zarr"),
         "model '@nan_coef.zarr' is damaged: coef holds NaN or infinity: training diverged "
-        "or input was broken; restore it or train again"),
+        "or input was broken; restore it from a copy, or train again"),
     "predict with a cut one": Row(predict("@cut.pkl"),
-        "'@cut.pkl' is not a usable CellTypist model: not a pickle, or damaged (…)"),
+        "'@cut.pkl' is not a usable CellTypist model: not a pickle, or damaged (…): "
+        "get the file once more"),
     "predict with a number": Row(predict(3),
         "model must be a Model or the path of one; got 3",
         None),

@@ -194,7 +194,7 @@ def test_take__csr_reads_each_entry_once():
 
 @pytest.mark.parametrize("stored", [False, True])
 @pytest.mark.parametrize(("entry", "cell"), [(0, 0), (3, 1), (9, 5), (10, 5)])
-@pytest.mark.parametrize("position", [-1, 4, 2**31 + 1, 2**32 + 1])
+@pytest.mark.parametrize("position", [-1, 5, 2**31 + 1, 2**32 + 1])
 def test_csr__position_out_of_range_names_the_cell(tmp_path, stored, entry, cell, position):
     """By `read` and by `take`, whatever other cells come with it; cells 2 to 4 are empty."""
     indptr = np.array([0, 3, 6, 6, 6, 6, 11, 11])
@@ -206,8 +206,8 @@ def test_csr__position_out_of_range_names_the_cell(tmp_path, stored, entry, cell
     file = h5py.File(tmp_path / "x.h5", "r")
     array = gatherable(file["indices"], None) if stored else indices
     assert isinstance(array, StoredArray) is stored
-    matrix = CsrMatrix(data, array, indptr, (7, 4), "X of here")
-    match = rf"X of here is damaged: cell {cell} has gene position {position}, outside 0 to 3"
+    matrix = CsrMatrix(data, array, indptr, (7, 5), "X of here")
+    match = rf"X of here is damaged: cell {cell} has gene position {position}, outside 0 to 4"
     for ask in (
         lambda: matrix.read(0, 7),
         lambda: matrix.read(cell, 7),

@@ -22,10 +22,10 @@ from streamtrain.threads import Threads
 
 def require_rows(rows: NDArray[np.int64], n_obs: int) -> None:
     """Refuse cells that are not there, or in an order for which the decoders are not made."""
-    if len(rows) and not (rows[0] >= 0 and rows[-1] < n_obs):
-        raise IndexError(f"cells {rows[0]} to {rows[-1]} of {n_obs}")
     if (np.diff(rows) <= 0).any():
         raise IndexError("the numbers of cells must be ascending and distinct: sort them first")
+    if len(rows) and not (rows[0] >= 0 and rows[-1] < n_obs):
+        raise IndexError(f"cells {rows[0]} to {rows[-1]} of {n_obs}")
 
 
 class MatrixSource:
