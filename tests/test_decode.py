@@ -559,6 +559,54 @@ def test_gather__any_stretches(stored, edges, case, limit):
             assert fine is (asked is None or bool((due < asked).all()))
 
 
+# Name -> file format and options of an array; those that need chunks of a kind make their own.
+ANY = {
+    "hdf5 plain": ("hdf5", {}),
+    "hdf5 gzip": ("hdf5", {"compression": "gzip", "shuffle": True}),
+    "hdf5 lzf": ("hdf5", {"compression": "lzf", "fletcher32": True}),
+    "zarr2 blosc": (2, {"compressors": numcodecs.Blosc("zstd", 3, 2)}),
+    "zarr2 lz4": (2, {"compressors": numcodecs.LZ4()}),
+    "zarr2 plain": (2, {"compressors": None}),
+    "zarr3 gzip": (3, {"compressors": GzipCodec()}),
+    "zarr3 sums": (3, {"compressors": [BloscCodec(), Crc32cCodec()]}),
+    "zarr3 shards": (3, {"compressors": ZstdCodec(), "sharded": True}),
+}
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_gather__any_codec_chunks_and_slices(tmp_path_factory, data):
+    """As its library reads it; some chunks are never written, and hold the fill value."""
+    form, options = ANY[data.draw(st.sampled_from(sorted(ANY)))]
+    dtype = data.draw(st.sampled_from([kind for kind in DTYPES if form == "hdf5" or kind != "?"]))
+    size, chunk = data.draw(st.integers(1, 120)), data.draw(st.integers(1, 130))
+    lo, hi = sorted(data.draw(st.tuples(st.integers(0, size), st.integers(0, size))))
+    folder, options = tmp_path_factory.mktemp("any"), dict(options)
+    fill = 1 if dtype == "?" else 7
+    if form == "hdf5":
+        path, options["chunks"] = folder / "x.h5", (min(chunk, size),)
+        with h5py.File(path, "w") as file:
+            file.create_dataset("x", (size,), dtype, fillvalue=fill, **options)
+            file["x"][lo:hi] = values_of(dtype, size)[lo:hi]
+        array = h5py.File(path, "r")["x"]
+    else:
+        if options.pop("sharded", False):
+            options["shards"] = (3 * chunk,)
+        array = zarr.create_array(
+            folder / "x.zarr", shape=(size,), dtype=dtype, chunks=(chunk,), fill_value=fill,
+            zarr_format=form, **options,
+        )  # fmt: skip
+        array[lo:hi] = values_of(dtype, size)[lo:hi]
+    due, ours = np.asarray(array[:]), gatherable(array, None)
+    assert type(ours) is StoredArray
+    for _ in range(4):
+        start, stop = sorted(data.draw(st.tuples(st.integers(0, size), st.integers(0, size))))
+        np.testing.assert_array_equal(ours[start:stop], due[start:stop])
+    ours.close()
+    if form == "hdf5":
+        array.file.close()
+
+
 @pytest.mark.parametrize("n", [1, 3, 16, 64, 250])
 @pytest.mark.parametrize("step", [1, 5, 63, 64, 65])
 def test_gather__in_order_decodes_each_chunk_once(stored, n, step, monkeypatch):

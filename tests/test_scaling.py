@@ -1,5 +1,7 @@
 """Running moments and the sparse scaling, against NumPy and scikit-learn's StandardScaler."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -162,6 +164,47 @@ def test_running_moments__merge_genes_that_some_cells_lack(measured):
     np.testing.assert_allclose(total.var, squares.sum(0) / np.maximum(n, 1), rtol=1e-11)
     some = total.take(np.array([3, 0]))
     np.testing.assert_array_equal(some.var, total.var[[3, 0]])
+
+
+def exactly(values):
+    """Mean and sum of squared deviations as fractions."""
+    parts = [Fraction(v) for v in values]
+    mean = sum(parts) / len(parts)
+    return mean, sum((v - mean) ** 2 for v in parts)
+
+
+SIZES = st.sampled_from([1e-4, 1.0, 1e3, 1e6])
+ENTRIES = st.just(0.0) | st.builds(lambda v, size: v * size, st.floats(-1, 1, width=32), SIZES)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    values=st.lists(ENTRIES, min_size=1, max_size=24),
+    offset=st.sampled_from([0.0, 1e4]),
+    data=st.data(),
+)
+def test_running_moments__any_merges_are_near_fractions(values, offset, data):
+    """Of one gene, cut anywhere, and its parts merged two by two in any order.
+
+    The bound is Chan, Golub and LeVeque's: n * eps times the condition sqrt(S * (S + n * mean**2))
+    of the sum S, and the square of what a mean is off by, which is all where S is zero.
+    """
+    values = np.array(values) + offset
+    n, eps, most = len(values), np.finfo(float).eps, np.abs(values).max()
+    cuts = sorted(data.draw(st.lists(st.integers(0, n), max_size=6)))
+    parts = [moments_of([part[:, None]], 1) for part in np.split(values, cuts)]
+    while len(parts) > 1:
+        i = data.draw(st.integers(0, len(parts) - 1))
+        one = parts.pop(i)
+        j = data.draw(st.integers(0, len(parts) - 1))
+        parts[j] = parts[j] + one
+    [found] = parts
+    mean, squares = map(float, exactly(values))
+    assert found.n == n
+    assert found.nonzero[0] == np.count_nonzero(values)
+    assert abs(found.mean[0] - mean) <= 4 * n * eps * most
+    condition = np.sqrt(squares * (squares + n * mean**2))
+    assert abs(found.m2[0] - squares) <= 4 * n * eps * condition + n * (4 * n * eps * most) ** 2
 
 
 def test_moments__cancellation():

@@ -9,8 +9,18 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from streamtrain.decode.arrays import gatherable
 from streamtrain.errors import InputError, near
-from streamtrain.sources.damage import damaged, fetch, reading, stored_attr
+from streamtrain.sources.damage import (
+    damaged,
+    fetch,
+    reading,
+    require_array,
+    require_chunks,
+    stored_array,
+    stored_attr,
+)
+from streamtrain.threads import Threads
 
 TEXT_SLICE = 65_536  # strings held at once: 10 million as Python objects would take 600 MB
 
@@ -176,12 +186,12 @@ class StoredFrame:
         Group or dataset.
     name
         What messages call it.
-    uns
-        The store's uns, where anndata before 0.7 keeps the categories.
+    root
+        Of the store, in whose uns anndata before 0.7 keeps the categories.
     """
 
-    def __init__(self, node: Any, name: str, uns: Any = None) -> None:
-        self._node, self._name, self._uns = node, name, uns
+    def __init__(self, node: Any, name: str, root: Any = None) -> None:
+        self._node, self._name, self._root = node, name, root
         self._compound = not hasattr(node, "keys")
         if self._compound and node.dtype.names is None:
             raise InputError(
@@ -190,7 +200,12 @@ class StoredFrame:
             )
         with reading(name):
             self._index = self._find_index()
-            self._length = _length(self._index)
+            length = _length(self._index, f"index of {name}")
+        if length is None:
+            raise damaged(
+                name, f"its index is encoded as {stored_attr(self._index, 'encoding-type')!r}"
+            )
+        self._length = length
         self._kept: tuple[int, NDArray[np.object_]] | None = None
 
     def _find_index(self) -> Any:
@@ -202,7 +217,11 @@ class StoredFrame:
         if key is None or key not in self._node:
             raise damaged(self._name, f"its index {key!r} is missing")
         self._index_key = key
-        return self._node[key]
+        node = self._node[key]
+        if hasattr(node, "keys"):
+            return node
+        require_chunks(node, f"index of {self._name}")
+        return require_array(node, f"index of {self._name}")
 
     def __len__(self) -> int:
         return self._length
@@ -211,10 +230,11 @@ class StoredFrame:
         """Names of the columns, as stored in column-order."""
         if self._compound:
             return list(self._node.dtype.names[1:])
-        order = stored_attr(self._node, "column-order")
-        if order is None:
-            return sorted(set(self._node.keys()) - {self._index_key, "__categories"})
-        return [name.decode() if isinstance(name, bytes) else str(name) for name in order]
+        with reading(self._name):
+            order = stored_attr(self._node, "column-order")
+            if order is None:
+                return sorted(set(self._node.keys()) - {self._index_key, "__categories"})
+            return [name.decode() if isinstance(name, bytes) else str(name) for name in order]
 
     def column(self, name: str) -> pd.Series[Any]:
         """One column; no other is read."""
@@ -224,20 +244,28 @@ class StoredFrame:
         what = f"column {name!r} of {self._name}"
         with reading(what):
             if self._compound:
-                categories = self._uns and self._uns.get(f"{name}_categories")
-                values = self._values(_Field(self._node, name), what, categories)
+                node: Any = _Field(self._node, name)
+                categories = self._legacy_uns(f"{name}_categories")
             else:
                 node = self._node[name]
-                values = self._values(node, what, self._legacy_categories(node, name))
-        if len(values) != self._length:
-            raise damaged(what, f"it has {len(values)} values for {self._length} names")
+                categories = self._legacy_categories(node)
+            found = _length(node, what)  # before memory is taken for entries that are not there
+            if found not in (self._length, None):
+                raise damaged(what, f"it has {found} values for {self._length} names")
+            values = self._values(node, what, categories)
         return pd.Series(values, name=name)
 
-    def _legacy_categories(self, node: Any, name: str) -> Any:
+    def _legacy_uns(self, key: str) -> Any:
+        """Categories in uns, as anndata before 0.7 kept them; None for a column without."""
+        # By the names: a link that leads nowhere has one, too, and its codes are no labels.
+        uns = self._root["uns"] if self._root is not None and "uns" in list(self._root) else {}
+        return uns[key] if key in list(uns) else None
+
+    def _legacy_categories(self, node: Any) -> Any:
         """Categories kept beside the column, as anndata 0.7 did (a reference or a path)."""
-        if "categories" not in node.attrs or "__categories" not in self._node:
+        if "categories" not in node.attrs:
             return None
-        return self._node["__categories"][name]
+        return self._node[stored_attr(node, "categories")]
 
     def _values(self, node: Any, what: str, categories: Any = None) -> Any:
         """Decode one column (or the categories of one) by its encoding."""
@@ -246,9 +274,8 @@ class StoredFrame:
             return _categorical(_whole(node, what), self._values(categories, what), ordered)
         if hasattr(node, "keys"):
             return self._group_values(node, what)
-        if len(node.shape) != 1:
-            raise InputError(f"{what} has shape {node.shape}, and must hold one value per cell")
-        if node.dtype.kind in "OSUT":
+        if require_array(node, what).dtype.kind in "OSUT":
+            require_chunks(node, what)
             return factorise(_text_slices(node, what), node.shape[0])
         return _whole(node, what)
 
@@ -258,14 +285,15 @@ class StoredFrame:
             categories = self._values(node["categories"], what)
             ordered = bool(stored_attr(node, "ordered", False))
             return _categorical(_whole(node["codes"], what), categories, ordered)
-        if encoding == "nullable-string-array":
-            slices = _text_slices(node["values"], what, node["mask"])
-            return factorise(slices, node["values"].shape[0])
-        if encoding in ("nullable-integer", "nullable-boolean"):
-            values, mask = _whole(node["values"], what), _whole(node["mask"], what).astype(bool)
+        if encoding in ("nullable-string-array", "nullable-integer", "nullable-boolean"):
+            stored, mask = _nullable(node, what)
+            if encoding == "nullable-string-array":
+                require_chunks(stored, what)
+                return factorise(_text_slices(stored, what, mask), stored.shape[0])
+            values, missing = _whole(stored, what), _whole(mask, what).astype(bool)
             if encoding == "nullable-integer":
-                return pd.arrays.IntegerArray(values, mask)
-            return pd.arrays.BooleanArray(values.astype(bool), mask)
+                return pd.arrays.IntegerArray(values, missing)
+            return pd.arrays.BooleanArray(values, missing)
         raise InputError(
             f"{what} is encoded as {encoding!r}, which streamtrain cannot read: drop it"
         )
@@ -307,20 +335,37 @@ class StoredFrame:
                 if stored_attr(node, "encoding-type") == "categorical":
                     named = pd.Series(self._values(node, what)).iloc[start:stop]
                     return np.array([str(n) for n in named], dtype=object)
-                node, mask = node["values"], node["mask"]
+                node, mask = _nullable(node, what)
             parts = list(_text_slices(node, what, mask, start, stop))
         return np.array([str(n) for part in parts for n in part], dtype=object)
 
 
-def _length(node: Any) -> int:
+def _length(node: Any, what: str) -> int | None:
+    """Entries of a column; None for an encoding that `StoredFrame` does not know."""
     if hasattr(node, "keys"):
-        node = node["codes"] if "codes" in node else node["values"]
-    return int(node.shape[0])
+        key = next((key for key in ("codes", "values") if key in node), None)
+        if key is None:
+            return None
+        node = stored_array(node, key, what)
+    return int(require_array(node, what).shape[0])
+
+
+def _nullable(node: Any, what: str) -> tuple[Any, Any]:
+    """Values, and the mask of those that are missing."""
+    values, mask = (stored_array(node, key, what) for key in ("values", "mask"))
+    if mask.shape != values.shape:
+        raise damaged(what, f"mask has shape {mask.shape} and values {values.shape}")
+    if mask.dtype.kind not in "biu":
+        raise damaged(what, f"mask holds values of type {mask.dtype}")
+    return values, mask
 
 
 def _whole(node: Any, what: str) -> NDArray[Any]:
-    values = fetch(node, 0, int(node.shape[0]), what)
-    return values.astype(values.dtype.newbyteorder("="), copy=False)
+    """All entries, by our own decoders where they can: HDF5 does not see a chunk that is short."""
+    size = int(require_array(node, what).shape[0])
+    # On this thread, which may itself be one of those that share work.
+    values = fetch(gatherable(node, Threads(1)), 0, size, what)
+    return values.astype(np.dtype(node.dtype).newbyteorder("="), copy=False)
 
 
 def _text_slices(

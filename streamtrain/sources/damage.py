@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import h5py
 import numpy as np
 from deflate import DeflateError
 from isal import isal_zlib
@@ -15,11 +17,13 @@ from numpy.typing import NDArray
 
 from streamtrain.errors import InputError
 
+_FIXED = {h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.ENUM, h5py.h5t.STRING}
+_SAME_SIZE = {h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}  # but for a sum of 4 bytes
 ISAL_ERROR: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # its stub errs
 # What h5py, zarr and their codecs raise on bytes that they cannot decode: h5py OSError, KeyError
 # and RuntimeError; zarr KeyError, TypeError and ValueError (checksum, reshape, JSON, metadata);
-# blosc RuntimeError and SystemError, zstd RuntimeError; gzip EOFError, zlib.error, ISA-L's own
-# and libdeflate's.
+# OverflowError, of sizes beyond 64 bits; blosc RuntimeError and SystemError, zstd RuntimeError;
+# gzip EOFError, zlib.error, ISA-L's own and libdeflate's.
 READ_ERRORS = (
     OSError,
     KeyError,
@@ -27,6 +31,7 @@ READ_ERRORS = (
     ValueError,
     RuntimeError,
     EOFError,
+    OverflowError,
     SystemError,
     zlib.error,
     ISAL_ERROR,
@@ -73,6 +78,47 @@ def fetch(array: Any, start: int, stop: int, name: str) -> NDArray[Any]:
     if len(values) != stop - start:
         raise damaged(name, f"of its rows {start} to {stop} only {len(values)} could be read")
     return values
+
+
+def stored_array(group: Any, key: str, name: str) -> Any:
+    """Find an array of one dimension in an HDF5 or zarr group; refuse what else stands there."""
+    return require_array(group[key], f"{key} of {name}")
+
+
+def require_array(node: Any, name: str) -> Any:
+    """Give a node back if it is an array of one dimension: no group, HDF5 type or single value."""
+    shape = getattr(node, "shape", None)
+    if shape is None or len(shape) != 1 or shape[0] >= 2**63:
+        what = f"is a {type(node).__name__}" if shape is None else f"has shape {tuple(shape)}"
+        raise damaged(name, f"it {what}, where an array of one dimension is due")
+    return node
+
+
+def require_chunks(node: Any, name: str) -> None:
+    """Refuse an HDF5 dataset with a chunk that is stored plain, and has not the bytes it should.
+
+    HDF5 hands out what lies in memory behind such a chunk.
+    """
+    if not isinstance(node, h5py.Dataset) or not node.chunks:
+        return
+    kind = node.id.get_type()
+    size = kind.get_size()
+    if isinstance(kind, h5py.h5t.TypeStringID) and kind.is_variable_str():
+        size = 8 + node.file.id.get_create_plist().get_sizes()[0]  # a length, an address, a number
+    elif kind.get_class() not in _FIXED:
+        return
+    due = math.prod(node.chunks) * size
+    plist = node.id.get_create_plist()
+    filters = [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
+
+    def check(info: Any) -> None:
+        used = [f for i, f in enumerate(filters) if not info.filter_mask >> i & 1]
+        nbytes = due + 4 * used.count(h5py.h5z.FILTER_FLETCHER32)
+        if not set(used) - _SAME_SIZE and info.size != nbytes:
+            at = info.chunk_offset
+            raise damaged(name, f"its chunk at {at} has {info.size} bytes where {nbytes} are due")
+
+    node.id.chunk_iter(check)
 
 
 def stored_attr(node: Any, key: str, default: Any = None) -> Any:

@@ -48,16 +48,8 @@ class MatrixSource:
         self.on_scratch = isinstance(matrix, CooMatrix)  # made anew at the read after a close
         self._matrix: Matrix | None = matrix
         self._obs: Frame | None = obs
-        if len(obs) != self.n_obs:
-            raise InputError(
-                f"{name}: obs has {len(obs)} cells and the matrix {self.n_obs}: "
-                "they must be equal; write the file anew"
-            )
-        if len(genes) != self.n_vars:
-            raise InputError(
-                f"{name}: var has {len(genes)} genes and the matrix {self.n_vars}: "
-                "they must be equal; write the file anew"
-            )
+        require_length(name, "obs", "cells", len(obs), self.n_obs)
+        require_length(name, "var", "genes", len(genes), self.n_vars)
 
     @property
     def path(self) -> Path | None:
@@ -153,3 +145,12 @@ class MatrixSource:
         """Delete scratch, if any; a later read makes it again."""
         if self._matrix is not None:
             self._matrix.close()
+
+
+def require_length(name: str, frame: str, what: str, found: int, due: int) -> None:
+    """Refuse an obs or var of another length than the matrix."""
+    if found != due:
+        raise InputError(
+            f"{name}: {frame} has {found} {what} and the matrix {due}: "
+            "they must be equal; write the file anew"
+        )

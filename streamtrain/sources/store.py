@@ -19,10 +19,17 @@ from streamtrain.errors import InputError, absent, near, require_readable
 from streamtrain.rows import Rows
 from streamtrain.sources.columns import StoredFrame, table
 from streamtrain.sources.csc import CscMatrix
-from streamtrain.sources.damage import READ_ERRORS, reading, stored_attr
+from streamtrain.sources.damage import (
+    READ_ERRORS,
+    damaged,
+    reading,
+    require_chunks,
+    stored_array,
+    stored_attr,
+)
 from streamtrain.sources.genes import gene_names
 from streamtrain.sources.matrix import CsrMatrix, DenseMatrix, Matrix
-from streamtrain.sources.opened import MatrixSource
+from streamtrain.sources.opened import MatrixSource, require_length
 from streamtrain.threads import Threads
 
 OTHERS = ("layers", "obsm", "varm", "obsp", "varp", "uns")
@@ -71,7 +78,9 @@ class StoreSource(MatrixSource):
         self._open()
         try:
             matrix, obs = self._parts()
-            genes = gene_names(self._var(), gene_key, self.name)
+            var = self._var()
+            require_length(self.name, "var", "genes", len(var), matrix.shape[1])
+            genes = gene_names(var, gene_key, self.name)
             super().__init__(self.name, matrix, obs, genes)
         except BaseException:
             self.close()
@@ -87,9 +96,6 @@ class StoreSource(MatrixSource):
         closed = dict.fromkeys(("_root", "_matrix", "_obs", "_threads"))
         return {**self.__dict__, **closed, "_path": path}
 
-    def _uns(self) -> Any:
-        return self._root.get("uns")
-
     def _open(self) -> None:
         if isinstance(self._path, Path):
             self._opened.note(_files_of(self._path, self.matrix))
@@ -100,7 +106,7 @@ class StoreSource(MatrixSource):
                 self._root, self._layer, self.name, self._memory, self._scratch, self._threads
             )
             with reading(self.name):
-                self._obs = StoredFrame(self._root["obs"], f"obs of {self.name}", self._uns())
+                self._obs = StoredFrame(self._root["obs"], f"obs of {self.name}", self._root)
         except BaseException:
             close_root(self._root)
             raise
@@ -120,7 +126,7 @@ class StoreSource(MatrixSource):
     def _var(self) -> StoredFrame:
         key = "raw/var" if matrix_key(self._layer) == "raw/X" else "var"
         with reading(self.name):
-            return StoredFrame(self._root[key], f"{key} of {self.name}", self._uns())
+            return StoredFrame(self._root[key], f"{key} of {self.name}", self._root)
 
     def var(self) -> pd.DataFrame:
         """The columns of var, under the gene names."""
@@ -177,7 +183,8 @@ def open_root(path: Path | Address, name: str, opened: Opened | None = None) -> 
         since = opened or Opened(name)
         root = _open_zarr(path, name, since) if zarr else _open_hdf5(path, name)
     try:
-        missing = [key for key in ("obs", "var") if key not in root]
+        with reading(name):
+            missing = [key for key in ("obs", "var") if key not in root]
     except BaseException:
         close_root(root)
         raise
@@ -298,6 +305,10 @@ def node_matrix(
     """Read a stored matrix by the encoding that its attributes tell."""
     encoding = stored_attr(node, "encoding-type") or stored_attr(node, "h5sparse_format")
     if not hasattr(node, "keys"):
+        shape = getattr(node, "shape", None)
+        if shape is None or max(shape, default=0) >= 2**63:
+            raise damaged(name, f"it is a {type(node).__name__} of shape {shape}")
+        require_chunks(node, name)
         return DenseMatrix(node, name)
     kind = str(encoding).removesuffix("_matrix")
     if kind not in ("csr", "csc"):
@@ -306,14 +317,24 @@ def node_matrix(
             "convert it and write it anew"
         )
     with reading(name):
-        shape = node.attrs["shape"] if "shape" in node.attrs else node.attrs["h5sparse_shape"]
+        shape = _shape(node, name)
+        arrays = {key: stored_array(node, key, name) for key in ("data", "indices", "indptr")}
         # A chunk that is missing would be zeros: values, genes (or cells) and offsets of 0. That
         # is true for certain only where there can be no others.
-        n_minor, entries = shape[int(kind == "csr")], node["data"].shape != (0,)
+        n_minor, entries = shape[int(kind == "csr")], arrays["data"].shape != (0,)
+        complete = {"data": True, "indices": n_minor > 1, "indptr": entries}
         data, indices, indptr = (
-            gatherable(node[key], threads, bool(complete))
-            for key, complete in (("data", True), ("indices", n_minor > 1), ("indptr", entries))
+            gatherable(array, threads, complete[key]) for key, array in arrays.items()
         )
     if kind == "csr":
         return CsrMatrix(data, indices, indptr, shape, name, threads)
     return CscMatrix(data, indices, indptr, shape, name, memory, scratch, threads=threads)
+
+
+def _shape(node: Any, name: str) -> tuple[int, int]:
+    """Cells and genes of a sparse matrix."""
+    told = node.attrs["shape"] if "shape" in node.attrs else node.attrs["h5sparse_shape"]
+    shape = np.asarray(told)
+    if shape.shape != (2,) or shape.dtype.kind not in "iu" or shape.min() < 0:
+        raise damaged(name, f"its shape is {told!r}, where two whole numbers are due")
+    return int(shape[0]), int(shape[1])
