@@ -11,11 +11,14 @@ import secrets
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, asdict, dataclass, fields, replace
+from datetime import date
 from importlib import resources
 from numbers import Integral, Real
 from pathlib import Path
 from textwrap import indent
 from typing import Any, Literal, ParamSpec, TypeVar
+
+import numpy as np
 
 from streamtrain.budget import check_gpu_memory
 from streamtrain.errors import InputError, near
@@ -589,7 +592,7 @@ class Settings:
         for name in keywords:
             if name not in names:
                 raise TypeError(f"train() has no argument {name!r}: {near(name, names)}")
-        keywords = with_recipe(keywords)
+        keywords = {name: _plain(value) for name, value in with_recipe(keywords).items()}
         if keywords.get("random_state", 0) is None:  # scikit-learn's word for any seed
             keywords = keywords | {"random_state": secrets.randbits(31)}
         for argument in ("join", "gene_list", "recipe"):
@@ -613,6 +616,21 @@ class Settings:
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values, to train alike with, on whichever device."""
         return {k: v for k, v in asdict(self).items() if k not in _WHERE}
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's numbers and texts as Python's, paths and dates as texts: models keep settings."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.dtype):
+        return value.name
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, dict):
+        return {_plain(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    return str(value) if isinstance(value, date) else value
 
 
 def with_recipe(keywords: dict[str, Any]) -> dict[str, Any]:

@@ -116,11 +116,6 @@ class Journal:
         self._begun = 0  # numbered stages
         self._latest: tuple[str, Callable[[], Any] | None] = "", None
 
-    @property
-    def holds_state(self) -> bool:
-        """Whether there is something to go on from."""
-        return bool(self._states())
-
     def __enter__(self) -> Self:
         self.folder.mkdir(exist_ok=True)
         self._lock = _locked(self.folder)

@@ -65,7 +65,7 @@ class Place(Protocol):
 
 def with_own(found: Search, config: Settings) -> Search:
     """What was found, perhaps by another process, with what is of this one alone."""
-    own = {name: getattr(config, name) for name in FREE}
+    own = {name: getattr(config, name) for name in (*FREE, "gpu_memory")}
     return replace(found, config=replace(found.config, **own))
 
 

@@ -227,8 +227,9 @@ def run(
         if config.feature_selection:
             check_enough(source.name, source.n_vars, config.top_genes)
         known = sum(0 if model is None else model.dataset.nbytes for model in (before, base))
-        # Weights as they were saved, beside those under way, and those of a first round.
-        copies = 0 if journal is None else journal.holds_state + config.feature_selection
+        # Weights as they were saved, beside those under way, and those of a first round; from the
+        # beginning, so that as many trials have room then as when the run goes on.
+        copies = 0 if journal is None else 1 + config.feature_selection
         if config.trains_sgd and copies:
             known += copies * SGD.nbytes(
                 source.n_vars, len(cells.classes), config.dtype, config.average, config.penalty
@@ -246,7 +247,8 @@ def run(
             known_by = identity(config, source, targets, listed, [before, base])
             # Which keep states of other kinds.
             where = "one process" if client is None else "a cluster"
-            journal.begin({"place": where, **known_by})
+            where_on = "cpu" if device is None else "gpu"
+            journal.begin({"place": where, "device": where_on, **known_by})
         with _place(client, *run_of, device=device, journal=journal, progress=progress) as place:
             moments = place.first_pass()
             if added is None:

@@ -221,6 +221,10 @@ def search(
     going: Trying | None
     tried, going = before or (Tried(), None)
     waiting, together = trials_of(run.config), run.together()
+    if going is not None and len(going.macro_f1) > together:
+        logger.info("%d settings were under way, more than there is room for: they begin anew",
+                    len(going.macro_f1))  # fmt: skip
+        going = None
 
     def keep_both(state: Callable[[], Any] | None) -> None:
         if keep is not None and state is not None:

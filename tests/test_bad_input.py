@@ -864,8 +864,7 @@ MATRIX = {
     "lost chunks": Row(train("@lost_chunk.zarr"),
         "@lost_chunk.zarr is damaged: in X/data the chunk of entries 0 on is missing, and would "
         "be read as zeros; restore it from a copy. If its writer left it out, as it holds zeros "
-        "alone, write it anew after X.eliminate_zeros() or with "
-        "zarr.config.set({'array.write_empty_chunks': True})"),
+        "alone, write it anew with zarr.config.set({'array.write_empty_chunks': True})"),
     "indptr descends": Row(train("@descending.h5ad"),
         "X of @descending.h5ad is damaged: the offsets (indptr) at cell 5 do not ascend; "
         "<restore>"),

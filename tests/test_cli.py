@@ -450,6 +450,7 @@ def test_readme__its_examples_run(folder, tmp_path, monkeypatch):
         "convert",
         "predict",
         "simulate",
+        "inspect",
         "convert-model",
     ]
     assert [command.split()[1] for command in commands] == named

@@ -362,6 +362,28 @@ def test_train__resumed_by_fewer_workers(client, path, tmp_path, monkeypatch):
         streamtrain.train(path, "cell_type", **given)
 
 
+def test_train__a_signal_where_no_worker_is_left(client, path, tmp_path, monkeypatch):
+    """As where a batch system ends workers and driver together."""
+
+    class Gone(Workers):
+        times = 0
+
+        def addresses(self):
+            return [] if Gone.times else super().addresses()
+
+        def submit(self, name, *args, **more):
+            if name == "train-classes" and not Gone.times:
+                os.kill(os.getpid(), signal.SIGTERM)
+                Gone.times += 1
+            return super().submit(name, *args, **more)
+
+    monkeypatch.setattr(training, "Workers", Gone)
+    with pytest.raises(StoppedError, match="stopped by SIGTERM"):
+        streamtrain.train(
+            path, "cell_type", client=client, checkpoint=tmp_path / "run", **MINI, **QUIET
+        )
+
+
 def test_train__a_signal_does_not_wait_for_the_workers(client, path, tmp_path, monkeypatch):
     """Who train for a minute at a time."""
     way = MINI | {"epochs": 8}

@@ -463,6 +463,47 @@ def test_changed__not_by_rights_or_times_of_the_future(tmp_path):
         np.testing.assert_array_equal(stores.read_all(source, 3000), counts().toarray())
 
 
+@pytest.mark.parametrize("form", ["zarr2", "zarr3"])
+def test_changed__not_by_what_others_put_beside(tmp_path, form):
+    """zarr looks for metadata of other versions; a copy that was pickled opens the store anew."""
+    path = write(counts(), tmp_path, form)
+    with closing(open_source(path)) as source:
+        expected = stores.read_all(source, 3000)
+        (path / ".DS_Store").write_text("")
+        (path / "obs" / "note.txt").write_text("")
+        with closing(pickle.loads(pickle.dumps(source))) as other:  # noqa: S301 - our own
+            np.testing.assert_array_equal(dense(stores.read_all(other, 3000)), dense(expected))
+
+
+@pytest.mark.parametrize("form", ["zarr3", "h5ad"])
+def test_changed__not_where_the_disk_has_another_clock(tmp_path, form, monkeypatch):
+    """Which is ahead: what was just written has a time to come."""
+    path, ours = write(counts(), tmp_path, form), time.time_ns
+    monkeypatch.setattr("streamtrain.decode.files.time.time_ns", lambda: ours() - 10**12)
+    read_all(path)
+
+
+@pytest.mark.parametrize("form", ["zarr3", "h5ad"])
+def test_changed__not_where_each_machine_has_a_copy(tmp_path, form, monkeypatch):
+    """Of other times; but of other sizes it is another."""
+    path = write(counts(), tmp_path, form)
+    with closing(open_source(path)) as source:
+        sent = pickle.dumps(source)
+    files = [p for p in (path, *path.rglob("*")) if p.is_file()]
+    for file in files:
+        os.utime(file, ns=(10**18, 10**18))
+    with pytest.raises(InputError, match="has changed since it was opened"):
+        pickle.loads(sent).read(0, 3)  # noqa: S301 - our own
+    monkeypatch.setattr("streamtrain.decode.files.gethostname", lambda: "another")
+    with closing(pickle.loads(sent)) as source:  # noqa: S301
+        assert source.read(0, 3).n_obs == 3
+    metadata = path / "zarr.json" if form == "zarr3" else path
+    with metadata.open("ab") as file:
+        file.write(b" ")
+    with pytest.raises(InputError, match="has changed since it was opened"):
+        pickle.loads(sent).read(0, 3)  # noqa: S301
+
+
 def test_changed__one_of_several_files(tmp_path):
     paths = [write(counts(), tmp_path / f"{i}", "h5ad") for i in range(6)]
     with closing(open_source(paths)) as source:

@@ -10,12 +10,14 @@ import sys
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import streamtrain
 from streamtrain import InputError, cli, first_pass, frozen, journal
 from streamtrain.gpu.device import Device
 from streamtrain.journal import Journal, StoppedError
+from streamtrain.solvers.logistic import Logistic
 from streamtrain.trials import Trials
 from tests import atlas
 from tests.killed import KilledError, killed_after
@@ -101,6 +103,28 @@ def test_resume__trials_in_turns(adata, tmp_path, monkeypatch):
             patch.setattr(Trials, "together", lambda _, n=together: n)
             begun(adata, folder, monkeypatch, n=n, **way)
     assert_same(train(adata, folder, **way), expected)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_resume__optimum_with_less_memory(adata, tmp_path, monkeypatch):
+    """Of five types under way together there is room for two."""
+    way, folder = WAYS["optimum"], tmp_path / "run"
+    expected, most = train(adata, **way), []
+    with monkeypatch.context() as patch:
+        killed_after(patch, 4)
+        with pytest.raises(KilledError):
+            train(adata, folder, checkpoint_every=1e-9, **way)
+    evaluate = Logistic._evaluate
+
+    def noted(self, sums, problems, *given):
+        most.append(len(problems))
+        return evaluate(self, sums, problems, *given)
+
+    monkeypatch.setattr(Logistic, "_evaluate", noted)
+    two = lambda n_genes, cells, _: 2 * Logistic.nbytes(n_genes, cells.n_obs)  # noqa: E731
+    monkeypatch.setattr("streamtrain.optimum.vectors_bytes", two)
+    assert_same(train(adata, folder, **way), expected)
+    assert max(most) == 2
 
 
 # Of other threads, memory and scratch: the model does not know of them.
@@ -282,9 +306,11 @@ def test_damage__of_the_cells_is_refused(adata, how, tmp_path, monkeypatch):
         ({"alpha": 0.1, "random_state": 5}, r"alpha=0.0001, not 0.1; random_state=0, not 5"),
         ({"labels": "donor"}, r"labels=\['[0-9a-f]{8}'\], not "),
         ({"where": "donor != 'D0'"}, r"where=None, not .*cells=\[900, "),
+        ({"device": "gpu"}, r"holds a run by device='cpu', not 'gpu': give the same"),
     ],
 )
 def test_begin__another_run_is_refused(options, message, adata, tmp_path, monkeypatch):
+    monkeypatch.setattr(Device, "gpu", lambda _: Device(np))
     folder = tmp_path / "run"
     begun(adata, folder, monkeypatch)
     with pytest.raises(InputError, match=message):
@@ -329,6 +355,16 @@ def test_begin__what_stands_in_files_and_columns(adata, tmp_path, monkeypatch):
 def test_begin__numbers_of_numpy(adata, tmp_path):
     way = MINI | {"epochs": np.int64(3), "alpha": np.float32(1e-3), "random_state": np.int32(3)}
     assert_same(train(adata, tmp_path / "run", **way), train(adata, **way))
+
+
+def test_begin__paths_texts_and_types_of_numpy(adata, tmp_path):
+    folds = WAYS["folds"] | {"scratch": tmp_path, "dtype": np.dtype("float32"),
+                             "where": np.str_("donor != 'D0'"), "date": pd.Timestamp("2026-11-26"),
+                             "batch_size": np.int32(100)}  # fmt: skip
+    found = train(adata, tmp_path / "run", **folds)
+    assert_same(found, train(adata, **folds))
+    assert found.settings["scratch"] == str(tmp_path)
+    assert found.settings["date"] == "2026-11-26 00:00:00"
 
 
 def test_resume__search_of_another_process(adata, tmp_path, monkeypatch):

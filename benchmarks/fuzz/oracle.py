@@ -12,7 +12,7 @@ import re
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
 from importlib import import_module
@@ -351,14 +351,18 @@ def read_plainly(path: Path, form: str) -> None:
     """Read all that a file holds, without streamtrain, to see whether its library gets through."""
     with closing(_Reference(path, form)) as reference:
         for name in ("X", "genes", "cells"):
-            list(reference.parts(name))
+            with suppress(Exception):
+                list(reference.parts(name))
         nodes: list[Any] = []
         if form == "h5ad":
             reference.root.visititems(lambda _, node: nodes.append(node))
+        else:
+            nodes += [node for _, node in reference.root.members(max_depth=None)]
         for node in nodes:
-            dict(node.attrs)
-            if hasattr(node, "shape"):
-                node[...]
+            with suppress(Exception):
+                dict(node.attrs)
+                if hasattr(node, "shape"):
+                    node[...]
 
 
 def _atlas(path: Path, seed: Seed, deep: bool, stage: Stage) -> Judged:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -109,9 +109,10 @@ class Cluster:
 
     def first_pass(self) -> RunningMoments:
         """See `Place`."""
-        found, parts = first_pass(
-            self._workers, self._job, self._shared, self._threads, progress=self._progress
-        )
+        with self._kept():
+            found, parts = first_pass(
+                self._workers, self._job, self._shared, self._threads, progress=self._progress
+            )
         self._parts = self._workers.share(parts)
         return found
 
@@ -152,18 +153,23 @@ class Cluster:
         return self._stage("round", partial(train, config, target, features, start))
 
     def _stage(self, name: str, work: Callable[..., T]) -> T:
-        """What a stage gives; how far it was is kept if the scheduler is lost, and it can be."""
-        journal = self._journal
+        """What a stage gives."""
+        with self._kept():
+            return work() if self._journal is None else self._journal.next(name, work)
+
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        """Keep how far the run is if the scheduler is lost, and say so."""
         try:
-            return work() if journal is None else journal.next(name, work)
+            yield
         except SchedulerLostError as error:
-            if journal is None:
+            if self._journal is None:
                 raise ConnectionError(
                     f"{error}, and the run so far with it: checkpoint=FOLDER (--checkpoint) would "
                     "keep it"
                 ) from error
-            journal.save()
-            raise ConnectionError(f"{error}; {go_on(journal.folder)}") from error
+            self._journal.save()
+            raise ConnectionError(f"{error}; {go_on(self._journal.folder)}") from error
 
     def _solve(
         self, config: Settings, target: Target, features: Features, start: State | None,

@@ -84,9 +84,20 @@ class Workers:
         """Of the workers at present, in an order of their own."""
         while True:
             try:
-                return sorted(self.client.nthreads())
+                return sorted(self.client.nthreads(callback_timeout=self._limit))
+            except TimeoutError:  # it does not answer, and may yet
+                self._meanwhile()
             except OSError as error:
                 self._reconnect(error)
+
+    @property
+    def _limit(self) -> float:
+        """Seconds of one wait."""
+        return _LOOK if self.between is None else _SIGNALS
+
+    def _meanwhile(self) -> None:
+        if self.between is not None:
+            self.between()
 
     @property
     def n(self) -> int:
@@ -194,6 +205,7 @@ class Workers:
             there = self.addresses()
             if not there:
                 told = self._tell_none(told)
+                self._meanwhile()
                 time.sleep(0.5)
                 continue
             to = shared.on if shared.on in there else there[self._n % len(there)]
@@ -229,17 +241,15 @@ class Workers:
     def _wait(self, futures: list[Any], until: str) -> None:
         """Wait, and say so where no worker is there to do it."""
         told, since = False, time.monotonic()
-        seconds = _LOOK if self.between is None else _SIGNALS
         while True:
             try:
                 with self.client.as_current():  # which `wait` waits by
-                    wait(futures, timeout=seconds, return_when=until)  # type: ignore[no-untyped-call]
+                    wait(futures, timeout=self._limit, return_when=until)  # type: ignore[no-untyped-call]
                 return
             except CancelledError:  # which `result` looks into
                 return
             except TimeoutError:
-                if self.between is not None:
-                    self.between()
+                self._meanwhile()
                 if time.monotonic() - since >= _LOOK:
                     since = time.monotonic()
                     if not self.addresses():
@@ -264,6 +274,7 @@ class Workers:
     def _reconnect(self, error: BaseException) -> None:
         """Wait until the client has its scheduler again."""
         while self.client.status == "connecting":
+            self._meanwhile()
             time.sleep(0.1)
         if self.client.status != "running":
             raise self._lost() from error

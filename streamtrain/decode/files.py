@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections import OrderedDict
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
+from socket import gethostname
 from threading import Lock
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +20,7 @@ from streamtrain.errors import InputError
 from streamtrain.threads import Threads
 
 Bytes = NDArray[np.uint8]
+METADATA = ("zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata")  # not of chunks
 
 _OPEN = 64  # files kept open: a shard is read many times, a chunk file of its own once
 
@@ -92,12 +96,39 @@ class Opened:
         self._files: dict[Path, tuple[int, int]] = {}
 
     def note(self, files: Iterable[Path]) -> None:
-        """Remember those of the files that are there, as they are the first time."""
+        """Remember those of the files that are there, as they are the first time.
+
+        The first time all of them tell the time, folders too: the clock of the disk's server may
+        be ahead of ours.
+        """
+        first = not self._files
         for file in files:
             try:
-                self._files.setdefault(file.absolute(), _version(file.stat()))
+                found = file.stat()
             except OSError:
                 continue
+            if first:
+                self.since = max(self.since, found.st_ctime_ns)
+            if not stat.S_ISDIR(found.st_mode):
+                self._files.setdefault(file.absolute(), _version(found))
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"host": gethostname()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        here = state.pop("host") == gethostname()
+        self.__dict__.update(state)
+        if here:
+            return
+        # Another machine may have a copy of its own: by its sizes it is the same.
+        others, self._files = self._files, {}
+        self.note(path.parent for path in others)
+        for file, version in others.items():
+            with suppress(OSError):
+                now = _version(file.stat())
+                self._files[file] = now if now[0] == version[0] else version
+                self.since = max(self.since, file.stat().st_ctime_ns)
+            self._files.setdefault(file, version)
 
     def require_same(self) -> None:
         """Refuse that one of the files noted is gone, or is another.
@@ -195,6 +226,8 @@ class LocalFiles:
                 now = file.stat()
                 break
             except OSError:  # the folder that it went from has changed
+                if key.endswith(METADATA):
+                    return  # zarr looks for those of other versions; ours were noted
                 if file == self._root:
                     raise InputError(
                         f"{self.name} cannot be found any more: restore it, and run again from "

@@ -18,7 +18,6 @@ from streamtrain.decode.codecs import Decoder
 from streamtrain.decode.files import Files, LocalFiles, Opened
 from streamtrain.errors import InputError
 
-METADATA = ("zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata")  # not of chunks
 _INDEXES = 64  # shard indexes kept: 16 bytes a chunk, about 5 kB each
 _MISSING = 2**64 - 1  # offset and size of a chunk that was never written
 
@@ -130,7 +129,7 @@ def missing(name: str, array: str, which: str) -> InputError:
     return InputError(
         f"{name} is damaged: in {array} the chunk {which} is missing, and would be read as zeros; "
         "restore it from a copy. If its writer left it out, as it holds zeros alone, write it anew "
-        "after X.eliminate_zeros() or with zarr.config.set({'array.write_empty_chunks': True})"
+        "with zarr.config.set({'array.write_empty_chunks': True})"
     )
 
 

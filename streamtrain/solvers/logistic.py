@@ -250,15 +250,12 @@ class Progress:
 
     Attributes
     ----------
-    group
-        Classes that are solved at a time.
     ended
         What is reached, by column.
     active
         Those under way.
     """
 
-    group: int
     ended: dict[int, Ended]
     active: list[Problem]
 
@@ -342,12 +339,12 @@ class Logistic:
         keep
             Called after each pass with what gives the `Progress` then.
         """
-        run = Progress(self._group, {}, []) if before is None else before
+        run = Progress({}, []) if before is None else before
+        del run.active[self._group :]  # for which there is no room any more: they begin anew
         while len(run.ended) < len(self._classes):
             if not run.active:
-                first = len(run.ended)
-                columns = range(first, min(first + run.group, len(self._classes)))
-                run.active = [self._problem(column) for column in columns]
+                left = [k for k in range(len(self._classes)) if k not in run.ended]
+                run.active = [self._problem(column) for column in left[: self._group]]
             self._solve(sums, run, report, keep)
         ended = [run.ended[column] for column in sorted(run.ended)]
         names = ("gradient_norm", "suboptimality", "objective", "n_iter", "n_passes", "converged")

@@ -10,10 +10,9 @@ import zarr
 from zarr.storage import ObjectStore
 
 from streamtrain.decode.address import Address
-from streamtrain.decode.files import Opened
+from streamtrain.decode.files import METADATA, Opened
 from streamtrain.decode.remote import RemoteFiles, explained
 from streamtrain.decode.seekable import RemoteFile
-from streamtrain.decode.zarr import METADATA
 from streamtrain.errors import InputError
 from streamtrain.sources.damage import READ_ERRORS
 from streamtrain.sources.zarr_stores import Complete

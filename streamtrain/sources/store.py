@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from streamtrain.decode.address import Address
 from streamtrain.decode.arrays import gatherable
-from streamtrain.decode.files import Opened
+from streamtrain.decode.files import METADATA, Opened
 from streamtrain.decode.seekable import remote_file
-from streamtrain.decode.zarr import METADATA
 from streamtrain.errors import InputError, absent, near, require_readable
 from streamtrain.rows import Rows
 from streamtrain.sources.columns import StoredFrame, table
@@ -149,11 +148,15 @@ class StoreSource(MatrixSource):
 
 
 def _files_of(path: Path, matrix: str) -> list[Path]:
-    """The files whose change tells that the data are others: of a folder, those of metadata."""
+    """The files whose change tells that the data are others: of a folder, those of metadata.
+
+    And the folders that they and the chunks are in.
+    """
     if not path.is_dir():
         return [path]
-    folders = ["", *(f"{matrix}{part}" for part in ("", "/data", "/indices", "/indptr"))]
-    return [path / folder / name for folder in folders for name in METADATA]
+    arrays = [f"{matrix}{part}" for part in ("", "/data", "/indices", "/indptr")]
+    folders = [path / folder for folder in ("", *arrays, *(f"{array}/c" for array in arrays))]
+    return [*folders, *(folder / name for folder in folders for name in METADATA)]
 
 
 def open_root(path: Path | Address, name: str, opened: Opened | None = None) -> Any:

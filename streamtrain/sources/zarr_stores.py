@@ -9,8 +9,8 @@ from typing import Any
 import zarr
 from zarr.storage import LocalStore, ZipStore
 
-from streamtrain.decode.files import LocalFiles, Opened
-from streamtrain.decode.zarr import METADATA, missing
+from streamtrain.decode.files import METADATA, LocalFiles, Opened
+from streamtrain.decode.zarr import missing
 from streamtrain.errors import InputError
 
 
