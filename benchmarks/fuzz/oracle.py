@@ -439,12 +439,19 @@ def _cells() -> ad.AnnData:
     return seeds.atlas()
 
 
+def _loaded(judged: Judged, path: Path, deep: bool) -> Any:
+    """A model, once it was of use; or `_Refused`."""
+    model = _asked(judged, lambda: Model.load(path))
+    if not isinstance(model, _Refused):
+        _asked(judged, lambda: _use_model(model, deep))
+    return model
+
+
 def _model(path: Path, deep: bool, signed: bool, stage: Stage) -> Judged:
     judged = Judged()
-    model = _asked(judged, lambda: Model.load(path))
+    model = _loaded(judged, path, deep)
     if isinstance(model, _Refused):
         return judged
-    _asked(judged, lambda: _use_model(model, deep))
     stage("reference")
     with xr.open_zarr(path, chunks=None, consolidated=True, decode_cf=False) as opened:
         theirs = opened.load()
@@ -485,10 +492,9 @@ class _Unpickler(pickle.Unpickler):
 
 def _pickle(path: Path, deep: bool, stage: Stage) -> Judged:
     judged = Judged()
-    model = _asked(judged, lambda: Model.load(path))
+    model = _loaded(judged, path, deep)
     if isinstance(model, _Refused):
         return judged
-    _asked(judged, lambda: _use_model(model, deep))
     stage("reference")
     try:
         held = _Unpickler(io.BytesIO(_unframed(path.read_bytes()))).load()

@@ -16,7 +16,7 @@ from streamtrain.sources.damage import (
     fetch,
     reading,
     require_array,
-    require_chunks,
+    require_whole_chunks,
     stored_array,
     stored_attr,
 )
@@ -220,7 +220,7 @@ class StoredFrame:
         node = self._node[key]
         if hasattr(node, "keys"):
             return node
-        require_chunks(node, f"index of {self._name}")
+        require_whole_chunks(node, f"index of {self._name}")
         return require_array(node, f"index of {self._name}")
 
     def __len__(self) -> int:
@@ -275,7 +275,7 @@ class StoredFrame:
         if hasattr(node, "keys"):
             return self._group_values(node, what)
         if require_array(node, what).dtype.kind in "OSUT":
-            require_chunks(node, what)
+            require_whole_chunks(node, what)
             return factorise(_text_slices(node, what), node.shape[0])
         return _whole(node, what)
 
@@ -288,7 +288,7 @@ class StoredFrame:
         if encoding in ("nullable-string-array", "nullable-integer", "nullable-boolean"):
             stored, mask = _nullable(node, what)
             if encoding == "nullable-string-array":
-                require_chunks(stored, what)
+                require_whole_chunks(stored, what)
                 return factorise(_text_slices(stored, what, mask), stored.shape[0])
             values, missing = _whole(stored, what), _whole(mask, what).astype(bool)
             if encoding == "nullable-integer":

@@ -94,7 +94,7 @@ def require_array(node: Any, name: str) -> Any:
     return node
 
 
-def require_chunks(node: Any, name: str) -> None:
+def require_whole_chunks(node: Any, name: str) -> None:
     """Refuse an HDF5 dataset with a chunk that is stored plain, and has not the bytes it should.
 
     HDF5 hands out what lies in memory behind such a chunk.

@@ -22,7 +22,7 @@ from streamtrain.sources.damage import (
     READ_ERRORS,
     damaged,
     reading,
-    require_chunks,
+    require_whole_chunks,
     stored_array,
     stored_attr,
 )
@@ -311,7 +311,7 @@ def node_matrix(
         shape = getattr(node, "shape", None)
         if shape is None or max(shape, default=0) >= 2**63:
             raise damaged(name, f"it is a {type(node).__name__} of shape {shape}")
-        require_chunks(node, name)
+        require_whole_chunks(node, name)
         return DenseMatrix(node, name)
     kind = str(encoding).removesuffix("_matrix")
     if kind not in ("csr", "csc"):
