@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from streamtrain.errors import InputError
     from streamtrain.estimator import SparseSGDClassifier
     from streamtrain.evaluate import Evaluation, evaluate
-    from streamtrain.inspecting import Inspection, inspect
+    from streamtrain.inspecting import DataInspection, Inspection, inspect
     from streamtrain.loader import Loader
     from streamtrain.model import Model
     from streamtrain.predict import predict
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # Where each public name lives; loaded at first use, so that the import itself takes milliseconds.
 _HOMES = {
     "CrossValidation": "cross_validate",
+    "DataInspection": "inspecting",
     "Evaluation": "evaluate",
     "InputError": "errors",
     "Inspection": "inspecting",
@@ -42,6 +43,7 @@ _HOMES = {
 
 __all__ = [
     "CrossValidation",
+    "DataInspection",
     "Evaluation",
     "InputError",
     "Inspection",

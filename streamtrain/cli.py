@@ -466,24 +466,58 @@ def convert_model(model: str, out: Path, /, *, overwrite: bool = False) -> None:
 
 @app.command(name="inspect")
 def show(
-    model: Path, /, *, as_json: Annotated[bool, Parameter(name="--json", negative="")] = False
+    source: list[str],
+    /,
+    *,
+    labels: str | None = None,
+    genes: Path | None = None,
+    transpose_input: bool = False,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    storage_options: dict[str, str] | None = None,
 ) -> None:
-    """Say what MODEL is: its cell types and genes, how and from what it was trained, its checksum.
+    """Say what is in SOURCE, an atlas or a model: of an atlas also the command to train on it.
 
-    It is verified first. Nothing in a .pkl is run.
+    Examples: streamtrain inspect atlas.h5ad
 
-    Example: streamtrain inspect model.zarr
+    streamtrain inspect atlas.h5ad --labels cell_type
+
+    streamtrain inspect model.zarr
+
+    Of an atlas, in seconds, whatever its size, as metadata, obs and some hundred cells are read
+    (text is parsed whole): its matrices, how they are stored and whether they hold raw counts,
+    log1p of 10,000 or else; whether genes have symbols or ids; which columns of obs may name cell
+    types, and which donors and batches; the classes, with those that are too rare; what training
+    takes of memory, scratch and time; and the command, as it can be run.
+
+    Of a model, which is verified first: its cell types and genes, how and from what it was trained.
+    Nothing in a .pkl is run.
 
     Parameters
     ----------
-    model
-        A saved model, or one of CellTypist's (.pkl).
+    source
+        What streamtrain train takes: an .h5ad file, a zarr folder, text, a 10x folder, several
+        AnnData, or an address. Or a saved model, or one of CellTypist's (.pkl).
+    labels
+        Column of obs with the cell types, or a text file with one label a line. The default is the
+        column that most likely has them.
+    genes
+        Text file with one gene name a line, where SOURCE has none (.mtx).
+    transpose_input
+        The text table is genes x cells.
     as_json
-        Print all of it as JSON, with the name of every gene.
+        Print all of it as JSON, of a model with the name of every gene.
+    storage_options
+        Of a server, as of streamtrain train.
     """
+    logging.getLogger("streamtrain").setLevel(
+        logging.ERROR
+    )  # the page says what would be warned of
     from streamtrain.inspecting import inspect
 
-    found = inspect(model)
+    found = inspect(
+        _one(source), labels, genes=genes, transpose_input=transpose_input,
+        storage_options=storage_options,
+    )  # fmt: skip
     print(json.dumps(asdict(found), indent=1) if as_json else found)
 
 

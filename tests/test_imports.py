@@ -247,6 +247,7 @@ def test_import__of_the_train_module():
 
 PUBLIC = {
     "CrossValidation": "cross_validate",
+    "DataInspection": "inspecting",
     "Evaluation": "evaluate",
     "InputError": "errors",
     "Inspection": "inspecting",

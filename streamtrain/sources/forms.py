@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from streamtrain.budget import BLOCK
 from streamtrain.errors import InputError, some
 from streamtrain.expression import MAX_LOG1P, TARGET_SUM, TOLERANCE, Normalize
 from streamtrain.kernels import expression as kernel
+from streamtrain.rows import Rows
 from streamtrain.sources.base import Source
 
 FIRST = 1000  # cells that tell, as in CellTypist
@@ -51,32 +55,78 @@ class FileReport:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Values:
+    """What was seen of some cells' values.
+
+    Attributes
+    ----------
+    totals
+        Sum of each cell that is not zero after expm1, shape (n,): of the values as they are.
+    logged
+        The same after expm1.
+    low, high
+        The least and the highest value; zeros that are not stored count.
+    entries
+        Stored entries of a cell, on average.
+    flags
+        What the kernel noted, of all cells together.
+    """
+
+    totals: NDArray[np.float64]
+    logged: NDArray[np.float64]
+    low: float
+    high: float
+    entries: float
+    flags: int
+
+    @property
+    def form(self) -> str:
+        """Their form in words; see `FileReport`."""
+        if self.flags & kernel.NOT_FINITE:
+            return "other: not finite"
+        if self.flags & kernel.NEGATIVE:
+            return "other: negative values"
+        if len(self.logged) == 0:
+            return EMPTY
+        if not self.flags & kernel.FRACTION:
+            return COUNTS
+        close = np.abs(self.logged - TARGET_SUM) <= TOLERANCE
+        if np.count_nonzero(close) > len(self.logged) / 2:
+            return LOG1P
+        if self.high > 2 * MAX_LOG1P:  # log1p of 10**8
+            return f"other: fractions up to {self.high:g}"
+        low, high = self.logged.min(), self.logged.max()
+        return f"other: sum(expm1(x)) from {low:,.0f} to {high:,.0f}"
+
+
+def values_of(blocks: Iterable[Rows]) -> Values:
+    """Look at the values of cells, block by block."""
+    totals, logged = [np.empty(0)], [np.empty(0)]
+    low = high = 0.0
+    flags = entries = n_obs = 0
+    for rows in blocks:
+        sums = np.zeros((2, rows.n_obs))
+        flag = np.zeros(rows.n_obs, np.uint8)
+        for exponentiate in (0, 1):
+            kernel.inspect_rows(
+                rows.data, rows.indptr, bool(exponentiate), 0, rows.n_obs, sums[exponentiate], flag
+            )
+        seen = sums[1] != 0
+        totals.append(sums[0][seen])
+        logged.append(sums[1][seen])
+        low = min(low, float(rows.data.min(initial=0)))
+        high = max(high, float(rows.data.max(initial=0)))
+        flags |= int(np.bitwise_or.reduce(flag, initial=0))
+        entries, n_obs = entries + len(rows.data), n_obs + rows.n_obs
+    mean = entries / max(1, n_obs)
+    return Values(np.concatenate(totals), np.concatenate(logged), low, high, mean, flags)
+
+
 def form_of(source: Source, nbytes: int = BLOCK) -> str:
     """Word the form of a source's values, by its first 1,000 cells; see `FileReport`."""
-    sums, highest, flags = [], 0.0, 0
-    for start, stop in source.blocks(nbytes):
-        if start >= FIRST:
-            break
-        rows = source.read(start, min(stop, FIRST))
-        found, flag = np.zeros(rows.n_obs), np.zeros(rows.n_obs, np.uint8)
-        kernel.inspect_rows(rows.data, rows.indptr, True, 0, rows.n_obs, found, flag)
-        sums.append(found[found != 0])
-        highest = max(highest, float(rows.data.max(initial=0)))
-        flags |= int(np.bitwise_or.reduce(flag, initial=0))
-    total = np.concatenate(sums) if sums else np.empty(0)
-    if flags & kernel.NOT_FINITE:
-        return "other: not finite"
-    if flags & kernel.NEGATIVE:
-        return "other: negative values"
-    if len(total) == 0:
-        return EMPTY
-    if not flags & kernel.FRACTION:
-        return COUNTS
-    if np.count_nonzero(np.abs(total - TARGET_SUM) <= TOLERANCE) > len(total) / 2:
-        return LOG1P
-    if highest > 2 * MAX_LOG1P:  # log1p of 10**8
-        return f"other: fractions up to {highest:g}"
-    return f"other: sum(expm1(x)) from {total.min():,.0f} to {total.max():,.0f}"
+    firsts = takewhile(lambda block: block[0] < FIRST, source.blocks(nbytes))
+    return values_of(source.read(start, min(stop, FIRST)) for start, stop in firsts).form
 
 
 def require_one_form(

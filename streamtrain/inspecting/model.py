@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from streamtrain.config import Settings
-from streamtrain.errors import InputError
+from streamtrain.inspecting.shown import shown
 from streamtrain.model import Model
 from streamtrain.model_store import header
 
-_HDF5 = b"\x89HDF\r\n\x1a\n"
 _PIECE = 1 << 24  # bytes hashed at a time
-_SHOWN = 300  # characters of a value
 _NOT_SHOWN = ("date", "details", "url", "source", "version", "verbose")
 
 
@@ -73,34 +70,9 @@ class Inspection:
         return "\n".join(_lines(self))
 
 
-def inspect(path: str | os.PathLike[str]) -> Inspection:
-    """Read a model, verify it, and say what it is.
-
-    Parameters
-    ----------
-    path
-        A saved model, a folder; or a pickle of CellTypist, in which nothing is run.
-
-    Returns
-    -------
-    Inspection
-        Print it, or take its attributes.
-
-    Raises
-    ------
-    FileNotFoundError
-        Nothing stands at `path`.
-    InputError
-        It is data, or no model, or a damaged one.
-
-    Examples
-    --------
-    >>> import streamtrain
-    >>> print(streamtrain.inspect("model.zarr"))  # doctest: +SKIP
-    """
+def inspect_model(path: str | os.PathLike[str]) -> Inspection:
+    """Read a model, verify it, and say what it is; see `streamtrain.inspect`."""
     found = Path(path).expanduser()
-    if found.is_file() and _begins(found) == _HDF5:
-        raise InputError(f"{str(path)!r} is an HDF5 file, as atlases are: give a model")
     model = Model.load(path)
     data = model.dataset
     types = model.cell_types.tolist()
@@ -120,11 +92,6 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
         provenance=model.provenance,
         description=model.description,
     )
-
-
-def _begins(file: Path) -> bytes:
-    with file.open("rb") as opened:
-        return opened.read(len(_HDF5))
 
 
 def _of_store(folder: Path) -> dict[str, Any]:
@@ -159,12 +126,12 @@ def _solver(settings: dict[str, Any]) -> str:
 
 def _lines(found: Inspection) -> Iterator[str]:
     version = "" if found.format_version is None else f", format version {found.format_version}"
-    yield f"{found.kind}{version}: {_shown(found.path)}"
+    yield f"{found.kind}{version}: {shown(found.path)}"
     compared = f"{found.verified} verified" if found.verified != "nothing" else "of the file"
     yield f"SHA-256: {found.checksum} ({compared})"
     for key, value in found.description.items():
         if value != "" and key != "number_celltypes":
-            yield f"{_shown(key)}: {_shown(value)}"
+            yield f"{shown(key)}: {shown(value)}"
     yield f"solver: {found.solver}" + (
         "" if found.converged is None
         else f", converged for {found.converged} of {len(found.cell_types)} cell types"
@@ -174,10 +141,10 @@ def _lines(found: Inspection) -> Iterator[str]:
     yield "settings: " + (_pairs(_set(found.settings)) or "defaults")
     yield from _made_from(found.provenance)
     first = ", ".join([*found.genes[:3], *["..."] * (len(found.genes) > 3)])
-    yield f"genes: {len(found.genes)} ({_shown(first)})"
+    yield f"genes: {len(found.genes)} ({shown(first)})"
     of = "" if found.n_cells is None else f", trained on {found.n_cells:,} cells"
     yield f"cell types: {len(found.cell_types)}{of}"
-    names = [_shown(name) for name in found.cell_types]
+    names = [shown(name) for name in found.cell_types]
     wide = max(map(len, names))
     for name, n in zip(names, found.cell_types.values(), strict=True):
         yield f"    {name}" if n is None else f"    {name:<{wide}}  {n:>9,}"
@@ -190,9 +157,9 @@ def _made_from(provenance: dict[str, Any]) -> Iterator[str]:
             continue
         rows = value if isinstance(value, list) else []
         if not (rows and all(isinstance(row, dict) for row in rows)):
-            yield f"{_shown(key)}: {_shown(value)}"
+            yield f"{shown(key)}: {shown(value)}"
             continue
-        yield f"{_shown(key)}:"
+        yield f"{shown(key)}:"
         yield from (f"    {_pairs(row)}" for row in rows)
 
 
@@ -207,13 +174,4 @@ def _set(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _pairs(values: dict[str, Any]) -> str:
-    return ", ".join(f"{_shown(key)}={_shown(value)}" for key, value in values.items())
-
-
-def _shown(value: Any) -> str:
-    """A value on a line: a model may be somebody else's, and must not steer the terminal."""
-    text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    if isinstance(value, dict):
-        text = ", ".join(f"{k} {v}" for k, v in value.items())
-    text = text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ..."
-    return re.sub(r"[^ -~]", lambda c: c[0] if c[0].isprintable() else ascii(c[0])[1:-1], text)
+    return ", ".join(f"{shown(key)}={shown(value)}" for key, value in values.items())
