@@ -439,6 +439,7 @@ def test_readme__its_examples_run(folder, tmp_path, monkeypatch):
     ]  # fmt: skip
     commands += re.findall(r"`(streamtrain convert-model [^`]+)`", readme)
     named = [
+        "inspect",
         "train",
         "predict",
         "train",
