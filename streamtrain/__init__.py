@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from streamtrain.errors import InputError
     from streamtrain.estimator import SparseSGDClassifier
     from streamtrain.evaluate import Evaluation, evaluate
+    from streamtrain.evaluate_model import ModelEvaluation, evaluate_model
     from streamtrain.inspecting import DataInspection, Inspection, inspect
     from streamtrain.loader import Loader
     from streamtrain.model import Model
@@ -29,11 +30,13 @@ _HOMES = {
     "Inspection": "inspecting",
     "Loader": "loader",
     "Model": "model",
+    "ModelEvaluation": "evaluate_model",
     "Settings": "config",
     "SparseSGDClassifier": "estimator",
     "convert": "convert",
     "cross_validate": "cross_validate",
     "evaluate": "evaluate",
+    "evaluate_model": "evaluate_model",
     "inspect": "inspecting",
     "open_source": "sources",
     "predict": "predict",
@@ -49,12 +52,14 @@ __all__ = [
     "Inspection",
     "Loader",
     "Model",
+    "ModelEvaluation",
     "Settings",
     "SparseSGDClassifier",
     "__version__",
     "convert",
     "cross_validate",
     "evaluate",
+    "evaluate_model",
     "inspect",
     "open_source",
     "predict",

@@ -126,6 +126,8 @@ def train(
     streamtrain train atlas.h5ad --labels cell_type --recipe atlas --validation-groups donor_id
     --out model.zarr
 
+    streamtrain train atlas.h5ad --labels cell_type --holdout donor_id=D3,D7 --out model.zarr
+
     streamtrain train lung.h5ad gut.zarr --join outer --labels cell_type --out model.zarr
 
     streamtrain train atlas.zarr --labels cell_type --scheduler tcp://head:8786 --out model.zarr
@@ -431,6 +433,156 @@ def predict(
         )  # fmt: skip
     if not quiet:
         print(f"saved as {out}" if out is not None else f"added to obs of {source[0]}")
+
+
+@app.command
+def evaluate(
+    model: str,
+    source: list[str],
+    /,
+    *,
+    labels: str,
+    mode: Literal["best match", "prob match"] = "best match",
+    p_thres: float = 0.5,
+    top_k: _Whole = 3,
+    parents: Path | None = None,
+    held_out: bool | None = None,
+    holdout: str | None = None,
+    test_fraction: float | None = None,
+    group: str | None = None,
+    random_state: _Whole = 0,
+    drop_unlabeled: bool = False,
+    out: Path | None = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    adapt: Literal["none", "genes", "auto"] = "none",
+    normalize: Literal["log1p"] | None = None,
+    check_expression: bool = True,
+    layer: str | None = None,
+    gene_key: str | None = None,
+    genes: Path | None = None,
+    transpose_input: bool = False,
+    where: str | None = None,
+    memory: str | None = None,
+    scratch: str | None = None,
+    n_jobs: _WholeOrNone = None,
+    device: Literal["cpu", "gpu"] = "cpu",
+    gpu_memory: str | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+    scheduler: str | None = None,
+    workers: _WholeOrNone = None,
+    storage_options: dict[str, str] | None = None,
+) -> None:
+    """Call the labelled cells of SOURCE by MODEL, and score the calls.
+
+    Examples: hold donors out of training, then evaluate on them, which the model knows:
+
+    streamtrain train atlas.h5ad --labels cell_type --holdout donor_id=D3,D7 --out model.zarr
+
+    streamtrain evaluate model.zarr atlas.h5ad --labels cell_type
+
+    A fifth of the cells, whole donors drawn at random:
+
+    streamtrain train atlas.h5ad --labels cell_type --test-fraction 0.2 --group donor_id
+    --out model.zarr
+
+    Another study, whose labels are coarser or finer, with a table of the columns child,parent:
+
+    streamtrain evaluate model.zarr other.h5ad --labels cell_type --parents ontology.csv
+    --out scores.json
+
+    Printed are precision, recall and F1 of each cell type, F1 by size, the calibration curve and a
+    summary. Cells of types that the model does not have count as wrong; the column "known types"
+    leaves them out. In the column "ontology" a call that descends from the true type is right, and
+    "coarser" is the share of cells called by an ancestor of theirs.
+
+    Parameters
+    ----------
+    model
+        A saved model, or one of CellTypist's (.pkl).
+    source
+        As of streamtrain predict.
+    labels
+        Column of obs with the true cell types, or a text file with one label a line.
+    mode
+        As of streamtrain predict; with "prob match" cells with several types, or none, are wrong.
+    p_thres
+        Probability that "prob match" asks for.
+    top_k
+        Also give the share of cells whose type is among so many of highest score.
+    parents
+        CSV file with the columns child and parent; a type may have several parents.
+    held_out
+        Take the cells that training held out, and no others. The default does so where SOURCE is
+        the atlas that MODEL was trained on, and MODEL names some; --no-held-out takes all cells.
+    holdout
+        Take the cells of some groups alone: donor_id=D3,D7.
+    test_fraction
+        Take groups drawn at random until they have about this share of the cells; the same ones as
+        streamtrain train, of the same cells and seed.
+    group
+        Column of obs that has these groups.
+    random_state
+        Seed of the draw.
+    drop_unlabeled
+        Leave out cells without a label. By default they are an error.
+    out
+        Also write the scores: .json has everything, .csv each cell type, and a folder (no ending)
+        everything and each table.
+    as_json
+        Print everything as JSON.
+    adapt
+        As of streamtrain predict.
+    normalize
+        "log1p" for raw counts. Text, .mtx and 10x are taken as counts.
+    check_expression
+        As of streamtrain predict.
+    layer
+        As of streamtrain predict.
+    gene_key
+        As of streamtrain predict.
+    genes
+        As of streamtrain predict.
+    transpose_input
+        As of streamtrain predict.
+    where
+        Select cells by obs columns: "tissue == 'lung' and is_primary_data".
+    memory
+        Bytes to stay within: "2GB". The default is a quarter of the free memory.
+    scratch
+        As of streamtrain predict.
+    n_jobs
+        As of streamtrain predict.
+    device
+        As of streamtrain predict.
+    gpu_memory
+        As of streamtrain predict.
+    overwrite
+        Replace the output if it exists.
+    quiet
+        Print no progress and no notes.
+    scheduler
+        As of streamtrain train: workers score some of the cells each, with the same result.
+    workers
+        As of streamtrain train.
+    storage_options
+        Of a server, as of streamtrain train.
+    """
+    _log(quiet)
+    from streamtrain.evaluate_model import evaluate_model as run
+
+    with _cluster(scheduler, workers, {"n_jobs": n_jobs, "memory": memory}) as client:
+        found = run(
+            model, _one(source), labels, genes, mode=mode, p_thres=p_thres, top_k=top_k,
+            parents=parents, held_out=held_out, holdout=holdout, test_fraction=test_fraction,
+            group=group, random_state=random_state, drop_unlabeled=drop_unlabeled, out=out,
+            overwrite=overwrite, adapt=adapt, normalize=normalize,
+            check_expression=check_expression, layer=layer, gene_key=gene_key,
+            transpose_input=transpose_input, where=where, memory=memory, scratch=scratch,
+            n_jobs=n_jobs, device=device, gpu_memory=gpu_memory, progress=not quiet,
+            storage_options=storage_options, client=client,
+        )  # fmt: skip
+    print(json.dumps(found.to_dict(), indent=1) if as_json else found)
 
 
 @app.command

@@ -182,6 +182,14 @@ class Settings:
     where
         Select cells by obs columns: "tissue == 'lung' and is_primary_data". Also in, not in, <,
         <=, >, >=, !=, or, not, parentheses, and `column` in backticks for names with spaces.
+    holdout
+        Leave out of training the cells of some groups, whole: "donor_id=D3,D7", a column of obs and
+        some of its values. The model names them, and evaluation takes them alone.
+    test_fraction
+        The same with groups of the column `group`, drawn by `random_state` until they have about
+        this share of the cells.
+    group
+        Column of obs that has the groups of `test_fraction`, such as donor_id.
     drop_unlabeled
         Drop cells whose label is missing. By default they are an error.
     memory
@@ -298,6 +306,9 @@ class Settings:
     gene_key: str | None = None
     join: str | list[str] = "inner"
     where: str | None = None
+    holdout: str | None = None
+    test_fraction: float | None = None
+    group: str | None = None
     drop_unlabeled: bool = False
     memory: int | str | None = None
     scratch: str | None = None
@@ -372,6 +383,7 @@ class Settings:
         if self.l1_ratio is not None:
             require_number("l1_ratio", self.l1_ratio, 0, most=1)
         require_number("validation_fraction", self.validation_fraction, 0, above=True, most=0.999)
+        check_split(self.holdout, self.test_fraction, self.group)
         self._check_weights()
         self._check_sampling()
         self._check_steps()
@@ -728,6 +740,33 @@ def check_quotas(
         raise InputError(
             "quotas with sampling_weight draw with replacement: pass replace=True (--replace) "
             "too, or leave one out"
+        )
+
+
+def check_split(holdout: Any, fraction: Any, group: Any) -> None:
+    """Refuse what asks for no split, or for two, before anything is read.
+
+    Raises
+    ------
+    InputError
+        With the rule and the value.
+    """
+    if fraction is not None:
+        require_number("test_fraction", fraction, 0, above=True, most=0.999)
+    if not isinstance(group, (str, type(None))):
+        raise InputError(f"group must name a column of obs; got {group!r}")
+    if holdout is not None and (not isinstance(holdout, str) or "=" not in holdout):
+        raise InputError(
+            f"holdout must be a column of obs and its values, 'donor_id=D3,D7'; got {holdout!r}"
+        )
+    if holdout is not None and (fraction is not None or group is not None):
+        raise InputError(
+            "holdout names the cells that are held out, and test_fraction draws them: leave one out"
+        )
+    if (fraction is None) != (group is None):
+        raise InputError(
+            "test_fraction (--test-fraction) holds out whole groups: pass it with group (--group), "
+            "a column of obs such as donor_id"
         )
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Labels = Sequence[str] | NDArray[Any] | pd.Series[Any] | pd.Index[Any]
+    Names = NDArray[np.object_] | pd.Index[Any] | list[str]
 
 
 @dataclass(frozen=True, eq=False)  # frames have no truth value, so == could only raise
@@ -90,8 +91,6 @@ def evaluate(truth: Labels, predicted: Labels) -> Evaluation:
     InputError
         The lengths differ, there are no cells, or a label is missing.
     """
-    from sklearn import metrics
-
     for what, labels in (("truth", truth), ("predicted", predicted)):
         if isinstance(labels, str) or len(np.shape(labels)) != 1:
             raise InputError(f"{what} must be a list of one label a cell; got {labels!r:.80}")
@@ -109,26 +108,44 @@ def evaluate(truth: Labels, predicted: Labels) -> Evaluation:
     names = true_names.append(pred_names.difference(true_names))
     y_true, y_pred = true_codes, names.get_indexer(pred_names)[pred_codes]
 
-    labels = np.arange(len(true_names))
-    precision, recall, f1, support = metrics.precision_recall_fscore_support(
-        y_true, y_pred, labels=labels, zero_division=0
-    )
-    # Not scikit-learn's confusion_matrix: it warns about a single type and is always square.
-    counts = np.bincount(y_true * len(names) + y_pred, minlength=len(labels) * len(names))
-    rows = true_names.rename("cell_type")
+    counts = np.bincount(y_true * len(names) + y_pred, minlength=len(true_names) * len(names))
+    return from_confusion(counts.reshape(len(true_names), -1), true_names, names)
+
+
+def from_confusion(counts: NDArray[np.int64], types: Names, names: Names) -> Evaluation:
+    """Give the scores of a confusion table.
+
+    Parameters
+    ----------
+    counts
+        Numbers of cells, truth by prediction, shape (n_types, n_names); each type has some.
+    types, names
+        What the rows and columns are called; the names begin with the types.
+    """
+    n_types = len(types)
+    right, support = counts.diagonal(), counts.sum(axis=1)
+    given = counts[:, :n_types].sum(axis=0)
+    recall, f1 = right / support, 2 * right / (support + given)
+    rows = pd.Index(types, dtype=object, name="cell_type")
     return Evaluation(
-        accuracy=float(metrics.accuracy_score(y_true, y_pred)),
+        accuracy=float(right.sum() / support.sum()),
         macro_f1=float(f1.mean()),
         balanced_accuracy=float(recall.mean()),
         weighted_f1=float(np.average(f1, weights=support)),
-        n_cells=n_cells,
+        n_cells=int(support.sum()),
         per_type=pd.DataFrame(
-            {"precision": precision, "recall": recall, "f1": f1, "support": support}, index=rows
+            {
+                "precision": right / np.maximum(given, 1),
+                "recall": recall,
+                "f1": f1,
+                "support": support,
+            },
+            index=rows,
         ),
         confusion=pd.DataFrame(
-            counts.reshape(len(rows), -1),
+            counts,
             index=rows.rename("truth"),
-            columns=names.rename("predicted"),
+            columns=pd.Index(names, dtype=object, name="predicted"),
         ),
     )
 

@@ -5,19 +5,18 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
-from functools import partial
+from contextlib import ExitStack
 from numbers import Real
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from streamtrain import overcluster
-from streamtrain.adapt import Adapt, adapt_parts, kept_bytes
-from streamtrain.annotating import Detail, Passes, Query, Rule, blocks_within
+from streamtrain.adapt import Adapt
+from streamtrain.annotating import Detail
 from streamtrain.annotations import (
     TABLES,
     Calls,
@@ -30,19 +29,27 @@ from streamtrain.annotations import (
 )
 from streamtrain.budget import parse_bytes
 from streamtrain.cells import Labels, require_file, select_rows
-from streamtrain.decode.address import Address, located
+from streamtrain.decode.address import Address
 from streamtrain.errors import InputError
-from streamtrain.expression import MAX_LOG1P, Normalize
+from streamtrain.expression import Normalize
 from streamtrain.model import Model
 from streamtrain.obs_columns import ObsFile
 from streamtrain.overcluster import over_cluster
-from streamtrain.scoring import device_for, parts_of
-from streamtrain.sources import is_text, open_expression, open_source
+from streamtrain.querying import (
+    adapted,
+    check_rule,
+    device_of,
+    files_of,
+    keep_inputs,
+    model_of,
+    opened,
+    passes_of,
+    query_of,
+)
+from streamtrain.sources import is_text
 from streamtrain.sources.base import Source
-from streamtrain.sources.collection import report_files
 from streamtrain.sources.lines import read_lines
-from streamtrain.sources.members import Members, find_members
-from streamtrain.threads import Threads
+from streamtrain.sources.members import Members
 from streamtrain.voting import given_clusters, majority
 
 logger = logging.getLogger(__name__)
@@ -174,23 +181,13 @@ def predict(
     FileNotFoundError
         If X or the model does not exist.
     """
-    if mode not in ("best match", "prob match"):
-        raise InputError(f"mode must be 'best match' or 'prob match'; got {mode!r}")
-    if not isinstance(p_thres, Real) or not 0 <= p_thres <= 1:
-        raise InputError(f"p_thres must be a probability from 0 to 1; got {p_thres!r}")
+    check_rule(
+        mode, p_thres, adapt, normalize, majority_voting=majority_voting,
+        probabilities=probabilities, scores=scores, in_place=in_place, overwrite=overwrite,
+        check_expression=check_expression, transpose_input=transpose_input,
+    )  # fmt: skip
     if not isinstance(min_prop, Real) or not 0 <= min_prop <= 1:
         raise InputError(f"min_prop must be a share from 0 to 1; got {min_prop!r}")
-    if adapt not in get_args(Adapt):
-        raise InputError(f"adapt must be 'none', 'genes' or 'auto'; got {adapt!r}")
-    if normalize not in ("log1p", None):
-        raise InputError(f"normalize must be 'log1p' or None; got {normalize!r}")
-    for name, switch in {
-        "majority_voting": majority_voting, "probabilities": probabilities, "scores": scores,
-        "in_place": in_place, "overwrite": overwrite, "check_expression": check_expression,
-        "transpose_input": transpose_input,
-    }.items():  # fmt: skip
-        if switch not in (True, False):
-            raise InputError(f"{name} must be True or False; got {switch!r}")
     if over_clustering is not None and not majority_voting:
         raise InputError(
             "over_clustering is for majority voting: pass majority_voting=True (--majority-voting)"
@@ -199,28 +196,17 @@ def predict(
         raise InputError(
             "probabilities and scores both add a column for each cell type: choose one"
         )
-    if client is not None:
-        from streamtrain.cluster.workers import check, check_source
-
-        check(client, on_gpu=device == "gpu")
-    on = device_for(device, gpu_memory)
-    X = located(X, storage_options)
-    members = find_members(X)
-    if members is not None:
-        X = members.items[0] if len(members.items) == 1 else members
+    on = device_of(device, gpu_memory, client)
+    X = files_of(X, storage_options)
     file = _file(X, out, in_place, prefix, overwrite)
     inputs = {
         "X": X, "model": model, "genes": genes, "cells": cells, "over_clustering": over_clustering,
-        **{f"X[{i}]": item for i, item in enumerate(members.items if members else [])},
     }  # fmt: skip
     if out is not None:
-        _keep_inputs(out, inputs)
+        keep_inputs(out, inputs)
     for what in ("genes", "cells", *(["over_clustering"] if is_text(X) else [])):
         require_file(inputs[what], what)
-    if not isinstance(model, Model):
-        if not isinstance(model, (str, os.PathLike)):
-            raise InputError(f"model must be a Model or the path of one; got {model!r}")
-        model = Model.load(model)
+    model = model_of(model)
     detail: Detail = "probabilities" if probabilities else "scores" if scores else None
     details = [] if detail is None else list(model.cell_types)
     columns = [*(VOTED if majority_voting else LABELLED), *details]
@@ -231,23 +217,14 @@ def predict(
             f"type {taken[0]!r} has the name of another column: leave them out"
         )
     budget = parse_bytes(memory)
-    # Raw counts are asked for by name; else X must hold expression, or its raw, as in CellTypist.
-    above = MAX_LOG1P if check_expression else None
-    opener = open_source if normalize else partial(open_expression, above=above)
-    with (
-        Threads(n_jobs) as threads,
-        nullcontext() if on is None else on.within(threads),
-        closing(
-            opener(
-                X, layer=layer, gene_key=gene_key, genes=genes, transpose=transpose_input,
-                join=None, memory=budget // 4, scratch=scratch, progress=progress, threads=threads,
+    with ExitStack() as stack:
+        source, threads = stack.enter_context(
+            opened(
+                X, genes, normalize=normalize, check_expression=check_expression, layer=layer,
+                gene_key=gene_key, transpose_input=transpose_input, budget=budget, scratch=scratch,
+                n_jobs=n_jobs, device=on, client=client, progress=progress,
             )
-        ) as source,
-        ExitStack() as stack,
-    ):  # fmt: skip
-        if client is not None:
-            check_source(source)
-        report_files(source, normalize, "range" if check_expression else None)
+        )  # fmt: skip
         rows = select_rows(source, where)
         n_obs = source.n_obs if rows is None else len(rows)
         if n_obs == 0:
@@ -265,15 +242,10 @@ def predict(
             clusters = given_clusters(source, over_clustering, rows)
         elif majority_voting:
             overcluster.check(n_obs, budget)
-        parts = parts_of(model, source, rows)
-        beside = kept_bytes(adapt, model, len(parts))
-        temperature = None if model.calibration is None else model.calibration.temperature
-        rule = Rule(p_thres if mode == "prob match" else None, detail, temperature)
-        nbytes, most = blocks_within(budget, model, source.n_vars, bool(details), beside)
-        query = Query(
-            source, rows, model, rule, parts, normalize=normalize,
-            check_expression=check_expression, nbytes=nbytes, most=most, threads=threads,
-            progress=progress, device=on,
+        query, beside = query_of(
+            model, source, rows, p_thres=p_thres if mode == "prob match" else None, detail=detail,
+            adapt=adapt, normalize=normalize, check_expression=check_expression, budget=budget,
+            threads=threads, device=on, progress=progress,
         )  # fmt: skip
         layout = Layout(
             labels=list(model.cell_types) if query.joined is None else query.joined.names,
@@ -281,13 +253,9 @@ def predict(
             details=details,
             names=_names(source, rows, cells),
         )
-        passes = stack.enter_context(_passes(query, client, memory, n_jobs, beside))
-        scalings, decisions = None, {}
-        if adapt != "none":
-            scalings, decisions = adapt_parts(
-                adapt, model, parts, source.n_vars, passes.moments(), query.sampled, threads
-            )
-        calls: Iterable[Calls] = passes.calls(scalings)
+        passes = stack.enter_context(passes_of(query, client, memory, n_jobs, beside))
+        calls: Iterable[Calls]
+        calls, decisions = adapted(query, passes, adapt)
         if majority_voting:
             calls = kept = Kept(calls, n_obs, 1 + len(details), scratch)
             layout.clusters = clusters or over_cluster(
@@ -300,17 +268,6 @@ def predict(
         if table is not None and decisions:
             table.attrs["adapt"] = decisions
         return table
-
-
-def _passes(
-    query: Query, client: Any, memory: int | str | None, n_jobs: int | None, beside: int
-) -> AbstractContextManager[Passes]:
-    """Have a client's workers go over the cells, or this process."""
-    if client is None:
-        return nullcontext(query)
-    from streamtrain.cluster.predicting import ClusterPasses
-
-    return ClusterPasses(query, client, memory, n_jobs, beside)
 
 
 def _file(
@@ -346,16 +303,6 @@ def _file(
             f"{type(X).__name__}: assign the DataFrame that predict() returns"
         )
     return ObsFile(X, out, overwrite)
-
-
-def _keep_inputs(out: str | os.PathLike[str], inputs: dict[str, Any]) -> None:
-    """Refuse an output that would take the place of something that is read."""
-    target = Path(out).expanduser().resolve()
-    for what, path in inputs.items():
-        if isinstance(path, (str, os.PathLike)) and Path(path).expanduser().resolve() == target:
-            raise InputError(
-                f"out={str(out)!r} is what {what} names, and would replace it: choose another path"
-            )
 
 
 def _names(

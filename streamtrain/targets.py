@@ -66,6 +66,7 @@ def targets_of(
     weight: Any,
     config: Settings,
     added: Addition | None,
+    where: str | None,
 ) -> list[Target]:
     """Select and label the cells by each column; what they are drawn by, and who judges.
 
@@ -75,6 +76,8 @@ def targets_of(
         `sampling_weight` as given.
     added
         The model that cells are added to; None for none.
+    where
+        Cells to train on.
 
     Raises
     ------
@@ -83,7 +86,7 @@ def targets_of(
     """
     each = [
         labelled_cells(
-            source, column, where=config.where, drop_unlabeled=config.drop_unlabeled,
+            source, column, where=where, drop_unlabeled=config.drop_unlabeled,
             least=2 if added is None else 1,
         )
         for column in labels if column is not None

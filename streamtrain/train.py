@@ -43,6 +43,7 @@ from streamtrain.sources import open_expression, open_source
 from streamtrain.sources.base import Source
 from streamtrain.sources.collection import report_files
 from streamtrain.sources.genes import Genes
+from streamtrain.splits import split
 from streamtrain.stored import Fitted
 from streamtrain.targets import Target, cells_taken, listed_genes, targets_of
 from streamtrain.threads import Threads
@@ -219,7 +220,15 @@ def run(
     ):
         report_files(source, config.normalize, "sum" if config.check_expression else None)
         check_matrix(config, source.is_sparse)
-        targets = targets_of(source, labels, weight, config, added)
+        held = split(
+            source, config.where, holdout=config.holdout, fraction=config.test_fraction,
+            group=config.group, seed=config.random_state,
+        )  # fmt: skip
+        if held is not None:
+            held.require_rest(source.name)
+            logger.info("%s: %d cells are held out: %s", source.name, held.n_cells, held)
+        chosen = config.where if held is None else held.rest
+        targets = targets_of(source, labels, weight, config, added, chosen)
         cells = targets[0].cells  # of which other targets have the rows
         listed = listed_genes(source, config.gene_list)
         if before is not None:
@@ -275,6 +284,8 @@ def run(
                 if added is not None:
                     n_cells = added.n_cells(target.columns.classes, target.columns.counts)
                     provenance["init"] = added.provenance()
+                if held is not None:
+                    provenance["held_out"] = held.provenance()
                 if found is not None:
                     provenance["cross_validation"] = found.report()
                 return _model(

@@ -1,7 +1,6 @@
 """Adapting to the query's own expression against the rules written out densely."""
 
 import logging
-import sys
 
 import anndata as ad
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 import scipy.sparse as sp
 
 import streamtrain
-from streamtrain import InputError, Model, adapt, annotating, cli
+from streamtrain import InputError, Model, adapt, annotating, cli, querying
 from streamtrain.rows import Rows
 from streamtrain.scaling import RunningMoments
 from streamtrain.scoring import Part, Scaling, Scorer, shared_genes
@@ -266,8 +265,7 @@ def test_adapt__same_however_it_is_read(tmp_path, model, how, monkeypatch):
     monkeypatch.setattr(adapt, "SAMPLE", 350)
     expected = streamtrain.predict(model, adata, adapt=how, scores=True, **QUIET)
     assert decision(expected)["adapted"]
-    module = sys.modules["streamtrain.predict"]
-    monkeypatch.setattr(module, "blocks_within", lambda *_: (10**5, 37))
+    monkeypatch.setattr(querying, "blocks_within", lambda *_: (10**5, 37))
     for X, n_jobs in ((adata, 1), (paths[0], 2), (paths[1], 3)):
         found = streamtrain.predict(model, X, adapt=how, scores=True, n_jobs=n_jobs, **QUIET)
         pd.testing.assert_frame_equal(found, expected)

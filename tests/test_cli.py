@@ -357,9 +357,9 @@ def test_cli__stopped_by_a_signal_leaves_nothing(folder, tmp_path, number):
 # The command line with small, slow blocks.
 SLOW = """
 import time, sys
-from streamtrain import annotating, cli, predict as p
+from streamtrain import annotating, cli, querying
 real = annotating.annotate
-sys.modules["streamtrain.predict"].blocks_within = lambda *_: (10**6, 50)
+querying.blocks_within = lambda *_: (10**6, 50)
 annotating.annotate = lambda *a: time.sleep(0.1) or real(*a)
 cli.main(sys.argv[1:])
 """

@@ -1,5 +1,6 @@
 """predict(client=) on workers in processes of their own, against the same in one process."""
 
+import json
 import logging
 import os
 import signal
@@ -17,7 +18,7 @@ import pytest
 from distributed import Client
 
 import streamtrain
-from streamtrain import InputError
+from streamtrain import InputError, querying
 from streamtrain.cluster import predicting, turns
 from streamtrain.cluster.workers import SchedulerLostError, Workers
 from tests import atlas, stores
@@ -42,7 +43,7 @@ def client():
 @pytest.fixture
 def small_tasks(monkeypatch):
     """Tasks of 37 cells."""
-    monkeypatch.setattr(PREDICT, "blocks_within", lambda *_: (10**6, 37))
+    monkeypatch.setattr(querying, "blocks_within", lambda *_: (10**6, 37))
 
 
 def query(seed=9, n_obs=600):
@@ -94,6 +95,16 @@ OPTIONS = {
 def test_predict__equals_one_process(client, model, path, small_tasks, options):
     expected, found = both(model, path, client, **options)
     assert_same(found, expected)
+
+
+@pytest.mark.parametrize("options", [{}, JOINED | {"adapt": "genes"}])
+def test_evaluate_model__equals_one_process(client, model, path, small_tasks, options):
+    expected, found = (
+        streamtrain.evaluate_model(model, path, "cell_type", client=each, **options, **QUIET)
+        for each in (None, client)
+    )
+    assert found.to_dict() == expected.to_dict()
+    assert ("adapt" in json.loads(json.dumps(found.to_dict()))["cells"]) == bool(options)
 
 
 @pytest.mark.parametrize(

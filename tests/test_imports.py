@@ -32,7 +32,7 @@ LAYERS = [
     ("sources", "decode"),
     (
         "cells", "spill", "streaming", "batches", "sampling_columns", "tiles", "holdout", "named",
-        "judged", "parts", "journal",
+        "judged", "parts", "journal", "splits",
     ),
     ("ordered", "strategies", "serving", "loader", "conversion"),
     ("voting", "obs_columns", "annotations", "overcluster"),
@@ -52,7 +52,10 @@ LAYERS = [
     ("local",),
     ("cluster",),
     ("train",),
-    ("cross_validate", "predict", "evaluate", "plot", "simulate", "convert", "inspecting"),
+    (
+        "cross_validate", "querying", "predict", "evaluate", "evaluate_model", "lineage", "tally",
+        "plot", "simulate", "convert", "inspecting",
+    ),
     ("demo", "cli", "__main__", ""),
 ]
 # fmt: on
@@ -60,7 +63,7 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # Only these may import them, and inside functions.
 GUARDED = {
     "gpu": {"descent", "optimum", "rounds", "trials", "scoring"},
-    "cluster": {"train", "convert", "predict", "cli"},
+    "cluster": {"train", "convert", "querying", "cli"},
 }
 
 
@@ -253,11 +256,13 @@ PUBLIC = {
     "Inspection": "inspecting",
     "Loader": "loader",
     "Model": "model",
+    "ModelEvaluation": "evaluate_model",
     "Settings": "config",
     "SparseSGDClassifier": "estimator",
     "convert": "convert",
     "cross_validate": "cross_validate",
     "evaluate": "evaluate",
+    "evaluate_model": "evaluate_model",
     "inspect": "inspecting",
     "open_source": "sources",
     "predict": "predict",

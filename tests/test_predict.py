@@ -12,7 +12,7 @@ from scipy.special import expit, softmax
 from threadpoolctl import threadpool_limits
 
 import streamtrain
-from streamtrain import InputError, Model, annotating
+from streamtrain import InputError, Model, annotating, querying
 from tests import atlas, stores
 
 QUIET = {"progress": False}
@@ -135,8 +135,6 @@ def test_predict__whatever_threads_blas_has():
 
 def test_predict__cells_of_a_block_are_bounded(model, monkeypatch):
     """A budget for few cells at a time gives the same table."""
-    import sys
-
     seen = []
     real = annotating.annotate
     monkeypatch.setattr(
@@ -144,8 +142,7 @@ def test_predict__cells_of_a_block_are_bounded(model, monkeypatch):
         "annotate",
         lambda scores, *more: seen.append(len(scores)) or real(scores, *more),
     )
-    module = sys.modules["streamtrain.predict"]
-    monkeypatch.setattr(module, "blocks_within", lambda *_: (10**6, 37))
+    monkeypatch.setattr(querying, "blocks_within", lambda *_: (10**6, 37))
     found = streamtrain.predict(model, query(), **QUIET)
     assert max(seen) == 37
     monkeypatch.undo()
@@ -281,10 +278,7 @@ def test_predict__clusters_in_any_form(tmp_path, model, form):
 
 @pytest.mark.parametrize("mode", ["best match", "prob match"])
 def test_predict__voted_files_agree_with_the_frame(tmp_path, model, mode, monkeypatch):
-    import sys
-
-    module = sys.modules["streamtrain.predict"]
-    monkeypatch.setattr(module, "blocks_within", lambda *_: (3000, 37))
+    monkeypatch.setattr(querying, "blocks_within", lambda *_: (3000, 37))
     adata = query()
     adata.obs["leiden"] = clusters()
     options = {
@@ -346,12 +340,10 @@ def test_predict__text_that_is_log1p_is_warned_of_as_in_training(tmp_path, model
 
 @pytest.mark.parametrize("what", ["genes", "cells", "over_clustering"])
 def test_predict__names_a_missing_file_before_text_is_parsed(text, model, monkeypatch, what):
-    import sys
-
     def opened(*_, **__):
         raise AssertionError
 
-    monkeypatch.setattr(sys.modules["streamtrain.predict"], "open_expression", opened)
+    monkeypatch.setattr(querying, "open_expression", opened)
     voting = {"majority_voting": True} if what == "over_clustering" else {}
     with pytest.raises(InputError, match=f"{what} must be .*; there is no file 'no.txt'"):
         streamtrain.predict(model, text[1], **{what: "no.txt"}, **voting, **QUIET)
