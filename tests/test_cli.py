@@ -450,6 +450,8 @@ def test_readme__its_examples_run(folder, tmp_path, monkeypatch):
         "train",
         "convert",
         "predict",
+        "train",
+        "evaluate",
         "simulate",
         "inspect",
         "convert-model",
