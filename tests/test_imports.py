@@ -233,6 +233,10 @@ def test_import__loads_nothing_heavy(module):
     assert HEAVY & set(loaded) == set()
 
 
+def test_package__tells_that_it_has_types():
+    assert (PACKAGE / "py.typed").is_file()
+
+
 def test_import__of_the_train_module():
     """The function stays, however the module came in; no backend that was not asked for."""
     found = run(
