@@ -661,15 +661,18 @@ def show(
     storage_options
         Of a server, as of streamtrain train.
     """
-    logging.getLogger("streamtrain").setLevel(
-        logging.ERROR
-    )  # the page says what would be warned of
     from streamtrain.inspecting import inspect
 
-    found = inspect(
-        _one(source), labels, genes=genes, transpose_input=transpose_input,
-        storage_options=storage_options,
-    )  # fmt: skip
+    log = logging.getLogger("streamtrain")
+    level = log.level
+    log.setLevel(logging.ERROR)  # the page says what would be warned of
+    try:
+        found = inspect(
+            _one(source), labels, genes=genes, transpose_input=transpose_input,
+            storage_options=storage_options,
+        )  # fmt: skip
+    finally:
+        log.setLevel(level)
     print(json.dumps(asdict(found), indent=1) if as_json else found)
 
 
