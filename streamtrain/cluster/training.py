@@ -148,8 +148,9 @@ class Cluster:
         self, config: Settings, target: Target, features: Features, start: State | None
     ) -> Fitted:
         """See `Place`."""
-        ways = (self._average if config.replicas > 1 else self._descend), self._solve
-        train = ways[0] if config.use_SGD else ways[1]
+        train: Callable[..., Fitted] = self._solve
+        if config.use_SGD:
+            train = self._average if config.replicas > 1 else self._descend
         return self._stage("round", partial(train, config, target, features, start))
 
     def _stage(self, name: str, work: Callable[..., T]) -> T:
