@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numcodecs import get_codec
 
 from streamtrain.budget import format_bytes, free_memory
+from streamtrain.decode.codecs import claimed_texts
 
 METADATA = ".zmetadata"
 _KEY = re.compile(r"\.zattrs|\.zgroup|([A-Za-z]\w*)/\.z(?:array|attrs)", re.ASCII)
@@ -117,8 +119,21 @@ def _check_chunks(folder: Path, array: dict[str, Any]) -> None:
         fits = 0 < told <= _MOST_NAMES if array["dtype"] == "|O" else told == due
         if told < 0:
             raise ValueError(f"{name} is cut short, or was changed")
+        if array["dtype"] == "|O" and fits:
+            _check_texts(path, name, array["compressor"])
         if not fits:
             raise ValueError(f"{name} decodes to {told} bytes, and {due} are due")
+
+
+def _check_texts(path: Path, name: str, compressor: dict[str, Any] | None) -> None:
+    """Refuse a chunk that claims more names than it can hold: room is made for them first."""
+    raw = path.read_bytes()
+    try:
+        raw = raw if compressor is None else get_codec(compressor).decode(raw)
+    except RuntimeError as error:
+        raise ValueError(f"{name}: {error}") from error
+    if claimed_texts(raw) is None:
+        raise ValueError(f"{name} claims more names than it has bytes for")
 
 
 def _decoded_size(path: Path, compressor: dict[str, Any] | None) -> int:

@@ -7,10 +7,13 @@ from contextlib import closing
 from itertools import product
 
 import h5py
+import numcodecs
 import numpy as np
 import pytest
+import zarr
 
 from streamtrain import InputError, open_source
+from streamtrain.decode import codecs
 from tests import stores
 
 
@@ -247,3 +250,28 @@ def test_zarr__group_of_no_format(tmp_path):
     (path / ".zmetadata").unlink()
     (path / "var" / ".zgroup").write_text('{"zarr_format": "<i4"}')
     refusal(path)
+
+
+@pytest.mark.parametrize("form", ["zarr2", "zarr3"])
+@pytest.mark.parametrize("of", ["genes", "labels"])
+def test_texts__a_chunk_that_claims_more_than_it_holds(tmp_path, form, of):
+    """numcodecs makes room for all of them first: 1 GB for these."""
+    adata = stores.make_anndata("csr")
+    path = stores.write(adata, tmp_path, form)
+    root = zarr.open_group(path, mode="r", use_consolidated=False)
+    column = next(name for name, _ in root["obs"].groups())
+    names = {"genes": f"var/{root['var'].attrs['_index']}", "labels": f"obs/{column}/categories"}
+    array = root[names[of]]
+    chunk = next(p for p in sorted((path / array.path).rglob("*")) if p.name == "0" and p.is_file())
+    raw = chunk.read_bytes()
+    for step in codecs.before_texts(array.metadata):
+        raw = step(raw)
+    raw = (2**27).to_bytes(4, "little") + bytes(raw[4:])
+    if form == "zarr3":
+        raw = numcodecs.Zstd().encode(raw)
+    elif array.metadata.compressor is not None:
+        raw = array.metadata.compressor.encode(raw)
+    chunk.write_bytes(raw)
+    told = "it claims more texts than it has bytes for"
+    with pytest.raises(InputError, match=told), closing(open_source(path)) as source:
+        source.obs(column)

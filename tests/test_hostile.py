@@ -328,6 +328,12 @@ def zstd(claims):
     return do
 
 
+def many_names(path):
+    codec = numcodecs.get_codec(json.loads((path / "gene/.zarray").read_text())["compressor"])
+    raw = bytes(codec.decode((path / "gene/0").read_bytes()))
+    (path / "gene/0").write_bytes(codec.encode((2**27).to_bytes(4, "little") + raw[4:]))
+
+
 def outside(path):
     (path.parent / "secret").write_bytes((path / "mean" / "0").read_bytes())
     (path / "scale" / "0").unlink()
@@ -377,6 +383,7 @@ FOLDERS = {
     "behind the end": (head("coef/0.0", 12, struct.pack("<I", 2**20)), "coef/0.0 is cut short"),
     "zstd bomb": (zstd(2**40), "coef/0.0 decodes to 1099511627776 bytes, and 480 are due"),
     "zstd without size": (zstd(None), "coef/0.0 is cut short, or was"),
+    "many names": (many_names, "gene/0 claims more names than it has bytes for"),
     "pipe": (pipe, "coef/0.0 is no file"),
     "link": (outside, "its content does not match its checksum"),
     "deep": (lambda p: (p / ".zattrs").write_text("[" * 10**5), "nested too deeply"),

@@ -13,7 +13,7 @@ from typing import Any
 import deflate
 import google_crc32c
 import numpy as np
-from numcodecs import blosc, lz4, zstd
+from numcodecs import blosc, get_codec, lz4, zstd
 from numpy.typing import NDArray
 
 from streamtrain.decode.files import Bytes
@@ -165,6 +165,24 @@ def for_zarr2(compressor: dict[str, Any] | None, filters: Any, dtype: Any) -> De
         return Decoder([], dtype)
     step = _ZARR2.get(compressor["id"])
     return None if step is None else Decoder([step], dtype)
+
+
+def before_texts(metadata: Any) -> list[Callable[[bytes], Any]] | None:
+    """What decodes a chunk up to its texts (vlen-utf8); None where that is not known."""
+    if metadata.zarr_format == 2:
+        if [codec.codec_id for codec in metadata.filters or ()] != ["vlen-utf8"]:
+            return None
+        return [] if metadata.compressor is None else [metadata.compressor.decode]
+    first, *rest = [codec["name"] for codec in metadata.to_dict()["codecs"]]
+    if first != "vlen-utf8" or not set(rest) <= set(_ZARR):
+        return None
+    return [get_codec({"id": name}).decode for name in reversed(rest)]
+
+
+def claimed_texts(raw: Bytes | bytes) -> int | None:
+    """Texts that a chunk claims to hold, if it is long enough for so many; else None."""
+    claimed = int.from_bytes(bytes(raw[:4]), "little")
+    return claimed if 4 + 4 * claimed <= len(raw) else None  # each has a length of 4 bytes
 
 
 def for_hdf5(filters: Sequence[int], dtype: Any) -> Decoder | None:

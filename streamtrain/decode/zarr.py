@@ -148,6 +148,17 @@ def require_chunks(array: Any) -> None:
         raise missing(str(store), array.path, "of some entries")
 
 
+def watch_texts(array: Any) -> None:
+    """Have the store check how many texts a chunk claims, for which numcodecs makes room first.
+
+    Of stores of `sources`, and codecs that are known.
+    """
+    texts = getattr(array.store_path.store, "texts", None)
+    steps = codecs.before_texts(array.metadata)
+    if texts is not None and steps is not None:
+        texts[array.path] = steps
+
+
 def of_zarr(array: Any) -> Chunks | None:
     """Chunks of a zarr array; None where only zarr can read it.
 

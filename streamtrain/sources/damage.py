@@ -15,6 +15,7 @@ from deflate import DeflateError
 from isal import isal_zlib
 from numpy.typing import NDArray
 
+from streamtrain.decode.zarr import watch_texts
 from streamtrain.errors import InputError
 
 _FIXED = {h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.ENUM, h5py.h5t.STRING}
@@ -97,8 +98,11 @@ def require_array(node: Any, name: str) -> Any:
 def require_whole_chunks(node: Any, name: str) -> None:
     """Refuse an HDF5 dataset with a chunk that is stored plain, and has not the bytes it should.
 
-    HDF5 hands out what lies in memory behind such a chunk.
+    HDF5 hands out what lies in memory behind such a chunk. Of texts in zarr a chunk is refused when
+    it is read, if it claims more of them than it can hold.
     """
+    if hasattr(node, "store_path"):
+        watch_texts(node)
     if not isinstance(node, h5py.Dataset) or not node.chunks:
         return
     kind = node.id.get_type()

@@ -29,7 +29,7 @@ class RemoteStore(ObjectStore):  # type: ignore[type-arg]
         super().__init__(files.store, read_only=True)
         self.files = files
         self._all = Complete()
-        self.complete = self._all.complete
+        self.complete, self.texts = self._all.complete, self._all.texts
 
     def __str__(self) -> str:
         return self.files.name

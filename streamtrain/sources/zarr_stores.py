@@ -9,9 +9,11 @@ from typing import Any
 import zarr
 from zarr.storage import LocalStore, ZipStore
 
+from streamtrain.decode.codecs import claimed_texts
 from streamtrain.decode.files import METADATA, LocalFiles, Opened
 from streamtrain.decode.zarr import missing
 from streamtrain.errors import InputError
+from streamtrain.sources.damage import damaged
 
 
 class Complete:
@@ -19,6 +21,7 @@ class Complete:
 
     def __init__(self) -> None:
         self.complete: set[str] = set()  # arrays of which no chunk may be missing
+        self.texts: dict[str, list[Any]] = {}  # what decodes chunks of texts up to these
 
     def require(self, found: Any, key: str, name: str) -> Any:
         """Pass bytes on, and None but for a chunk that must be there."""
@@ -30,6 +33,13 @@ class Complete:
                 f"{name}/{key} names the codec 'pickle', by which a file can run any code: it is "
                 "not read; have it written by AnnData.write_zarr"
             )
+        texts = next((path for path in self.texts if key.startswith(f"{path}/")), None)
+        if found is not None and texts is not None and not key.endswith(METADATA):
+            raw = found.to_bytes()
+            for step in self.texts[texts]:
+                raw = step(raw)
+            if claimed_texts(raw) is None:
+                raise damaged(f"{name}/{key}", "it claims more texts than it has bytes for")
         return found
 
 
@@ -56,7 +66,7 @@ class FolderStore(LocalStore):
         super().__init__(root, read_only=True)
         self.files = LocalFiles(root, opened=opened)
         self._all = Complete()
-        self.complete = self._all.complete
+        self.complete, self.texts = self._all.complete, self._all.texts
 
     async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Any:
         """Bytes of a file; None where there is none, and there was none."""
@@ -71,7 +81,7 @@ class ZippedStore(ZipStore):
     def __init__(self, path: Path) -> None:
         super().__init__(path, mode="r")
         self._all = Complete()
-        self.complete = self._all.complete
+        self.complete, self.texts = self._all.complete, self._all.texts
 
     async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
         """Bytes of a file; None where there is none."""
