@@ -133,7 +133,7 @@ def test_convert__cells_that_repeat_genes(tmp_path, client, mixed, caplog):
     lengths[[4, 40]], lengths[5] = 0, 18
     indptr = np.concatenate([[0], np.cumsum(lengths)])
     data = np.arange(1, 6 * n + 1, dtype="f4")
-    ad.AnnData(sp.csr_matrix((data, indices, indptr), (n, 9))).write_h5ad(tmp_path / "a.h5ad")
+    ad.AnnData(sp.csr_matrix((data, indices, indptr), (n, 20))).write_h5ad(tmp_path / "a.h5ad")
     with caplog.at_level("INFO", "streamtrain"):
         assert_same(client, tmp_path / "a.h5ad", tmp_path, shuffle=mixed)
     assert ("cells repeat genes, and are read to count" in caplog.text) == (not mixed)
