@@ -173,6 +173,7 @@ def in_time(condition, seconds=60):
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_cli__stopped_by_a_signal_goes_on(number, path, tmp_path):
     folder, out = tmp_path / "run", tmp_path / "model.zarr"
