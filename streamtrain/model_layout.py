@@ -16,7 +16,7 @@ import numpy as np
 from numcodecs import get_codec
 
 from streamtrain.budget import format_bytes, free_memory
-from streamtrain.decode.codecs import claimed_texts
+from streamtrain.decode.codecs import has_room_for_texts
 
 METADATA = ".zmetadata"
 _KEY = re.compile(r"\.zattrs|\.zgroup|([A-Za-z]\w*)/\.z(?:array|attrs)", re.ASCII)
@@ -132,7 +132,7 @@ def _check_texts(path: Path, name: str, compressor: dict[str, Any] | None) -> No
         raw = raw if compressor is None else get_codec(compressor).decode(raw)
     except RuntimeError as error:
         raise ValueError(f"{name}: {error}") from error
-    if claimed_texts(raw) is None:
+    if not has_room_for_texts(raw):
         raise ValueError(f"{name} claims more names than it has bytes for")
 
 

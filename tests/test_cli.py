@@ -15,9 +15,10 @@ import pandas as pd
 import pytest
 
 import streamtrain
-from streamtrain import Model, cli
+from streamtrain import Model
 from streamtrain.gpu.device import Device
 from tests import atlas, stores
+from tests.commands import call
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -29,17 +30,6 @@ def run(*arguments, cwd, code=0):
     )  # fmt: skip
     assert done.returncode == code, done.stdout + done.stderr
     return done
-
-
-def call(capsys, *arguments):
-    """The same in this process, which is quicker: exit code, standard output and error."""
-    try:
-        cli.main([*map(str, arguments)])
-        code = 0
-    except SystemExit as stop:
-        code = stop.code or 0
-    out = capsys.readouterr()
-    return code, out.out, out.err
 
 
 @pytest.fixture(scope="module")

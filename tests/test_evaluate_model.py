@@ -14,12 +14,13 @@ from scipy.special import expit, softmax
 from sklearn import metrics
 
 import streamtrain
-from streamtrain import InputError, Model, cli, querying
+from streamtrain import InputError, Model, querying
 from streamtrain.annotations import Calls
 from streamtrain.evaluate import evaluate
 from streamtrain.lineage import Lineage
 from streamtrain.tally import Tally
 from tests import atlas, stores
+from tests.commands import call
 
 QUIET = {"progress": False}
 SMALL = atlas.MINI | QUIET | {"batch_size": 100, "batch_number": 2, "epochs": 1, "alpha": 1.0}
@@ -401,16 +402,6 @@ def test_evaluate_model__refuses(model, cells, options, words):
 
 
 # The command, and cells held out
-
-
-def call(capsys, *arguments):
-    try:
-        cli.main([*map(str, arguments)])
-        code = 0
-    except SystemExit as stop:
-        code = stop.code or 0
-    out = capsys.readouterr()
-    return code, out.out, out.err
 
 
 def test_cli__train_and_evaluate_on_held_out_donors(tmp_path, capsys, caplog):

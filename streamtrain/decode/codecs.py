@@ -179,10 +179,9 @@ def before_texts(metadata: Any) -> list[Callable[[bytes], Any]] | None:
     return [get_codec({"id": name}).decode for name in reversed(rest)]
 
 
-def claimed_texts(raw: Bytes | bytes) -> int | None:
-    """Texts that a chunk claims to hold, if it is long enough for so many; else None."""
-    claimed = int.from_bytes(bytes(raw[:4]), "little")
-    return claimed if 4 + 4 * claimed <= len(raw) else None  # each has a length of 4 bytes
+def has_room_for_texts(raw: Bytes | bytes) -> bool:
+    """Whether a chunk is long enough for as many texts as it claims: each has 4 bytes of length."""
+    return 4 + 4 * int.from_bytes(bytes(raw[:4]), "little") <= len(raw)
 
 
 def for_hdf5(filters: Sequence[int], dtype: Any) -> Decoder | None:

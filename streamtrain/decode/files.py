@@ -125,9 +125,10 @@ class Opened:
         self.note(path.parent for path in others)
         for file, version in others.items():
             with suppress(OSError):
-                now = _version(file.stat())
-                self._files[file] = now if now[0] == version[0] else version
-                self.since = max(self.since, file.stat().st_ctime_ns)
+                found = file.stat()
+                self.since = max(self.since, found.st_ctime_ns)
+                if found.st_size == version[0]:
+                    self._files[file] = _version(found)
             self._files.setdefault(file, version)
 
     def require_same(self) -> None:

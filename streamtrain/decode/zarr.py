@@ -142,8 +142,8 @@ def require_chunks(array: Any) -> None:
         Where one is missing now; later the store does, if it is one of `sources`.
     """
     store = array.store_path.store
-    if hasattr(store, "complete"):
-        store.complete.add(array.path)
+    if hasattr(store, "watched"):
+        store.watched.complete.add(array.path)
     elif array.nchunks_initialized < array.nchunks:
         raise missing(str(store), array.path, "of some entries")
 
@@ -153,10 +153,10 @@ def watch_texts(array: Any) -> None:
 
     Of stores of `sources`, and codecs that are known.
     """
-    texts = getattr(array.store_path.store, "texts", None)
+    watched = getattr(array.store_path.store, "watched", None)
     steps = codecs.before_texts(array.metadata)
-    if texts is not None and steps is not None:
-        texts[array.path] = steps
+    if watched is not None and steps is not None:
+        watched.texts[array.path] = steps
 
 
 def of_zarr(array: Any) -> Chunks | None:

@@ -15,7 +15,7 @@ from streamtrain.decode.remote import RemoteFiles, explained
 from streamtrain.decode.seekable import RemoteFile
 from streamtrain.errors import InputError
 from streamtrain.sources.damage import READ_ERRORS
-from streamtrain.sources.zarr_stores import Complete
+from streamtrain.sources.zarr_stores import Watched
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _HDF5 = (".h5ad", ".h5", ".hdf5")
@@ -28,8 +28,7 @@ class RemoteStore(ObjectStore):  # type: ignore[type-arg]
     def __init__(self, files: RemoteFiles) -> None:
         super().__init__(files.store, read_only=True)
         self.files = files
-        self._all = Complete()
-        self.complete, self.texts = self._all.complete, self._all.texts
+        self.watched = Watched()
 
     def __str__(self) -> str:
         return self.files.name
@@ -44,7 +43,7 @@ class RemoteStore(ObjectStore):  # type: ignore[type-arg]
 
         try:
             found = await super().get(key, prototype, byte_range)
-            return self._all.require(found, key, self.files.name)
+            return self.watched.require(found, key, self.files.name)
         except BaseError as error:
             # S3 says so of what is missing, to who may not list it. Of a chunk that would be
             # taken for zeros.

@@ -9,14 +9,14 @@ from typing import Any
 import zarr
 from zarr.storage import LocalStore, ZipStore
 
-from streamtrain.decode.codecs import claimed_texts
+from streamtrain.decode.codecs import has_room_for_texts
 from streamtrain.decode.files import METADATA, LocalFiles, Opened
 from streamtrain.decode.zarr import missing
 from streamtrain.errors import InputError
 from streamtrain.sources.damage import damaged
 
 
-class Complete:
+class Watched:
     """What a store has to say of its files: of one that is not there, and of one that runs code."""
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class Complete:
             raw = found.to_bytes()
             for step in self.texts[texts]:
                 raw = step(raw)
-            if claimed_texts(raw) is None:
+            if not has_room_for_texts(raw):
                 raise damaged(f"{name}/{key}", "it claims more texts than it has bytes for")
         return found
 
@@ -65,14 +65,13 @@ class FolderStore(LocalStore):
     def __init__(self, root: Path, opened: Opened) -> None:
         super().__init__(root, read_only=True)
         self.files = LocalFiles(root, opened=opened)
-        self._all = Complete()
-        self.complete, self.texts = self._all.complete, self._all.texts
+        self.watched = Watched()
 
     async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Any:
         """Bytes of a file; None where there is none, and there was none."""
         found = await super().get(key, prototype, byte_range)
         self.files.require_same(key)
-        return self._all.require(found, key, self.files.name)
+        return self.watched.require(found, key, self.files.name)
 
 
 class ZippedStore(ZipStore):
@@ -80,13 +79,12 @@ class ZippedStore(ZipStore):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, mode="r")
-        self._all = Complete()
-        self.complete, self.texts = self._all.complete, self._all.texts
+        self.watched = Watched()
 
     async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
         """Bytes of a file; None where there is none."""
         found = await super().get(key, prototype, byte_range)
-        return self._all.require(found, key, str(self.path))
+        return self.watched.require(found, key, str(self.path))
 
 
 def open_zarr(path: Path, opened: Opened) -> Any:
