@@ -24,7 +24,7 @@ PACKAGE = Path(streamtrain.__file__).parent
 LAYERS = [
     ("errors", "kernels"),
     (
-        "atomic", "budget", "buffers", "config", "frozen", "pairwise", "partial", "pickled",
+        "atomic", "budget", "buffers", "config", "frozen", "logs", "pairwise", "partial", "pickled",
         "progress", "quotas", "rows", "scratch", "threads",
     ),
     ("scaling", "sampling", "strata", "mixing", "expression", "calibration"),

@@ -142,28 +142,29 @@ warnings.simplefilter("ignore")
 path, folder, out = sys.argv[1:4]
 model = streamtrain.train(path, "cell_type", progress=False, checkpoint=folder, resume=True,
                           checkpoint_every=0.02, use_SGD=True, mini_batch=True, batch_size=50,
-                          batch_number=17, epochs=300, average=True, n_jobs=1)
+                          batch_number=17, epochs=600, average=True, n_jobs=1)
 model.save(out)
 """
 
 
 @pytest.mark.slow
 def test_resume__killed_at_any_moment(path, tmp_path):
+    """Seven times, each a moment after a state of its own was kept; then it ends in peace."""
     options = {"use_SGD": True, "mini_batch": True, "batch_size": 50, "batch_number": 17}
-    expected = train(path, epochs=300, average=True, **options)
-    rng, out, kills = random.Random(0), tmp_path / "model.zarr", 0  # noqa: S311
-    command = [sys.executable, "-c", SCRIPT, path, tmp_path / "run", out]
+    expected = train(path, epochs=600, average=True, **options)
+    rng, folder, out = random.Random(0), tmp_path / "run", tmp_path / "model.zarr"  # noqa: S311
+    command, kills = [sys.executable, "-c", SCRIPT, path, folder, out], 0
     while not out.exists():
+        before = states(folder)
         process = subprocess.Popen(command)  # noqa: S603
-        try:
-            # The libraries take a second or two; later on more is done at a time.
-            process.wait(rng.uniform(1, 3 + kills / 4))
-        except subprocess.TimeoutExpired:
+        if kills < 7:
+            in_time(lambda: set(states(folder)) - set(before) or process.poll() is not None)  # noqa: B023
+            time.sleep(rng.uniform(0, 0.05))
             process.kill()
             kills += 1
         assert process.wait() in (0, -signal.SIGKILL)
-    assert kills >= 3
     assert_same(streamtrain.Model.load(out), expected)
+    assert kills == 7
 
 
 def in_time(condition, seconds=60):
