@@ -203,7 +203,7 @@ class Local:
 
     def select(self, features: Features) -> None:
         """See `Place`."""
-        self.hold(self.spill.select(features.at))
+        self.hold(self.spill.select(features.at, progress=self._progress))
         self.has_selected = True
 
     def descend(

@@ -45,7 +45,7 @@ def begin(*, quiet: bool = False, log_json: bool = False) -> None:
     log_json
         As JSON, an object a line, progress too: `time`, `level`, and `logger` and `message`, or
         of progress `stage`, `done`, `total`, `unit`, `per_second`, `seconds`, `seconds_left` and
-        `memory`, in bytes.
+        `memory`, in bytes, and what else is `said`.
     """
     global _json
     root = logging.getLogger()

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from streamtrain.atomic import check_output, replacing
 from streamtrain.budget import format_bytes
 from streamtrain.errors import InputError
+from streamtrain.progress import stage
 from streamtrain.sources.columns import StoredFrame
 from streamtrain.sources.store import close_root, open_root
 
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 Column = pd.Categorical | NDArray[np.float64]
 
 _ANNDATA = {".h5ad": "an .h5ad file", ".zarr": "a zarr folder"}
+_PIECE = 16 << 20  # bytes that are copied at a time
 _NEWEST = "0.2.0"  # anndata's encoding of a table since 0.8
 # What `replacing` writes beside its place, and leaves there if it is killed.
 _ASIDE = re.compile(r"\..+\.[0-9a-f]{8}\.(partial|old)")
@@ -52,6 +54,8 @@ class ObsFile:
         The copy, or None for the source itself.
     overwrite
         Whether a copy that exists, or columns that exist, may be replaced.
+    progress
+        Whether to show how far the copy is.
 
     Raises
     ------
@@ -60,10 +64,11 @@ class ObsFile:
     """
 
     def __init__(
-        self, source: str | os.PathLike[str], out: str | os.PathLike[str] | None, overwrite: bool
-    ) -> None:
+        self, source: str | os.PathLike[str], out: str | os.PathLike[str] | None, overwrite: bool,
+        progress: bool = False,
+    ) -> None:  # fmt: skip
         self._source = Path(source).expanduser().resolve()
-        self._overwrite = overwrite
+        self._overwrite, self._progress = overwrite, progress
         self._folder = self._source.is_dir()
         if not self._folder and not h5py.is_hdf5(self._source):
             raise InputError(
@@ -167,7 +172,7 @@ class ObsFile:
             return
         overwrite = self._overwrite or self._in_place
         with replacing(self._target, overwrite, folder=self._folder) as partial:
-            _copy(self._source, partial)
+            _copy(self._source, partial, self._progress)
             (_add_to_zarr if self._folder else _add_to_hdf5)(partial, columns)
             if self._in_place:
                 found = self._source.stat()
@@ -202,16 +207,25 @@ def _files(path: Path) -> Iterable[Path]:
     return (f for _, files in _tree(path) for f in files) if path.is_dir() else [path]
 
 
-def _copy(source: Path, target: Path) -> None:
+def _copy(source: Path, target: Path, progress: bool) -> None:
     """Copy a file, or a folder of files, without permissions: an atlas may be read-only."""
-    if not source.is_dir():
-        shutil.copyfile(source, target)
-        return
-    for folder, files in _tree(source):
-        to = target / folder.relative_to(source)
-        to.mkdir()
-        for file in files:
-            shutil.copyfile(file, to / file.name)
+    size = sum(file.stat().st_size for file in _files(source))
+    with stage("Copying", size, "B", show=progress) as bar:
+        if not source.is_dir():
+            _copy_file(source, target, bar.update)
+            return
+        for folder, files in _tree(source):
+            to = target / folder.relative_to(source)
+            to.mkdir()
+            for file in files:
+                _copy_file(file, to / file.name, bar.update)
+
+
+def _copy_file(source: Path, target: Path, done: Callable[[int], object]) -> None:
+    with source.open("rb") as file, target.open("wb") as copy:
+        while part := file.read(_PIECE):
+            copy.write(part)
+            done(len(part))
 
 
 def _write(group: Any, name: str, values: Column, **kwargs: Any) -> None:

@@ -53,10 +53,12 @@ def fit_logistic(
     with Tiles(n_genes, config.dtype, room - vectors - reading, config.scratch) as tiles:
         # Alive at a time: a window as stored, scaled and by gene.
         stretch = stretch_of(cells.n_obs)
-        for first in range(0, cells.n_obs, stretch):
-            part = np.arange(first, min(first + stretch, cells.n_obs))
-            for rows in stored.sweep(part, int(reading / 6), cells.n_obs):
-                tiles.append(scaler(rows).rows)
+        with stage("Scaling", cells.n_obs, show=progress) as bar:
+            for first in range(0, cells.n_obs, stretch):
+                part = np.arange(first, min(first + stretch, cells.n_obs))
+                for rows in stored.sweep(part, int(reading / 6), cells.n_obs):
+                    tiles.append(scaler(rows).rows)
+                    bar.update(rows.n_obs)
         logger.info("solving on %s of scaled cells", format_bytes(tiles.nbytes))
         weights = weights_of(config, cells)
         if stored.device is None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from streamtrain.budget import format_bytes
 from streamtrain.decode.address import Address
 from streamtrain.errors import InputError
-from streamtrain.progress import counted
+from streamtrain.progress import counted, stage
 from streamtrain.rows import Rows
 from streamtrain.scaling import MomentsPass, RunningMoments, Scaler, places, standard_deviation
 from streamtrain.scratch import Folder
@@ -116,9 +116,14 @@ def over_cluster(
         else:
             with Spill(n_vars, np.float32, scratch) as spill:
                 pca = _components(n_vars, sweep, spill, threads, show)
-        graph = _neighbours(pca)
+        with stage("Finding neighbours", len(pca), show=show) as bar:
+            graph = _neighbours(pca)
+            bar.update(len(pca))
         del pca
-    return _leiden(graph)
+    with stage("Clustering", graph.shape[0], show=show) as bar:
+        found = _leiden(graph)
+        bar.update(graph.shape[0])
+    return found
 
 
 def _stored(X: Any, group: str, key: str) -> Any:

@@ -198,7 +198,7 @@ def predict(
         )
     on = device_of(device, gpu_memory, client)
     X = files_of(X, storage_options)
-    file = _file(X, out, in_place, prefix, overwrite)
+    file = _file(X, out, in_place, prefix, overwrite, progress)
     inputs = {
         "X": X, "model": model, "genes": genes, "cells": cells, "over_clustering": over_clustering,
     }  # fmt: skip
@@ -271,7 +271,12 @@ def predict(
 
 
 def _file(
-    X: Any, out: str | os.PathLike[str] | None, in_place: bool, prefix: str, overwrite: bool
+    X: Any,
+    out: str | os.PathLike[str] | None,
+    in_place: bool,
+    prefix: str,
+    overwrite: bool,
+    progress: bool,
 ) -> TableFile | ObsFile | None:
     """Open what is written to, checking first that it can be; None for a DataFrame."""
     if in_place and out is not None:
@@ -302,7 +307,7 @@ def _file(
             "obs columns are added to an .h5ad file or a zarr folder, and X is a "
             f"{type(X).__name__}: assign the DataFrame that predict() returns"
         )
-    return ObsFile(X, out, overwrite)
+    return ObsFile(X, out, overwrite, progress)
 
 
 def _names(

@@ -30,7 +30,7 @@ class _Bar(tqdm):  # type: ignore[type-arg]
     @property
     def format_dict(self) -> Any:
         """What tqdm words."""
-        return {**super().format_dict, "postfix": _memory()}
+        return _with_memory(super().format_dict)
 
 
 @contextmanager
@@ -94,7 +94,7 @@ def _line(bar: Any) -> None:
     now = bar.format_dict
     elapsed, done, total = now["elapsed"], now["n"], now["total"]
     if not logs.as_json():
-        sys.stderr.write(bar.format_meter(**{**now, "postfix": _memory(), "ncols": 0}) + "\n")
+        sys.stderr.write(bar.format_meter(**{**_with_memory(now), "ncols": 0}) + "\n")
         return
     rate = done / elapsed if elapsed else None
     logs.write_json(
@@ -107,8 +107,10 @@ def _line(bar: Any) -> None:
         seconds=round(elapsed, 3),
         seconds_left=round((total - done) / rate, 3) if rate and total is not None else None,
         memory=psutil.Process().memory_info().rss,
+        **({"said": now["postfix"]} if now["postfix"] else {}),
     )
 
 
-def _memory() -> str:
-    return format_bytes(psutil.Process().memory_info().rss)
+def _with_memory(now: Any) -> dict[str, Any]:
+    said = [*filter(None, [now["postfix"]]), format_bytes(psutil.Process().memory_info().rss)]
+    return {**now, "postfix": ", ".join(said)}

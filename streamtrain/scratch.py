@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
@@ -25,6 +26,39 @@ from streamtrain.kernels import scratch as kernel
 logger = logging.getLogger(__name__)
 
 Folder = str | os.PathLike[str] | None
+
+
+@dataclass
+class Room:
+    """What parsing text, or sorting a matrix by cell, may use.
+
+    Attributes
+    ----------
+    memory
+        Bytes to hold at a time.
+    scratch
+        Folder for the result; the system's temporary one if None.
+    progress
+        Show progress on standard error.
+    """
+
+    memory: int = 256 << 20
+    scratch: Folder = None
+    progress: bool = False
+    _files: list[ScratchArray] = field(default_factory=list)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_files": []}
+
+    def array(self, dtype: Any) -> ScratchArray:
+        """Make an array on scratch that `close` gives up."""
+        self._files.append(ScratchArray(self.scratch, dtype))
+        return self._files[-1]
+
+    def close(self) -> None:
+        """Give the scratch back."""
+        while self._files:
+            self._files.pop().close()
 
 
 def place_of(folder: Folder) -> str:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from streamtrain.buffers import empty
 from streamtrain.kernels import csr
+from streamtrain.progress import counted
 from streamtrain.rows import Rows
 from streamtrain.scaling import places
 from streamtrain.scratch import Folder, MemoryArray, ScratchArray, ScratchPieces
@@ -183,7 +184,7 @@ class Spill:
         self._threads.share(len(cells), take)
         return Rows(data, indices, indptr, self.n_vars)
 
-    def select(self, genes: NDArray[np.int64]) -> Spill:
+    def select(self, genes: NDArray[np.int64], *, progress: bool = False) -> Spill:
         """Write the cells anew with these genes alone, at their places in `genes`."""
         fewer = Spill(
             len(genes), self.dtype, self._scratch, memory=self._memory * self.in_memory,
@@ -191,8 +192,9 @@ class Spill:
         )  # fmt: skip
         position = places(genes, self.n_vars)
         step = max(1, int(_SELECT / (self.nbytes / max(1, self.n_obs) + 8)))
-        for start in range(0, self.n_obs, step):
-            rows = self.gather(np.arange(start, min(start + step, self.n_obs)))
+        parts = range(0, self.n_obs, step)
+        rows_of = ((s, self.gather(np.arange(s, min(s + step, self.n_obs)))) for s in parts)
+        for _, rows in counted(rows_of, "Selecting genes", self.n_obs, show=progress):
             data, indices = np.empty_like(rows.data), np.empty(len(rows.data), np.int32)
             indptr = csr.select_genes(rows.data, rows.indices, rows.indptr, position, data, indices)
             n = indptr[-1]

@@ -8,13 +8,17 @@ import subprocess
 import sys
 import termios
 import time
+import warnings
 
 import pytest
+from sklearn.exceptions import ConvergenceWarning
 
+import streamtrain
 from streamtrain import logs, progress
 from streamtrain.progress import counted, stage
+from tests import atlas
 
-LINE = r"Reading: 100% 1\.00k/1\.00k \[00:00<00:00, [\d.]+k? ?cells/s, [\d.]+ [MG]B\]"
+LINE = r"Reading: 100% 1\.00k/1\.00k \[00:0\d<00:00, .* ?cells/s, [\d.]+ [MG]B\]"
 
 
 @pytest.fixture
@@ -175,3 +179,31 @@ def test_begin__leaves_what_an_application_set_up():
     command = [sys.executable, "-c", words]
     done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
     assert done.stderr == "mine: x\nstreamtrain: y\n"
+
+
+def stages(words):
+    """Names of the stages that ended, in order."""
+    return re.findall(r"^([A-Z][\w ]+): ", words, re.MULTILINE)
+
+
+def test_stages__of_whole_runs(tmp_path, capsys, monkeypatch):
+    """Whatever takes longer with the number of cells is a stage."""
+    monkeypatch.setattr(progress, "_DELAY", 0)
+    adata = atlas.make()
+    adata.X = adata.X.tocsc()
+    adata.write_h5ad(path := tmp_path / "atlas.h5ad")
+    chosen = {"feature_selection": True, "top_genes": 10}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model = streamtrain.train(path, "cell_type", **chosen)
+    found = capsys.readouterr().err
+    assert stages(found) == [
+        "Transposing", "Reading", "Training", "Selecting genes", "Scaling", "Training"
+    ]  # fmt: skip
+    assert re.search(
+        r"^Training: [\d.k]+ cells \[.*, \d of 5 cell types done, \d+ MB", found, re.MULTILINE
+    )
+    streamtrain.predict(model, path, out=tmp_path / "copy.h5ad")
+    assert stages(capsys.readouterr().err) == ["Transposing", "Predicting", "Copying"]
+    streamtrain.predict(model, path, progress=False)
+    assert capsys.readouterr().err == ""

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from streamtrain.errors import InputError
 from streamtrain.kernels import transpose
+from streamtrain.scratch import Room
 from streamtrain.sources import columns, open_source
 from streamtrain.sources.csc import CscMatrix
 from streamtrain.sources.genes import unique_names
@@ -304,7 +305,7 @@ def test_csc__transposition_and_blocks(
     X = sp.csc_matrix(values)
     index = np.int64 if wide else np.int32
     matrix = CscMatrix(
-        X.data, X.indices.astype(index), X.indptr.astype(index), X.shape, "X", memory
+        X.data, X.indices.astype(index), X.indptr.astype(index), X.shape, "X", Room(memory)
     )
     want = X.tocsr()
     out = []

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamtrain.budget import BLOCK
 from streamtrain.errors import InputError, absent, require_readable
+from streamtrain.scratch import Room
 from streamtrain.sources.base import Source
 from streamtrain.threads import Threads
 
@@ -79,7 +80,7 @@ def open_source(
     scratch
         Folder for the files of that (default: the system's temporary one).
     progress
-        Show progress on standard error while text is parsed.
+        Show progress on standard error while text is parsed, or a matrix transposed.
     threads
         They decode what is read; None for one a CPU.
     storage_options
@@ -108,10 +109,11 @@ def open_source(
         _refuse_for_anndata(genes, transpose)
         one = partial(
             open_source, layer=layer, gene_key=gene_key, memory=memory, scratch=scratch,
-            threads=threads,
+            progress=progress, threads=threads,
         )  # fmt: skip
         return _collection(members, join, one)
-    return _open_one(X, layer, gene_key, genes, transpose, memory, scratch, progress, threads)
+    room = Room(Room.memory if memory is None else memory, scratch, progress)
+    return _open_one(X, layer, gene_key, genes, transpose, room, threads)
 
 
 def _members(X: Any, join: Genes | None) -> tuple[Any, Members | None]:
@@ -163,9 +165,7 @@ def _open_one(
     gene_key: str | None,
     genes: Any,
     transpose: bool,
-    memory: int | None,
-    scratch: str | Path | None,
-    progress: bool,
+    room: Room,
     threads: Threads | None,
 ) -> Source:
     """Open one file or object; see `open_source`."""
@@ -188,8 +188,8 @@ def _open_one(
     if parse is None and (store is not None or in_memory.is_a(X, "anndata", "AnnData")):
         _refuse_for_anndata(genes, transpose)
         if store is not None:
-            return StoreSource(store, layer, gene_key, memory, scratch, threads)
-        return in_memory.AnnDataSource(X, layer, gene_key, memory, scratch, threads)
+            return StoreSource(store, layer, gene_key, room, threads)
+        return in_memory.AnnDataSource(X, layer, gene_key, room, threads)
     if parse is parse_10x:
         parse, gene_key = partial(parse_10x, gene_key=gene_key), None
     for option, value in (("layer", layer), ("gene_key", gene_key)):
@@ -197,8 +197,8 @@ def _open_one(
             what = path or f"a {type(X).__name__}"
             raise InputError(f"{option}={value!r} is for an AnnData, and X is {what}")
     if path is not None and parse is not None:
-        return TextSource(path, parse, transpose, genes, memory, scratch, progress)
-    return in_memory.array_source(X, genes, memory, scratch, transpose, threads)
+        return TextSource(path, parse, transpose, genes, room)
+    return in_memory.array_source(X, genes, room, transpose, threads)
 
 
 def is_text(X: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 
 from streamtrain.budget import format_bytes
 from streamtrain.kernels import transpose
+from streamtrain.progress import stage
 from streamtrain.rows import Rows
-from streamtrain.scratch import Folder, ScratchArray, place_of, require_free
+from streamtrain.scratch import Room, ScratchArray, place_of, require_free
 from streamtrain.sources.damage import damaged, fetch, plain_dtype
 from streamtrain.sources.matrix import CsrMatrix, check_compressed
 from streamtrain.threads import Threads
 
 logger = logging.getLogger(__name__)
 
-MEMORY = 256 << 20
 GROUPS = 1 << 20  # rows are counted in at most this many groups: 8 MB, whatever the atlas
 
 
@@ -34,10 +34,8 @@ class CooMatrix:
         Cells, genes.
     name
         What messages call the matrix.
-    memory
-        Bytes that the sort may hold (default 256 MB).
-    scratch
-        Folder for the sorted matrix, gone after `close` (default: the system's).
+    room
+        Within which it is sorted; the sorted matrix is gone after `close`.
     threads
         They share the checks of what is read; None for all CPUs.
     """
@@ -52,16 +50,14 @@ class CooMatrix:
         cols: Any,
         shape: Any,
         name: str,
-        memory: int | None = None,
-        scratch: Folder = None,
+        room: Room | None = None,
         threads: Threads | None = None,
     ) -> None:
         self.shape = (int(shape[0]), int(shape[1]))
         self.dtype = plain_dtype(data.dtype, name)
         self.name = name
         self._data, self._indices, self._cols = data, rows, cols
-        self._memory = MEMORY if memory is None else memory
-        self._scratch, self._threads = scratch, threads
+        self._room, self._threads = room or Room(), threads
         self._files: list[ScratchArray] = []
         self._rows: CsrMatrix | None = None
 
@@ -72,20 +68,24 @@ class CooMatrix:
         if self._rows is None:
             entries = self._data.shape[0]
             need = entries * (8 + self.dtype.itemsize) + 8 * (self.shape[0] + 1)
-            require_free(self._scratch, need, f"transposing {self.name}, which is {self._order},")
+            require_free(
+                self._room.scratch, need, f"transposing {self.name}, which is {self._order},"
+            )
             logger.warning(
                 "%s is %s; transposing it through %s of scratch in %s",
-                self.name, self._order, format_bytes(need), place_of(self._scratch),
+                self.name, self._order, format_bytes(need), place_of(self._room.scratch),
             )  # fmt: skip
             try:
-                self._rows = self._transpose()
+                with stage("Transposing", entries, " entries", show=self._room.progress) as bar:
+                    # Three times over all entries: counted, dealt out, sorted.
+                    self._rows = self._transpose(lambda n: bar.update(n / 3))
             except BaseException:
                 self.close()
                 raise
         return self._rows
 
     def _slices(self, entry_bytes: int) -> Iterator[tuple[int, int]]:
-        step = max(1, self._memory // 2 // entry_bytes)
+        step = max(1, self._room.memory // 2 // entry_bytes)
         for start in range(0, self._data.shape[0], step):
             yield start, min(start + step, self._data.shape[0])
 
@@ -93,13 +93,13 @@ class CooMatrix:
         rows = fetch(self._indices, start, stop, self.name)
         return rows if rows.dtype in (np.int32, np.int64) else rows.astype(np.int64)
 
-    def _transpose(self) -> CsrMatrix:
+    def _transpose(self, done: Callable[[int], object]) -> CsrMatrix:
         n_obs, n_vars = self.shape
         width = max(1, -(-n_obs // GROUPS))
-        counts = self._count(width)
+        counts = self._count(width, done)
         # A bucket's cells are sorted in memory: entries in and out, and its offsets.
         entry = 2 * (4 + self.dtype.itemsize) + 4
-        bucket_of = _cut_groups(counts * entry + 8 * width, self._memory // 2)
+        bucket_of = _cut_groups(counts * entry + 8 * width, self._room.memory // 2)
         edges = np.flatnonzero(np.diff(bucket_of, prepend=-1))  # first group of each bucket
         first_row = edges.astype(np.int64) * width
         size = np.add.reduceat(counts, edges) if len(edges) else np.zeros(0, np.int64)
@@ -107,9 +107,9 @@ class CooMatrix:
 
         total = self._data.shape[0]
         types = (np.int32, np.int32, self.dtype, np.int64)
-        self._files = [ScratchArray(self._scratch, t) for t in types]
+        self._files = [ScratchArray(self._room.scratch, t) for t in types]
         rows, cols, values, offsets = self._files
-        self._scatter((rows, cols, values), width, bucket_of, first_row, start)
+        self._scatter((rows, cols, values), width, bucket_of, first_row, start, done)
 
         # Buckets follow one another by row, so each is sorted in its own place in the files.
         stops = np.append(first_row, n_obs)[1:]
@@ -123,11 +123,12 @@ class CooMatrix:
             cols.write(sorted_cols, int(low))
             values.write(sorted_values, int(low))
             offsets.write(indptr[:-1] + low, int(first))
+            done(int(n))
         offsets.write(np.array([total]), n_obs)
         rows.close()
         return CsrMatrix(values, cols, offsets, (n_obs, n_vars), self.name, self._threads)
 
-    def _count(self, width: int) -> NDArray[np.int64]:
+    def _count(self, width: int, done: Callable[[int], object]) -> NDArray[np.int64]:
         n_obs = self.shape[0]
         counts = np.zeros(-(-n_obs // width), np.int64)
         for low, high in self._slices(2 * self._indices.dtype.itemsize):
@@ -136,6 +137,7 @@ class CooMatrix:
             if bad >= 0:
                 what = f"entry {low + bad} has cell position {rows[bad]}, outside 0 to {n_obs - 1}"
                 raise damaged(self.name, what)
+            done(high - low)
         return counts
 
     def _scatter(
@@ -145,6 +147,7 @@ class CooMatrix:
         bucket_of: NDArray[np.int64],
         first_row: NDArray[np.int64],
         start: NDArray[np.int64],
+        done: Callable[[int], object],
     ) -> None:
         """Append every entry to its bucket's stretch of the files."""
         at, ends = start.copy(), np.empty(len(start), np.int64)
@@ -164,6 +167,7 @@ class CooMatrix:
                         file.write(array[begin:end], int(at[b]))
                     at[b] += end - begin
                 begin = end
+            done(n)
 
     def row_bytes(self, start: int, stop: int) -> NDArray[np.int64]:
         """Bytes of each cell."""
@@ -208,7 +212,7 @@ class CscMatrix(CooMatrix):
     ----------
     data, indices, indptr
         numpy, h5py or zarr arrays.
-    shape, name, memory, scratch, threads
+    shape, name, room, threads
         As of `CooMatrix`.
     order
         What messages say of how the matrix is stored.
@@ -221,13 +225,12 @@ class CscMatrix(CooMatrix):
         indptr: Any,
         shape: Any,
         name: str,
-        memory: int | None = None,
-        scratch: Folder = None,
+        room: Room | None = None,
         order: str = "stored by gene (CSC)",
         threads: Threads | None = None,
     ) -> None:
         cols = _Columns(indptr, int(shape[1]), name)
-        super().__init__(data, indices, cols, shape, name, memory, scratch, threads)
+        super().__init__(data, indices, cols, shape, name, room, threads)
         self._order = order
         check_compressed(data, indices, indptr, self.shape[1], name)
 

@@ -6,7 +6,6 @@ import io
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from streamtrain.budget import format_bytes
 from streamtrain.errors import InputError, near
 from streamtrain.kernels import text as kernel
-from streamtrain.scratch import Folder, ScratchArray
+from streamtrain.scratch import Room
 from streamtrain.sources.columns import TEXT_SLICE
 from streamtrain.sources.damage import reading
 
@@ -30,36 +29,6 @@ SHARE = 10  # a block and what is made of it take at most this many times its by
 BOM = b"\xef\xbb\xbf"
 UTF16 = b"\xff\xfe", b"\xfe\xff"  # its byte order marks
 NEWLINE = kernel.NEWLINE
-
-
-@dataclass
-class Room:
-    """What reading a text file may use.
-
-    Attributes
-    ----------
-    memory
-        Bytes to hold at a time.
-    scratch
-        Folder for the parsed values; the system's temporary one if None.
-    progress
-        Show progress on standard error.
-    """
-
-    memory: int
-    scratch: Folder
-    progress: bool
-    _files: list[ScratchArray] = field(default_factory=list)
-
-    def array(self, dtype: Any) -> ScratchArray:
-        """Make an array on scratch that `close` gives up."""
-        self._files.append(ScratchArray(self.scratch, dtype))
-        return self._files[-1]
-
-    def close(self) -> None:
-        """Give the scratch back."""
-        while self._files:
-            self._files.pop().close()
 
 
 def _binary(path: Path, files: ExitStack) -> tuple[io.RawIOBase | io.BufferedIOBase, io.FileIO]:

@@ -13,6 +13,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from streamtrain.errors import InputError
+from streamtrain.scratch import Room
 from streamtrain.sources.columns import MemoryFrame, table
 from streamtrain.sources.csc import CscMatrix
 from streamtrain.sources.derived import SlicedMatrix, SubsetMatrix
@@ -65,8 +66,7 @@ class _FrameValues:
 def as_matrix(
     X: Any,
     name: str,
-    memory: int | None = None,
-    scratch: str | Path | None = None,
+    room: Room | None = None,
     transpose: bool = False,
     threads: Threads | None = None,
 ) -> Matrix:
@@ -90,13 +90,13 @@ def as_matrix(
         parts = X.data[:nnz], X.indices[:nnz], X.indptr
         if X.format == "csr":
             return CsrMatrix(*parts, X.shape, name, threads)
-        return CscMatrix(*parts, X.shape, name, memory, scratch, threads=threads)
+        return CscMatrix(*parts, X.shape, name, room, threads=threads)
     if isinstance(X, np.ndarray) and not isinstance(X, np.ma.MaskedArray):
         return DenseMatrix(np.asarray(X), name)
     if on_disk:
         return DenseMatrix(X, name)
     if is_a(X, "anndata", "BaseCompressedSparseDataset"):
-        return node_matrix(X.group, name, memory, scratch, threads)
+        return node_matrix(X.group, name, room, threads)
     if is_a(X, "dask", "Array"):
         return SlicedMatrix(X, name)
     raise InputError(
@@ -108,14 +108,13 @@ def as_matrix(
 def array_source(
     X: Any,
     genes: Genes | None = None,
-    memory: int | None = None,
-    scratch: str | Path | None = None,
+    room: Room | None = None,
     transpose: bool = False,
     threads: Threads | None = None,
 ) -> MatrixSource:
     """Make a Source of a matrix without obs; a DataFrame names its cells and genes itself."""
     name = type(X).__name__
-    matrix = as_matrix(X, name, memory, scratch, transpose, threads)
+    matrix = as_matrix(X, name, room, transpose, threads)
     cells: Any = pd.RangeIndex(matrix.shape[0])
     if isinstance(X, pd.DataFrame):
         if genes is not None:
@@ -138,14 +137,13 @@ class AnnDataSource(MatrixSource):
         adata: Any,
         layer: str | None = None,
         gene_key: str | None = None,
-        memory: int | None = None,
-        scratch: str | Path | None = None,
+        room: Room | None = None,
         threads: Threads | None = None,
     ) -> None:
         name = "AnnData" if adata.filename is None else f"AnnData({str(adata.filename)!r})"
-        self._options, self.matrix = (layer, memory, scratch), matrix_key(layer)
+        self._options, self.matrix = (layer, room), matrix_key(layer)
         parent = adata._adata_ref if adata.is_view else adata
-        matrix, self._file = _anndata_matrix(parent, layer, name, memory, scratch, threads)
+        matrix, self._file = _anndata_matrix(parent, layer, name, room, threads)
         raw = self.matrix == "raw/X"
         self._subset: tuple[NDArray[np.int64], NDArray[np.int64] | None] | None = None
         if adata.is_view:
@@ -178,11 +176,11 @@ class AnnDataSource(MatrixSource):
         return self._left_out
 
     def _open(self) -> None:
-        layer, memory, scratch = self._options
+        layer, room = self._options
         if self._file is None:
             return
         self._root = open_root(self._file, self.name)
-        matrix = stored_matrix(self._root, layer, self.name, memory, scratch)
+        matrix = stored_matrix(self._root, layer, self.name, room)
         self._matrix = matrix if self._subset is None else SubsetMatrix(matrix, *self._subset)
 
     def close(self) -> None:
@@ -197,8 +195,7 @@ def _anndata_matrix(
     adata: Any,
     layer: str | None,
     name: str,
-    memory: int | None,
-    scratch: str | Path | None,
+    room: Room | None,
     threads: Threads | None,
 ) -> tuple[Matrix, Path | None]:
     """Matrix of an AnnData that is no view, and the file that backs it, if one does."""
@@ -214,4 +211,4 @@ def _anndata_matrix(
         raise no_matrix(layer, layers, adata.X is not None, adata.raw is not None, name)
     backed = isinstance(X, h5py.Dataset) or is_a(X, "anndata", "BaseCompressedSparseDataset")
     path = Path(adata.filename) if backed and adata.filename is not None else None
-    return as_matrix(X, f"{key} of {name}", memory, scratch, threads=threads), path
+    return as_matrix(X, f"{key} of {name}", room, threads=threads), path

@@ -14,11 +14,11 @@ from streamtrain.budget import format_bytes
 from streamtrain.errors import InputError, near
 from streamtrain.kernels import text as kernel
 from streamtrain.progress import stage
-from streamtrain.scratch import require_free
+from streamtrain.scratch import Room, require_free
 from streamtrain.sources.columns import MemoryFrame
 from streamtrain.sources.csc import CooMatrix
 from streamtrain.sources.genes import IGNORED, given_names, unique_names
-from streamtrain.sources.lines import LineBlocks, Room, StoredNames, read_lines
+from streamtrain.sources.lines import LineBlocks, StoredNames, read_lines
 from streamtrain.sources.matrix import CsrMatrix, Matrix
 from streamtrain.sources.text import Parsed
 
@@ -196,7 +196,7 @@ def _parse_entries(
         )
     shape = header.n_obs, int(np.count_nonzero(places >= 0))
     if not by_cell:
-        return CooMatrix(values, cells, genes, shape, lines.name, room.memory, room.scratch)
+        return CooMatrix(values, cells, genes, shape, lines.name, room)
     cells.close()
     offsets = room.array(np.int64)
     offsets.append(np.zeros(1, np.int64))

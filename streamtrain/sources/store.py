@@ -16,6 +16,7 @@ from streamtrain.decode.files import METADATA, Opened
 from streamtrain.decode.seekable import remote_file
 from streamtrain.errors import InputError, absent, near, require_readable
 from streamtrain.rows import Rows
+from streamtrain.scratch import Room
 from streamtrain.sources.columns import StoredFrame, table
 from streamtrain.sources.csc import CscMatrix
 from streamtrain.sources.damage import (
@@ -55,8 +56,8 @@ class StoreSource(MatrixSource):
         None for X, "raw", or the name of a layer.
     gene_key
         var column with the gene names (default: var's index).
-    memory, scratch
-        Bytes and folder for transposing a matrix stored by gene.
+    room
+        Within which a matrix stored by gene is transposed.
     threads
         They decode; None for all CPUs.
     """
@@ -66,12 +67,11 @@ class StoreSource(MatrixSource):
         path: str | Path | Address,
         layer: str | None = None,
         gene_key: str | None = None,
-        memory: int | None = None,
-        scratch: str | Path | None = None,
+        room: Room | None = None,
         threads: Threads | None = None,
     ) -> None:
         self._path, self._layer = path if isinstance(path, Address) else Path(path), layer
-        self._memory, self._scratch, self._threads = memory, scratch, threads
+        self._room, self._threads = room, threads
         self.name, self.matrix = str(path), matrix_key(layer)
         self._opened = Opened(self.name)
         self._open()
@@ -102,7 +102,7 @@ class StoreSource(MatrixSource):
         self._root = open_root(self._path, self.name, self._opened)
         try:
             self._matrix = stored_matrix(
-                self._root, self._layer, self.name, self._memory, self._scratch, self._threads
+                self._root, self._layer, self.name, self._room, self._threads
             )
             with reading(self.name):
                 self._obs = StoredFrame(self._root["obs"], f"obs of {self.name}", self._root)
@@ -285,8 +285,7 @@ def stored_matrix(
     root: Any,
     layer: str | None,
     name: str,
-    memory: int | None = None,
-    scratch: str | Path | None = None,
+    room: Room | None = None,
     threads: Threads | None = None,
 ) -> Matrix:
     """Find X, a layer or raw/X in an open AnnData, by row."""
@@ -295,14 +294,13 @@ def stored_matrix(
         if key not in root:
             layers = sorted(root["layers"].keys()) if "layers" in root else []
             raise no_matrix(layer, layers, "X" in root, "raw/X" in root, name)
-        return node_matrix(root[key], f"{key} of {name}", memory, scratch, threads)
+        return node_matrix(root[key], f"{key} of {name}", room, threads)
 
 
 def node_matrix(
     node: Any,
     name: str,
-    memory: int | None = None,
-    scratch: str | Path | None = None,
+    room: Room | None = None,
     threads: Threads | None = None,
 ) -> Matrix:
     """Read a stored matrix by the encoding that its attributes tell."""
@@ -331,7 +329,7 @@ def node_matrix(
         )
     if kind == "csr":
         return CsrMatrix(data, indices, indptr, shape, name, threads)
-    return CscMatrix(data, indices, indptr, shape, name, memory, scratch, threads=threads)
+    return CscMatrix(data, indices, indptr, shape, name, room, threads=threads)
 
 
 def _shape(node: Any, name: str) -> tuple[int, int]:

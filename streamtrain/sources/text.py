@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from streamtrain.errors import InputError
 from streamtrain.kernels import text as kernel
 from streamtrain.progress import stage
-from streamtrain.scratch import Folder, ScratchArray, require_free
+from streamtrain.scratch import Room, ScratchArray, require_free
 from streamtrain.sources.columns import Frame, MemoryFrame
-from streamtrain.sources.csc import MEMORY, CscMatrix
+from streamtrain.sources.csc import CscMatrix
 from streamtrain.sources.genes import IGNORED, Genes, given_names, name_list, unique_names
-from streamtrain.sources.lines import Bytes, LineBlocks, Room, StoredNames
+from streamtrain.sources.lines import Bytes, LineBlocks, StoredNames
 from streamtrain.sources.matrix import CsrMatrix, Matrix
 from streamtrain.sources.opened import MatrixSource
 
@@ -81,14 +81,12 @@ class TextSource(MatrixSource):
         parse: Parse,
         transpose: bool = False,
         genes: Genes | None = None,
-        memory: int | None = None,
-        scratch: Folder = None,
-        progress: bool = True,
+        room: Room | None = None,
     ) -> None:
         self.name = str(path)
         self._path, self._parse, self._transpose = path, parse, transpose
         self._given = None if genes is None else name_list(genes)
-        self._room = Room(MEMORY if memory is None else memory, scratch, progress)
+        self._room = room or Room()
         parsed = self._read_file()
         super().__init__(self.name, parsed.matrix, parsed.obs, parsed.genes)
         self.is_sparse = parsed.is_sparse
@@ -99,8 +97,7 @@ class TextSource(MatrixSource):
         return self._path
 
     def __getstate__(self) -> dict[str, Any]:
-        room = Room(self._room.memory, self._room.scratch, self._room.progress)
-        return {**self.__dict__, "_matrix": None, "_obs": None, "_room": room}
+        return {**self.__dict__, "_matrix": None, "_obs": None}
 
     def _open(self) -> None:
         parsed = self._read_file()
@@ -151,7 +148,7 @@ def parse_table(path: Path, room: Room, transpose: bool, genes: list[str] | None
     matrix: Matrix = CsrMatrix(values, positions, offsets, shape, name)
     if transpose:
         parts = values, positions, offsets, shape[::-1]
-        matrix = CscMatrix(*parts, name, room.memory, room.scratch, "stored by gene")
+        matrix = CscMatrix(*parts, name, room, "stored by gene")
     n_obs, n_vars = matrix.shape
     if carried is None:
         found = given_names(genes, n_vars, name)
