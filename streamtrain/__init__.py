@@ -6,6 +6,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from streamtrain.annotate import annotate
+    from streamtrain.annotation_result import AnnotationResult
     from streamtrain.config import Settings
     from streamtrain.convert import convert
     from streamtrain.cross_validate import CrossValidation, cross_validate
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 # Where each public name lives; loaded at first use, so that the import itself takes milliseconds.
 _HOMES = {
+    "AnnotationResult": "annotation_result",
     "CrossValidation": "cross_validate",
     "DataInspection": "inspecting",
     "Evaluation": "evaluate",
@@ -33,6 +36,7 @@ _HOMES = {
     "ModelEvaluation": "evaluate_model",
     "Settings": "config",
     "SparseSGDClassifier": "estimator",
+    "annotate": "annotate",
     "convert": "convert",
     "cross_validate": "cross_validate",
     "evaluate": "evaluate",
@@ -45,6 +49,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "AnnotationResult",
     "CrossValidation",
     "DataInspection",
     "Evaluation",
@@ -56,6 +61,7 @@ __all__ = [
     "Settings",
     "SparseSGDClassifier",
     "__version__",
+    "annotate",
     "convert",
     "cross_validate",
     "evaluate",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,7 @@ import xarray as xr
 
 from streamtrain.cells import Labels
 from streamtrain.config import takes_settings, with_recipe
+from streamtrain.given import TrainGiven
 from streamtrain.model import Model
 from streamtrain.sources.genes import Genes
 from streamtrain.train import Outcome, run
@@ -53,7 +54,7 @@ def cross_validate(
     progress: bool = True,
     storage_options: Mapping[str, Any] | None = None,
     client: Any = None,
-    **settings: Any,
+    **settings: Unpack[TrainGiven],
 ) -> CrossValidation:
     """Rank settings by cross-validation, for one or several columns of labels, from one reading.
 
@@ -90,11 +91,12 @@ def cross_validate(
         # One label a cell is a list of texts as well, but one in which some come twice.
         if named and 0 < len(set(labels)) == len(labels):
             columns = list(labels)
-    settings = {"use_SGD": True, "mini_batch": True, "folds": _FOLDS} | with_recipe(settings)
-    if settings["folds"] is None:
-        settings["folds"] = _FOLDS
+    keywords = {"use_SGD": True, "mini_batch": True, "folds": _FOLDS}
+    keywords |= with_recipe(dict(settings))
+    if keywords["folds"] is None:
+        keywords["folds"] = _FOLDS
     outcomes = run(
-        X, columns, genes, settings, progress, storage_options, refit=refit, client=client
+        X, columns, genes, keywords, progress, storage_options, refit=refit, client=client
     )
     names = [_name(outcome.labels) for outcome in outcomes]
     models = {

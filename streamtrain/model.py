@@ -6,7 +6,6 @@ import os
 import pickle
 import textwrap
 from collections.abc import Iterable, Mapping
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from streamtrain import atomic, celltypist_import, model_edit, model_store
+from streamtrain import atomic, celltypist_import, markers, model_edit, model_store, onnx_export
 from streamtrain.calibration import Calibration
 from streamtrain.celltypist_export import classifier, standard_scaler
 from streamtrain.errors import InputError, absent, near, some
@@ -244,14 +243,38 @@ class Model:
         InputError
             `cell_type` is unknown, or `top_n` is no whole number of at least 1.
         """
-        types = self.cell_types
-        if cell_type not in types:
-            raise InputError(f"no cell type {cell_type!r} in the model: {near(cell_type, types)}")
-        if isinstance(top_n, bool) or not isinstance(top_n, Integral) or top_n < 1:
-            raise InputError(f"top_n must be a whole number of at least 1; got {top_n!r}")
-        row = self.dataset["coef"].to_numpy()[types == cell_type][0]
-        order = np.argsort(-(row if only_positive else np.abs(row)), kind="stable")
-        return self.features[order[:top_n]]
+        return markers.names(self.dataset, cell_type, top_n, only_positive=only_positive)
+
+    def markers(
+        self,
+        top_n: int = 10,
+        cell_types: str | Iterable[str] | None = None,
+        only_positive: bool = True,
+    ) -> pd.DataFrame:
+        """Table the genes that drive each cell type's score most, as `extract_top_markers` ranks.
+
+        Parameters
+        ----------
+        top_n
+            How many genes of each type; all of them where there are fewer.
+        cell_types
+            Of `cell_types`, in the order wished for; None for all.
+        only_positive
+            Whether to rank by coefficient, those of 0 and below left out; otherwise by its absolute
+            value.
+
+        Returns
+        -------
+        DataFrame
+            A row for each type and gene: `cell_type`, `rank` (from 1), `gene`, `coef` (on scaled
+            expression), and `mean` and `std` of the gene's expression over the cells of training.
+
+        Raises
+        ------
+        InputError
+            A type is unknown, or `top_n` is no whole number of at least 1.
+        """
+        return markers.table(self.dataset, top_n, cell_types, only_positive=only_positive)
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write the model to `path`, a zarr store that xarray opens; all of it or nothing.
@@ -301,6 +324,11 @@ class Model:
         folder = Path(path).expanduser()
         if not folder.exists():
             raise absent(folder, "model")
+        if folder.suffix.lower() == ".onnx":
+            raise InputError(
+                f"{str(path)!r} is an ONNX graph, from which no model is read: load the model that "
+                "it was written of"
+            )
         if not folder.is_dir():
             return cls.from_celltypist(path)
         dataset = model_store.read(path)
@@ -373,6 +401,41 @@ class Model:
         ):
             # Protocol 5 names numpy._core.numeric, which numpy 1.26 lacks; 4 does not.
             pickle.dump(exported, file, protocol=4)
+
+    def to_onnx(
+        self, path: str | os.PathLike[str], *, normalize: bool = False, overwrite: bool = False
+    ) -> None:
+        """Write an ONNX graph, by which cells are annotated outside Python: C++, Java, JavaScript.
+
+        Its input `X`, float32 (cells, genes), is log1p expression normalised to 10,000 per cell,
+        its genes those of `features` in their order. A gene that the cells lack is NaN, and then
+        contributes nothing, as in `predict`. Outputs: `label`, texts (cells,); `probabilities` and
+        `scores`, float32 (cells, types), types in the order of `cell_types`. Scaling, clipping and
+        calibration are inside and in float64: of the same float32 expression labels are those of
+        `predict`, and scores and probabilities within rounding to float32. X is dense, so give some
+        thousand cells at a time. The metadata have `genes`, `cell_types`, `calibration` and
+        `description` as JSON, `normalize` in words, and `streamtrain_version`.
+
+        The graph is of opset 15 (onnxruntime 1.10 or newer) and standard operators. Needs
+        pip install 'streamtrain[onnx]'.
+
+        Parameters
+        ----------
+        path
+            Where the file shall stand; such files end in `.onnx`.
+        normalize
+            Take raw counts as `X`, and a second input `total`, float32 (cells, 1), the counts of
+            all genes of each cell, also those that the model lacks; they are normalised inside.
+        overwrite
+            Whether a file that stands there is replaced.
+
+        Raises
+        ------
+        InputError
+            The path cannot be written or exists, the package onnx is missing, or the model is
+            larger than the 2 GiB of an ONNX file.
+        """
+        onnx_export.write(self.dataset, path, normalize=normalize, overwrite=overwrite)
 
     def write(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Do as `to_celltypist`, under CellTypist's name for it.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from numbers import Real
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack, overload
 
 import numpy as np
 import pandas as pd
@@ -32,6 +32,7 @@ from streamtrain.cells import Labels, require_file, select_rows
 from streamtrain.decode.address import Address
 from streamtrain.errors import InputError
 from streamtrain.expression import Normalize
+from streamtrain.given import PredictGiven
 from streamtrain.model import Model
 from streamtrain.obs_columns import ObsFile
 from streamtrain.overcluster import over_cluster
@@ -61,6 +62,26 @@ LABELLED = ("predicted_labels", "conf_score")
 VOTED = ("predicted_labels", "over_clustering", "majority_voting", "conf_score")
 
 
+@overload
+def predict(
+    model: Model | str | os.PathLike[str],
+    X: Any,
+    genes: Names = ...,
+    *,
+    out: None = ...,
+    in_place: Literal[False] = ...,
+    **options: Unpack[PredictGiven],
+) -> pd.DataFrame: ...
+@overload
+def predict(
+    model: Model | str | os.PathLike[str],
+    X: Any,
+    genes: Names = ...,
+    *,
+    out: str | os.PathLike[str] | None = ...,
+    in_place: bool = ...,
+    **options: Unpack[PredictGiven],
+) -> pd.DataFrame | None: ...
 def predict(
     model: Model | str | os.PathLike[str],
     X: Any,

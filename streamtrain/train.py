@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ from streamtrain.decode.address import located
 from streamtrain.errors import InputError
 from streamtrain.features import Features
 from streamtrain.first_pass import room_for_cells
+from streamtrain.given import TrainGiven
 from streamtrain.journal import EVERY, Journal
 from streamtrain.local import Local, Place
 from streamtrain.model import Model
@@ -68,7 +69,7 @@ def train(
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: float = EVERY,
     resume: bool = False,
-    **settings: Any,
+    **settings: Unpack[TrainGiven],
 ) -> Model:
     """Train a CellTypist classifier from cells on disk, without holding them in memory.
 
@@ -141,7 +142,7 @@ def train(
         If cell types did not converge within `max_iter`; the message names them.
     """
     [outcome] = run(
-        X, [labels], genes, settings, progress, storage_options, client=client,
+        X, [labels], genes, dict(settings), progress, storage_options, client=client,
         checkpoint=checkpoint, checkpoint_every=checkpoint_every, resume=resume,
     )  # fmt: skip
     if outcome.unconverged:

@@ -328,6 +328,7 @@ def build_models(folder: Path) -> None:
     raw = (folder / "model.pkl").read_bytes()
     (folder / "cut.pkl").write_bytes(raw[: len(raw) // 2])
     (folder / "list.pkl").write_bytes(pickle.dumps([1, 2]))
+    (folder / "graph.onnx").write_bytes(b"onnx")
     (folder / "code.pkl").write_bytes(pickle.dumps(os.system))
     for name, change in MODELS.items():
         shutil.copytree(folder / "model.zarr", folder / f"{name}.zarr")
@@ -471,6 +472,10 @@ def convert(X="@good.h5ad", out="out.zarr", **keywords):
 
 def load(path):
     return Call("load", (path,))
+
+
+def annotate(adata=None, **keywords):
+    return Call("annotate", (good() if adata is None else adata, "@model.zarr"), keywords)
 
 
 def evaluate(truth, predicted):
@@ -1422,6 +1427,70 @@ def test_options__are_refused(row, place, capsys):
 
 
 # fmt: off
+ANNOTATE = {
+    "a file": Row(annotate("@good.h5ad"),
+        "annotate() takes an AnnData; got '@good.h5ad': for files, matrices and tables call "
+        "predict(model, X), which writes with out=FILE or in_place=True", None),
+    "a matrix": Row(annotate(good().X),
+        "annotate() takes an AnnData; got csr_matrix: for files, matrices and tables call "
+        "predict(model, X), which writes with out=FILE or in_place=True", None),
+    "switch": Row(annotate(copy="yes"), "copy must be True or False; got 'yes'", None),
+    "prefix": Row(annotate(prefix=3), "prefix must be a text; got 3", None),
+    "prefix of nothing": Row(annotate(inplace=False, prefix="a_"),
+        "inplace=False puts nothing into an AnnData, and prefix='a_' says how: leave one out, or "
+        "call to_adata() of the result", None),
+    "copy of nothing": Row(annotate(inplace=False, copy=True),
+        "inplace=False puts nothing into an AnnData, and copy=True says how: leave one out, or "
+        "call to_adata() of the result", None),
+    "as of predict": Row(annotate(over_clustering="donor"),
+        "over_clustering is for majority voting: pass majority_voting=True "
+        "(--majority-voting)", None),
+    "counts": Row(annotate(only(good().layers["counts"])),
+        "X of AnnData does not hold expression: gene 'GENE4' in cell 2 ('cell-2') is above 9.22 "
+        "(13), and there is no raw/X to read instead: …", None),
+}
+RESULT = {
+    "scores": ("to_adata", {"insert_decision": True},
+        "decision_matrix takes 8 bytes for each cell and type, and was not kept: pass scores=True "
+        "to annotate()"),
+    "probabilities": ("to_adata", {"insert_prob": True},
+        "probability_matrix takes 8 bytes for each cell and type, and was not kept: pass "
+        "probabilities=True to annotate()"),
+    "no such confidence": ("to_adata", {"insert_conf_by": "donor"},
+        "insert_conf_by must be 'predicted_labels' or 'majority_voting'; got 'donor'"),
+    "no voting": ("summary_frequency", {"by": "majority_voting"},
+        "there is no majority_voting: pass majority_voting=True to annotate()"),
+    "no such labels": ("summary_frequency", {"by": "donor"},
+        "no labels 'donor': there are 'predicted_labels'"),
+    "no folder": ("to_table", {"folder": "words"}, "no folder at 'words': correct the path"),
+    "markers of none": ("markers", {"top_n": 0},
+        "top_n must be a whole number of at least 1; got 0"),
+    "markers of nobody": ("markers", {"cell_types": []},
+        "cell_types must name a cell type at least, or be None for all; got none"),
+    "markers of another": ("markers", {"cell_types": "b"},
+        "no cell type 'b' in the model: there are 'B', 'Monocyte, classical', 'NK', 'T CD4', "
+        "'T CD8'"),
+    "graph of another form": ("to_onnx", {"path": "a.onnx", "normalize": "log1p"},
+        "normalize must be True or False; got 'log1p'"),
+}
+# fmt: on
+
+
+@table(ANNOTATE)
+def test_annotate__is_refused(row, place, capsys):
+    hold(row, place, capsys)
+
+
+@pytest.mark.parametrize(("method", "keywords", "message"), RESULT.values(), ids=RESULT.keys())
+def test_results__are_refused(place, method, keywords, message):
+    model = Model.load(place.fill("@model.zarr"))
+    found = streamtrain.annotate(good(), model, progress=False)
+    with pytest.raises((InputError, FileNotFoundError)) as caught:
+        getattr(found if hasattr(found, method) else model, method)(**keywords)
+    assert place.matches(message, str(caught.value)), caught.value
+
+
+# fmt: off
 WHERE = {
     "cut off": Row(train(where="donor =="), "where='donor ==' cannot be read (…): <allowed>"),
     "one equals sign": Row(train(where="donor = 'D1'"),
@@ -1609,6 +1678,9 @@ MODEL = {
     "array missing": Row(load("@no_coef.zarr"),
         "model '@no_coef.zarr' is damaged: a model needs coef: the dataset has none; "
         "restore it from a copy, or train again"),
+    "graph": Row(load("@graph.onnx"),
+        "'@graph.onnx' is an ONNX graph, from which no model is read: load the model that it was "
+        "written of"),
     "NaN weights": Row(load("@nan_coef.zarr"),
         "model '@nan_coef.zarr' is damaged: coef holds NaN or infinity: training diverged "
         "or input was broken; restore it from a copy, or train again"),

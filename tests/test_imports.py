@@ -24,8 +24,8 @@ PACKAGE = Path(streamtrain.__file__).parent
 LAYERS = [
     ("errors", "kernels"),
     (
-        "atomic", "budget", "buffers", "config", "frozen", "logs", "pairwise", "partial", "pickled",
-        "progress", "quotas", "rows", "scratch", "threads",
+        "atomic", "budget", "buffers", "config", "frozen", "given", "logs", "pairwise", "partial",
+        "pickled", "progress", "quotas", "rows", "scratch", "threads",
     ),
     ("scaling", "sampling", "strata", "mixing", "expression", "calibration"),
     ("sharded", "shards", "shuffle", "synthetic", "writing"),
@@ -37,7 +37,10 @@ LAYERS = [
     ("ordered", "strategies", "serving", "loader", "conversion"),
     ("voting", "obs_columns", "annotations", "overcluster"),
     ("model_layout",),
-    ("celltypist_export", "celltypist_import", "model_edit", "model_schema", "model_store"),
+    (
+        "celltypist_export", "celltypist_import", "markers", "model_edit", "model_schema",
+        "model_store", "onnx_export",
+    ),
     ("solvers", "model", "gpu"),
     ("stored",),
     ("descent", "optimum"),
@@ -53,8 +56,8 @@ LAYERS = [
     ("cluster",),
     ("train",),
     (
-        "cross_validate", "querying", "predict", "evaluate", "evaluate_model", "lineage", "tally",
-        "plot", "simulate", "convert", "inspecting",
+        "annotate", "annotation_result", "cross_validate", "querying", "predict", "evaluate",
+        "evaluate_model", "lineage", "tally", "plot", "simulate", "convert", "inspecting",
     ),
     ("demo", "cli", "__main__", ""),
 ]
@@ -220,8 +223,8 @@ def run(code, cwd=None, **environment):
 
 
 HEAVY = {
-    "anndata", "celltypist", "cupy", "dask", "h5py", "matplotlib", "numba", "obstore", "pandas",
-    "scipy", "sklearn", "xarray", "zarr",
+    "anndata", "celltypist", "cupy", "dask", "h5py", "matplotlib", "numba", "obstore", "onnx",
+    "pandas", "scipy", "sklearn", "xarray", "zarr",
 }  # fmt: skip
 
 
@@ -253,6 +256,7 @@ def test_import__of_the_train_module():
 
 
 PUBLIC = {
+    "AnnotationResult": "annotation_result",
     "CrossValidation": "cross_validate",
     "DataInspection": "inspecting",
     "Evaluation": "evaluate",
@@ -263,6 +267,7 @@ PUBLIC = {
     "ModelEvaluation": "evaluate_model",
     "Settings": "config",
     "SparseSGDClassifier": "estimator",
+    "annotate": "annotate",
     "convert": "convert",
     "cross_validate": "cross_validate",
     "evaluate": "evaluate",
