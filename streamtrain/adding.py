@@ -177,4 +177,5 @@ class Addition:
         """What the model was made from so far, run by run."""
         last = self.model.provenance
         earlier = last.pop("init", [])
+        last.pop("history", None)  # of as many rows as it had epochs
         return [*earlier, last | {"settings": self.model.settings}]

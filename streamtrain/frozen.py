@@ -34,7 +34,7 @@ _CLASSES = {
     "Progress": "solvers.logistic", "Fitted": "stored", "PairwiseSum": "pairwise",
     "RunningMoments": "scaling", "Search": "trials", "Trial": "trials", "Tried": "trials",
     "Trying": "trials", "DeviceSGD": "gpu.sgd", "DeviceColumns": "gpu.sgd",
-    "Settings": "config", "Calibration": "calibration", "Replica": "replicas",
+    "Curve": "history", "Settings": "config", "Calibration": "calibration", "Replica": "replicas",
 }  # fmt: skip
 
 

@@ -14,7 +14,15 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from streamtrain import atomic, celltypist_import, markers, model_edit, model_store, onnx_export
+from streamtrain import (
+    atomic,
+    celltypist_import,
+    history,
+    markers,
+    model_edit,
+    model_store,
+    onnx_export,
+)
 from streamtrain.calibration import Calibration
 from streamtrain.celltypist_export import classifier, standard_scaler
 from streamtrain.errors import InputError, absent, near, some
@@ -50,7 +58,8 @@ class Model:
         Optional: `coef_last` and `intercept_last`, the state that training continues from where
         `coef` is its running average, and `n_averaged` (cell_type,), integers, the steps in it; `t`
         (cell_type,), where types took different numbers of steps; integers `n_cells` (cell_type,)
-        and `n_obs` (gene,), the cells that mean and var are of; and what a solver of the
+        and `n_obs` (gene,), the cells that mean and var are of; `n_drawn` (cell_type,), integers,
+        the cells that SGD took in all, each as often as it was drawn; and what a solver of the
         global optimum certifies, each (cell_type,): `gradient_norm`; `suboptimality`, the most by
         which the objective exceeds its minimum (inf where no bound is known); `n_iter`, integers;
         `converged`, bools.
@@ -91,6 +100,7 @@ class Model:
         coef_last: ArrayLike | None = None,
         intercept_last: ArrayLike | None = None,
         n_averaged: ArrayLike | None = None,
+        n_drawn: ArrayLike | None = None,
         certificate: Mapping[str, ArrayLike] | None = None,
         calibration: Mapping[str, float] | None = None,
         settings: Mapping[str, Any] | None = None,
@@ -113,7 +123,8 @@ class Model:
             As in `Model`, or one number for all genes.
         cell_types, genes
             Names, in the order of the rows and columns of `coef`.
-        mean, var, scale, with_mean, n_cells, calibration, settings, provenance, description
+        mean, var, scale, with_mean, n_cells, n_drawn, calibration, settings, provenance,
+        description
             As in `Model`; `description` may leave out any key.
 
         Raises
@@ -132,6 +143,7 @@ class Model:
             "coef_last": None if coef_last is None else two_rows(coef_last),
             "intercept_last": None if intercept_last is None else two_rows(intercept_last),
             "n_cells": n_cells,
+            "n_drawn": n_drawn,
             "n_obs": _for_each(n_obs, coords["gene"]),
             "t": of_types,
             "n_averaged": _for_each(n_averaged, coords["cell_type"]),
@@ -205,6 +217,24 @@ class Model:
         """What the solver certified, a row for each cell type; None where it did not."""
         found = [name for name in CERTIFICATE if name in self.dataset]
         return self.dataset[found].to_dataframe() if found else None
+
+    @property
+    def history(self) -> pd.DataFrame | None:
+        """How training went, a row for each epoch of SGD or pass of logistic regression, from 1.
+
+        As far as the way of training knows them, float64 but for `n_cells`: `n_cells` that were
+        taken; the mean `loss` over cells and one-vs-rest classifiers, each cell's before its step,
+        without the penalty (over mini-batches, of the first cell of an epoch and every 16th after
+        it); the mean `objective` over cell types, penalty included; the `learning_rate` of the
+        last step; `accuracy` on the cells held out for early stopping; `macro_f1` in
+        cross-validation with these settings, the mean over the folds; and `seconds`, which the
+        seed does not determine. Where classifiers differ it is their mean; one that has ended
+        counts with its last value. Of more than 1,000 epochs the first, the last and evenly spaced
+        ones are there. It stands in `provenance`; None where it does not, as in CellTypist's
+        models.
+        """
+        found = self.dataset.attrs["provenance"].get("history")
+        return None if found is None else history.frame(found)
 
     def __repr__(self) -> str:
         types, genes = self.cell_types, self.features

@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from streamtrain import history
 from streamtrain.calibration import Calibration
 from streamtrain.errors import InputError
 
@@ -26,6 +27,7 @@ DIMS = {
     "n_obs": ("gene",),
     "t": ("cell_type",),
     "n_averaged": ("cell_type",),
+    "n_drawn": ("cell_type",),
     "objective": ("cell_type",),
     "gradient_norm": ("cell_type",),
     "suboptimality": ("cell_type",),
@@ -43,8 +45,8 @@ CERTIFICATE = {
     "converged": np.dtype(np.bool_),
 }
 _REQUIRED = ("coef", "intercept", "mean", "scale", "var")
-_INTEGERS = ("n_cells", "n_obs", "n_averaged", "n_iter", "n_passes")
-_LEAST = {"t": 1, "n_obs": 1, "n_cells": 0, "n_averaged": 0}
+_INTEGERS = ("n_cells", "n_obs", "n_averaged", "n_drawn", "n_iter", "n_passes")
+_LEAST = {"t": 1, "n_obs": 1, "n_cells": 0, "n_averaged": 0, "n_drawn": 0}
 _KINDS = dict.fromkeys(_INTEGERS, ("iu", "integer"))
 _KINDS["converged"] = ("b", "bool")
 _DESCRIPTION = ("date", "details", "url", "source", "version")
@@ -151,6 +153,8 @@ def attributes(attrs: Mapping[Any, Any], n_types: int) -> dict[str, Any]:
     for key in ("settings", "provenance", "description"):
         if not isinstance(plain.setdefault(key, {}), dict):
             raise InputError(f"{key} must be a dict, not {plain[key]!r}")
+    if plain["provenance"].get("history") is not None:
+        history.check(plain["provenance"]["history"])
     if not isinstance(plain["with_mean"], bool):
         raise InputError(f"with_mean must be True or False, not {plain['with_mean']!r}")
     if not isinstance(plain["t"], int | float) or not 1 <= plain["t"] < math.inf:

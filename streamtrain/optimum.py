@@ -144,7 +144,8 @@ def solve(
     words = unconverged(
         cells.classes, not_yet & late, f"after {most} iterations: raise max_iter, or tol"
     ) or unconverged(cells.classes, not_yet, "within the precision of the numbers: raise tol")
-    return Fitted(State(solution.coef.astype(config.dtype), solution.intercept), certificate, words)
+    state = State(solution.coef.astype(config.dtype), solution.intercept)
+    return Fitted(state, certificate, words, history=solution.history)
 
 
 def _penalty(config: Settings) -> Penalty:

@@ -6,6 +6,7 @@ Data-parallel SGD as of McDonald, Hall and Mann (2010), with an average after ev
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from streamtrain.batches import Batch, planned
 from streamtrain.config import Settings
 from streamtrain.descent import (
+    JUDGED,
     make_sgd,
     on_device,
     plan_epochs,
@@ -26,6 +28,7 @@ from streamtrain.descent import (
     with_prior,
 )
 from streamtrain.frozen import Keep
+from streamtrain.history import Curve, of_epochs
 from streamtrain.pairwise import PairwiseSum
 from streamtrain.progress import stage
 from streamtrain.scaling import Scaler
@@ -52,11 +55,18 @@ class Replica:
         Cells of each class that were taken, shape (n_classes,); their sum is the steps.
     eta0
         Constant step that `step` came to; None without it.
+    loss, judged
+        Sums of losses, shape (columns,), and the number of cells whose they are.
+    rates
+        Size of each column's last step, the least of the copies', shape (columns,).
     """
 
     state: State
     drawn: NDArray[np.int64]
     eta0: float | None
+    loss: NDArray[np.float64]
+    judged: int
+    rates: NDArray[np.float64]
 
     def __add__(self, other: Replica) -> Replica:
         sums: dict[str, Any] = {}
@@ -64,7 +74,10 @@ class Replica:
             one, two = getattr(self.state, name), getattr(other.state, name)
             add = np.maximum if name in _COUNTS else np.add
             sums[name] = None if one is None or two is None else add(one, two)
-        return Replica(State(**sums), self.drawn + other.drawn, self.eta0)
+        return Replica(
+            State(**sums), self.drawn + other.drawn, self.eta0, self.loss + other.loss,
+            self.judged + other.judged, np.minimum(self.rates, other.rates),
+        )  # fmt: skip
 
     def times(self, factor: float) -> State:
         """The state with its weights multiplied."""
@@ -78,6 +91,10 @@ class Replica:
     def mean(self) -> State:
         """Of all copies that were added up."""
         return self.times(1 / int(self.drawn.sum()))
+
+    def end_epoch(self, curve: Curve) -> None:
+        """Add the epoch to the curve, once all copies are added up."""
+        curve.add(int(self.drawn.sum()), self.loss / self.judged, self.rates)
 
 
 def train_replica(
@@ -93,14 +110,17 @@ def train_replica(
     solver, drawn = None, np.zeros(len(stored.cells.classes), np.int64)
     for batch in batches:
         solver = solver or make_sgd(
-            config, [schedule], stored, scaler, start, threads, blocks_of=[schedule]
-        )
+            config, [schedule], stored, scaler, start, threads, blocks_of=[schedule],
+            judged=JUDGED,
+        )  # fmt: skip
         solver.partial_fit(batch.cells)
         drawn += np.bincount(batch.codes, minlength=len(drawn))
     if solver is None:
         return None
-    one = Replica(solver.state(), drawn, None if config.step is None else schedule.eta0)
-    return replace(one, state=one.times(int(drawn.sum())))
+    n, (loss, _) = int(drawn.sum()), solver.end_epoch()
+    eta0 = None if config.step is None else schedule.eta0
+    one = Replica(solver.state(), drawn, eta0, loss, -(-n // solver.judged), solver.rates())
+    return replace(one, state=one.times(n))
 
 
 def train_replicas(
@@ -151,9 +171,9 @@ def fit_replicas(
 ) -> Fitted:
     """Train the copies one after the other, epoch by epoch; see `rounds.fit`."""
     plan = plan_epochs(config, stored.drawn, None)
-    nothing: list[Any] = [0, None, np.zeros(len(stored.cells.classes), np.int64)]
     total: Replica | None
-    first, total, drawn = nothing if before is None else before
+    first, total, drawn, curve = before or nothing_yet(len(stored.cells.classes))
+    began = time.perf_counter()
     with stage("Training", (plan.epochs - first) * plan.epoch_size, show=progress) as bar:
         for epoch in range(first, plan.epochs):
             state = start if total is None else total.mean()
@@ -162,18 +182,29 @@ def fit_replicas(
             total = copies.total()
             bar.update(int(total.drawn.sum()))
             drawn = drawn + total.drawn
+            began, curve.seconds = time.perf_counter(), time.perf_counter() - began
+            total.end_epoch(curve)
             if keep is not None:
-                keep(partial(list, [epoch + 1, total, drawn]))
+                keep(partial(list, [epoch + 1, total, drawn, curve.copy()]))
     if total is None:
         raise ValueError("there are no epochs")
-    return averaged(config, stored.cells.counts, total, drawn)
+    return averaged(config, stored.cells.counts, total, drawn, curve)
+
+
+def nothing_yet(n_classes: int) -> list[Any]:
+    """Epochs that are done, copies added up, cells of each class that were taken, and the curve."""
+    return [0, None, np.zeros(n_classes, np.int64), Curve(["loss", "learning_rate"])]
 
 
 def averaged(
-    config: Settings, counts: NDArray[np.int64], last: Replica, drawn: NDArray[np.int64]
+    config: Settings,
+    counts: NDArray[np.int64],
+    last: Replica,
+    drawn: NDArray[np.int64],
+    curve: Curve,
 ) -> Fitted:
     """What training ends with, of `counts` cells of each class; so many were `drawn` in all."""
     state = last.mean()
     if config.correct_prior:
         state = with_prior(state, counts, drawn)
-    return Fitted(state, eta0=last.eta0)
+    return Fitted(state, eta0=last.eta0, drawn=drawn, history=of_epochs([curve]))

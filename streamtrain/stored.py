@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from streamtrain.cells import Cells
 from streamtrain.errors import some
+from streamtrain.history import History
 from streamtrain.ordered import PlanOrder
 from streamtrain.rows import Rows
 from streamtrain.solvers.counters import State
@@ -90,12 +91,18 @@ class Fitted:
         Words which cell types did not converge, and what to do; empty for none.
     eta0
         Constant step that `step` came to; None without it.
+    drawn
+        Cells of each class that SGD took in all, shape (n_classes,); None for the optimum.
+    history
+        What each epoch or pass came to.
     """
 
     state: State
     certificate: dict[str, NDArray[Any]] | None = None
     unconverged: str = ""
     eta0: float | None = None
+    drawn: NDArray[np.int64] | None = None
+    history: History | None = None
 
     @property
     def weights(self) -> NDArray[Any]:

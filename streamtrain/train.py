@@ -30,6 +30,7 @@ from streamtrain.errors import InputError
 from streamtrain.features import Features
 from streamtrain.first_pass import room_for_cells
 from streamtrain.given import TrainGiven
+from streamtrain.history import with_macro_f1
 from streamtrain.journal import EVERY, Journal
 from streamtrain.local import Local, Place
 from streamtrain.model import Model
@@ -289,6 +290,8 @@ def run(
                     provenance["held_out"] = held.provenance()
                 if found is not None:
                     provenance["cross_validation"] = found.report()
+                f1 = None if found is None else found.chosen.macro_f1
+                provenance["history"] = with_macro_f1(fitted.history, f1)
                 return _model(
                     fitted, config, target.columns.classes, n_cells, features, provenance,
                     None if found is None else found.calibration,
@@ -432,6 +435,7 @@ def _model(
         scale=features.scale,
         n_obs=features.moments.n,
         n_cells=n_cells,
+        n_drawn=fitted.drawn,
         with_mean=config.with_mean,
         t=state.t,
         certificate=fitted.certificate,

@@ -85,7 +85,8 @@ def a_block(n, dtype, n_columns=5, n_groups=3, seed=0):
     decay[0] = 0
     given = [
         (Z @ rng.normal(size=(20, n_columns))).astype(dtype), (Z @ Z.T).astype(dtype),
-        rng.integers(0, 3, n).astype(np.int32), rng.uniform(0.5, 2, n), eta, decay,
+        rng.integers(0, 3, n).astype(np.int32), rng.uniform(0.5, 2, n), rng.random(n) < 0.5,
+        eta, decay,
         taken & (rng.random(of_group) < 0.5), rng.random(of_group), rng.uniform(0, 9, of_group),
         rng.random(n_groups), rng.integers(0, n_groups, n_columns).astype(np.int32),
         (np.arange(n_columns) % 3).astype(np.int32), rng.uniform(1, 2, n_columns),
@@ -99,7 +100,7 @@ def stepped(dtype, n, loss, tracked, averaging, **how):
     given, sums = a_block(n, dtype)
     out = np.empty((n, 5 * (1 + averaging)), dtype)
     first = 3  # cells before these
-    for at in range(2, 9):
+    for at in range(2, 10):
         given[at] = np.concatenate([given[at][-1:]] * first + [given[at]])
     sizes = (np.int32(size) for size in (first, n, 5, 3, loss))
     numbers = np.float64(0.2), np.float64(0.3), np.int32(tracked), np.int32(averaging)
@@ -110,7 +111,7 @@ def stepped(dtype, n, loss, tracked, averaging, **how):
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_steps__is_numbas(dtype, loss, n):
-    for tracked, averaging in itertools.product((False, True), repeat=2):
+    for tracked, averaging in itertools.product(range(3), (False, True)):
         given, sums = a_block(n, dtype)
         out = np.empty((n, 5 * (1 + averaging)), dtype)
         kernel.steps(*given, LOSSES[loss], 0.2, 0.3, tracked, averaging, *sums, out)
@@ -123,7 +124,7 @@ def test_steps__is_numbas(dtype, loss, n):
 @pytest.mark.parametrize("loss", [LOG, HINGE, EPSILON_INSENSITIVE])
 def test_steps__whichever_thread_is_first(loss):
     for n in (7, THREADS):
-        first, *others = (stepped(np.float64, n, loss, True, True, seed=seed) for seed in range(4))
+        first, *others = (stepped(np.float64, n, loss, 2, True, seed=seed) for seed in range(4))
         for other in others:
             for a, b in zip(first, other, strict=True):
                 np.testing.assert_array_equal(a, b)
@@ -136,15 +137,25 @@ def test_steps__whichever_thread_is_first(loss):
 def test_steps__a_race_is_found(text, instead):
     assert text in source()
     code = source().replace(text, instead)
-    given = np.float64, 40, LOG, True, True
+    given = np.float64, 40, LOG, 2, True
     expected = stepped(*given)[-1]
     assert not np.array_equal(stepped(*given, seed=1, code=code)[-1], expected)
+
+
+def test_steps__losses_wait_for_one_another():
+    text = "half /= 2) {\n            __syncthreads();"
+    assert text in source()
+    code = source().replace(text, "half /= 2) {")
+    expected = stepped(np.float64, 40, LOG, 1, False)[-3]
+    assert not np.array_equal(
+        stepped(np.float64, 40, LOG, 1, False, seed=1, code=code)[-3], expected
+    )
 
 
 def test_steps__a_barrier_that_some_threads_pass_by():
     code = source().replace("if (j == i) {", "if (j == i) { __syncthreads();")
     with pytest.raises(RuntimeError, match=r"not all threads of a block meet in line \d+"):
-        stepped(np.float64, 3, LOG, False, False, code=code)
+        stepped(np.float64, 3, LOG, 0, False, code=code)
 
 
 @pytest.mark.parametrize("averaging", [False, True])

@@ -4,6 +4,7 @@ import logging
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import streamtrain
@@ -80,6 +81,8 @@ def test_train__equals_the_cpu(device, options, n_types):
             assert np.linalg.norm(a - b) <= 1e-8 * np.linalg.norm(b), name
         else:
             np.testing.assert_array_equal(a, b, name)
+    curves = [model.history.drop(columns="seconds") for model in (found, expected)]
+    pd.testing.assert_frame_equal(*curves, rtol=1e-8)
 
 
 def test_train__the_recipe(device):

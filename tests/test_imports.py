@@ -24,8 +24,8 @@ PACKAGE = Path(streamtrain.__file__).parent
 LAYERS = [
     ("errors", "kernels"),
     (
-        "atomic", "budget", "buffers", "config", "frozen", "given", "logs", "pairwise", "partial",
-        "pickled", "progress", "quotas", "rows", "scratch", "threads",
+        "atomic", "budget", "buffers", "config", "frozen", "given", "history", "logs", "pairwise",
+        "partial", "pickled", "progress", "quotas", "rows", "scratch", "threads",
     ),
     ("scaling", "sampling", "strata", "mixing", "expression", "calibration"),
     ("sharded", "shards", "shuffle", "synthetic", "writing"),

@@ -73,6 +73,28 @@ def test_inspect__a_stored_model(tmp_path, model):
     ]
 
 
+@pytest.mark.parametrize(
+    ("curve", "told"),
+    [
+        (
+            {
+                "epoch": [1, 2, 10], "n_cells": [500] * 3, "loss": [0.0812, None, 0.0339],
+                "seconds": [0.25, 0.25, 0.5],
+            },
+            "10 epochs, loss 0.0812 to 0.0339, 1,500 cells/s",
+        ),
+        ({"pass": [1, 2], "objective": [0.5, 0.25]}, "2 passes, objective 0.5 to 0.25"),
+        ({"epoch": [1], "loss": [0.125], "seconds": [2.0]}, "1 epoch, loss 0.125"),
+        ({"pass": [1], "loss": [None]}, "1 pass"),
+    ],
+)  # fmt: skip
+def test_inspect__training(tmp_path, curve, told):
+    make(provenance={"history": curve}).save(tmp_path / "m.zarr")
+    lines = str(inspect(tmp_path / "m.zarr")).splitlines()
+    assert f"training: {told}" in lines
+    assert not any(line.startswith("history") for line in lines)
+
+
 def test_inspect__what_is_not_known(tmp_path):
     make(2).save(tmp_path / "m.zarr")
     found = inspect(tmp_path / "m.zarr")

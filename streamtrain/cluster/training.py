@@ -33,7 +33,7 @@ from streamtrain.optimum import solve, vectors_bytes
 from streamtrain.pairwise import PairwiseSum
 from streamtrain.parts import Part
 from streamtrain.progress import stage
-from streamtrain.replicas import Replica, averaged
+from streamtrain.replicas import Replica, averaged, nothing_yet
 from streamtrain.rounds import check_room
 from streamtrain.scaling import RunningMoments
 from streamtrain.solvers.counters import State
@@ -245,9 +245,10 @@ class Cluster:
         """
         workers, given = self._workers, self._given(target, features)
         last: Replica | None
-        done, last, drawn = before or [0, None, np.zeros(len(target.columns.classes), np.int64)]
+        done, last, drawn, curve = before or nothing_yet(len(target.columns.classes))
         with stage("Training", config.epochs - done, " epochs", show=self._progress) as bar:
             for epoch in range(done, config.epochs):
+                began = time.perf_counter()
                 state = workers.share(start if last is None else last.mean())
                 copies = [
                     workers.submit(
@@ -257,11 +258,13 @@ class Cluster:
                 ]
                 last = workers.result(workers.merged("merge-copies", copies)).total()
                 drawn = drawn + last.drawn
-                keep(partial(list, [epoch + 1, last, drawn]))
+                curve.seconds = time.perf_counter() - began
+                last.end_epoch(curve)
+                keep(partial(list, [epoch + 1, last, drawn, curve.copy()]))
                 bar.update()
         if last is None:
             raise ValueError("there are no epochs")
-        return averaged(config, target.columns.counts, last, drawn)
+        return averaged(config, target.columns.counts, last, drawn, curve)
 
     def _given(self, target: Target, features: Features) -> tuple[Any, ...]:
         """What tasks take first: run, parts, genes (sent once), target, whether genes are fewer."""

@@ -90,16 +90,18 @@ __device__ double loss_value(int loss, double epsilon, double y, double score) {
 // with cell i.
 extern "C" __global__ void steps(
     const REAL* scores, const REAL* gram, const int* codes, const double* weight,
-    const double* eta, const double* decay, const unsigned char* averaged, const double* after,
-    const double* tail, const double* alpha, const int* group, const int* label,
-    const double* positive, const double* negative, int first, int n, int n_columns, int n_groups,
-    int loss, double epsilon, double intercept_rate, int tracked, int averaging, double* b, double* ab,
-    double* square, double* losses, double* penalties, REAL* out) {
-    __shared__ double step[2], decays[THREADS], intercept, sums[4];  // of ab, |W|^2, losses, ...
+    const unsigned char* judged, const double* eta, const double* decay,
+    const unsigned char* averaged, const double* after, const double* tail, const double* alpha,
+    const int* group, const int* label, const double* positive, const double* negative, int first,
+    int n, int n_columns, int n_groups, int loss, double epsilon, double intercept_rate, int tracked,
+    int averaging, double* b, double* ab, double* square, double* losses, double* penalties,
+    REAL* out) {
+    __shared__ double step[2], decays[THREADS], intercept, sums[3];  // ab, |W|^2, penalties
     const int k = blockIdx.x, j = threadIdx.x, g = group[k];
     // A thread steps once, and the others wait: what its step takes is read before the first one.
     double margin = 0, y = 0, size = 0, factor = 0, kept = 0, summed = 0, length = 0;
-    bool counts = false;
+    double scored = 0;
+    bool counts = false, judges = false;
     if (j < n) {
         const long long at = (long long)(first + j) * n_groups + g;
         margin = (double)scores[(long long)j * n_columns + k];
@@ -110,6 +112,7 @@ extern "C" __global__ void steps(
         summed = tail[at];
         length = (double)gram[(long long)j * n + j];
         counts = averaged[at];
+        judges = tracked && judged[first + j];
         decays[j] = decay[at];
     }
     const double penalty = alpha[g] * 0.5;
@@ -117,8 +120,7 @@ extern "C" __global__ void steps(
         intercept = b[k];
         sums[0] = ab[k];
         sums[1] = square[k];
-        sums[2] = losses[k];
-        sums[3] = penalties[k];
+        sums[2] = penalties[k];
     }
     __syncthreads();
     for (int i = 0; i < n; i++) {
@@ -127,15 +129,13 @@ extern "C" __global__ void steps(
         const double lost = decays[i];
         if (j == i) {
             const double score = margin + intercept;
-            if (tracked) {
-                sums[2] += loss_value(loss, epsilon, y, score);
-                sums[3] += penalty * sums[1];
-            }
+            scored = score;
+            if (tracked > 1) sums[2] += penalty * sums[1];
             double s = -size * gradient(loss, epsilon, y, score);
             s *= factor;
             intercept += intercept_rate * s;
             if (counts) sums[0] += intercept;
-            if (tracked) sums[1] = lost * lost * sums[1] + 2 * lost * margin * s + s * s * length;
+            if (tracked > 1) sums[1] = lost * lost * sums[1] + 2 * lost * margin * s + s * s * length;
             step[i & 1] = s;
             REAL* row = out + (long long)i * n_columns * (averaging ? 2 : 1);
             row[k] = (REAL)(s * kept);
@@ -144,12 +144,19 @@ extern "C" __global__ void steps(
         __syncthreads();  // one a step: the next one writes to the other place
         if (j > i) margin = lost * margin + step[i & 1] * product;
     }
+    if (tracked) {  // all at a time: in the loop the others would wait for each
+        decays[j] = judges ? loss_value(loss, epsilon, y, scored) : 0;
+        for (int half = THREADS / 2; half > 0; half /= 2) {
+            __syncthreads();
+            if (j < half) decays[j] += decays[j + half];
+        }
+    }
     if (j == 0) {
         b[k] = intercept;
         ab[k] = sums[0];
         square[k] = sums[1];
-        losses[k] = sums[2];
-        penalties[k] = sums[3];
+        penalties[k] = sums[2];
+        if (tracked) losses[k] += decays[0];
     }
 }
 

@@ -24,7 +24,7 @@ from streamtrain.gpu.cells import TILE, DeviceCells
 from streamtrain.gpu.device import THREADS, Device
 from streamtrain.gpu.products import Products
 from streamtrain.kernels import blocks as kernel
-from streamtrain.solvers.counters import Counters, State, Weights, overflow
+from streamtrain.solvers.counters import Counters, State, Weights, judged_cells, overflow
 from streamtrain.solvers.schedule import LOSSES, PASSIVE, Loss, Schedule
 from streamtrain.solvers.stripe import Steps
 
@@ -64,7 +64,7 @@ class DeviceSGD:
     ----------
     device
         Where.
-    n_classes, schedule, average, intercept_rate, loss, epsilon, class_weight, epochs, dtype
+    n_classes, schedule, average, intercept_rate, loss, epsilon, class_weight, epochs, judged, dtype
         As of `SGD`.
     n_genes
         Number of genes.
@@ -92,6 +92,7 @@ class DeviceSGD:
         epsilon: float = 0.1,
         class_weight: ArrayLike | None = None,
         epochs: bool = False,
+        judged: int = 0,
         dtype: Any = np.float32,
         state: State | None = None,
         blocks_of: Sequence[Schedule] = (),
@@ -102,10 +103,12 @@ class DeviceSGD:
         for one in self.schedules:
             check(one.penalty, one.learning_rate)
         self.average, self.epochs = int(average), epochs
+        self.judged, self._seen = 1 if epochs else judged, 0
+        tracked = kernel.PENALTIES if epochs else kernel.LOSSES if judged else kernel.NOTHING
         # Of the kernel's types.
         self._options = (
             np.int32(LOSSES[loss]), np.float64(epsilon), np.float64(intercept_rate),
-            np.int32(epochs), np.int32(bool(average)),
+            np.int32(tracked), np.int32(bool(average)),
         )  # fmt: skip
         self.n_columns = (1 if n_classes == 2 else n_classes) * len(self.schedules)
         needed = beside + nbytes(n_genes, self.n_columns, dtype, average)
@@ -211,12 +214,14 @@ class DeviceSGD:
             self._counters.count(taken, None)
             return
         n, averaging = stop - start, bool(self.average)
+        judged = judged_cells(self._seen, n, self.judged)
+        self._seen += n
         steps = self._counters.steps(taken, np.ones(n, bool), TILE)
         factors = later(steps)
         by_group = (steps.eta, steps.decay, steps.averaged & averaging, *factors)
         sent = self._device.send(
-            codes[start:stop], weight, *(np.ascontiguousarray(a.T) for a in by_group), steps.alpha,
-            *begun(steps, factors), small=True,
+            codes[start:stop], weight, judged, *(np.ascontiguousarray(a.T) for a in by_group),
+            steps.alpha, *begun(steps, factors), small=True,
         )  # fmt: skip
         *of_cells, alpha, whole, before = sent.wait()
         w = self._active
@@ -272,11 +277,17 @@ class DeviceSGD:
         """
         sums = np.full((2, self.n_columns), np.nan)
         on_host = self._device.to_host(self._active.sums)
-        if not np.isfinite(on_host).all():
+        # Without epochs the sums of losses alone may overflow, which nothing goes by.
+        if not np.isfinite(on_host if self.epochs else on_host[:2]).all():
             raise overflow(self.schedules)
+        self._seen = 0
         sums[:, self._active.columns] = on_host[3:]
         self._active.sums[3:] = 0
         return sums[0], sums[1]
+
+    def rates(self) -> NDArray[np.float64]:
+        """Size of each column's last step, shape (columns,); NaN for frozen columns."""
+        return self._counters.rates()
 
     def freeze(self, columns: NDArray[np.int64]) -> None:
         """Stop training these columns: weights and averages stay, and cost no more time."""

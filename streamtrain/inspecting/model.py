@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from streamtrain.config import Settings
+from streamtrain.history import History, index_of
 from streamtrain.inspecting.shown import shown
 from streamtrain.model import Model
 from streamtrain.model_store import header
@@ -136,6 +137,8 @@ def _lines(found: Inspection) -> Iterator[str]:
         "" if found.converged is None
         else f", converged for {found.converged} of {len(found.cell_types)} cell types"
     )  # fmt: skip
+    if found.provenance.get("history") is not None:
+        yield f"training: {_training(found.provenance['history'])}"
     if found.calibration is not None:
         yield "calibrated: " + _pairs(found.calibration)
     yield "settings: " + (_pairs(_set(found.settings)) or "defaults")
@@ -150,10 +153,27 @@ def _lines(found: Inspection) -> Iterator[str]:
         yield f"    {name}" if n is None else f"    {name:<{wide}}  {n:>9,}"
 
 
+def _training(history: History) -> str:
+    """How training went: how long, from which loss or objective to which, how fast."""
+    kind = index_of(history)
+    n = history[kind][-1]
+    several = {"epoch": "epochs", "pass": "passes"}[kind]
+    words = [f"{n:,} {kind if n == 1 else several}"]
+    for name in ("loss", "objective"):
+        ends = [value for value in history.get(name, []) if value is not None]
+        if ends:
+            first, last = f"{ends[0]:.3g}", f"{ends[-1]:.3g}"
+            words.append(f"{name} {last}" if len(ends) == 1 else f"{name} {first} to {last}")
+    cells, seconds = (sum(x or 0 for x in history.get(key, [])) for key in ("n_cells", "seconds"))
+    if cells and seconds:
+        words.append(f"{cells / seconds:,.0f} cells/s")
+    return ", ".join(words)
+
+
 def _made_from(provenance: dict[str, Any]) -> Iterator[str]:
     """Lines of a provenance: the report of a cross-validation is a table, the rest as it is."""
     for key, value in provenance.items():
-        if key == "n_cells":  # which stands above the cell types
+        if key in ("n_cells", "history"):  # which stand with the cell types, and the solver
             continue
         rows = value if isinstance(value, list) else []
         if not (rows and all(isinstance(row, dict) for row in rows)):

@@ -7,6 +7,8 @@ import math
 from streamtrain.kernels.jit import jit
 from streamtrain.kernels.losses import gradient, loss_value
 
+NOTHING, LOSSES, PENALTIES = 0, 1, 2  # what is summed beside the steps
+
 
 @jit
 def fill(data, indices, indptr, place, rule, nothing, out):
@@ -42,9 +44,9 @@ def later(decay, averaged, edges, after, tail):
 
 @jit
 def steps(
-    scores, gram, codes, weight, eta, decay, averaged, after, tail, alpha, group, label, positive,
-    negative, loss, epsilon, intercept_rate, tracked, averaging, b, ab, square, losses, penalties,
-    out,
+    scores, gram, codes, weight, judged, eta, decay, averaged, after, tail, alpha, group, label,
+    positive, negative, loss, epsilon, intercept_rate, tracked, averaging, b, ab, square, losses,
+    penalties, out,
 ):  # fmt: skip
     """Take a step for each cell, in order, for each column.
 
@@ -53,8 +55,8 @@ def steps(
     scores, gram
         Products of the cells with the weights before the first step, (n, columns), and with each
         other, (n, n).
-    codes, weight
-        Class of each cell, and factor of its step, (n,).
+    codes, weight, judged
+        Class of each cell, factor of its step, and whether its loss is summed, (n,).
     eta, decay, averaged
         Step, decay and whether the weights afterwards count, (n, groups).
     after, tail
@@ -65,8 +67,10 @@ def steps(
     group, label, positive, negative
         Of each column, (columns,): its group, class, and the factors of the steps of cells of the
         class and of others.
-    tracked, averaging
-        Whether to sum losses and penalties before each step, and weights.
+    tracked
+        What to sum before each step: `NOTHING`, `LOSSES`, or `PENALTIES`, too.
+    averaging
+        Whether to sum weights.
     b, ab, square, losses, penalties
         Intercepts, their sums, squared norms of the weights, and sums, (columns,), brought up to
         date.
@@ -82,15 +86,16 @@ def steps(
             lost = decay[i, g]
             y = 1.0 if codes[i] == label[k] else 0.0
             score = margin[i, k] + b[k]
-            if tracked:
+            if tracked and judged[i]:
                 losses[k] += loss_value(loss, epsilon, y, score)
+            if tracked == PENALTIES:
                 penalties[k] += alpha[g] * 0.5 * square[k]
             s = -eta[i, g] * gradient(loss, epsilon, y, score)
             s *= (positive[k] if y else negative[k]) * weight[i]
             b[k] += intercept_rate * s
             if averaged[i, g]:
                 ab[k] += b[k]
-            if tracked:
+            if tracked == PENALTIES:
                 cross = 2 * lost * margin[i, k] * s
                 square[k] = lost**2 * square[k] + cross + s**2 * gram[i, i]
             out[i, k] = s * after[i, g]

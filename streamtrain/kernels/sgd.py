@@ -184,12 +184,18 @@ def slopes(options, score, own, weight, eta, length, label, positive, negative, 
 
 
 @jit
-def objective(options, score, own, alpha, label, square, absolute, loss, penalty):
-    """Add a cell's loss and the penalty, before its step, to the sums of its columns."""
+def add_losses(options, score, own, label, loss):
+    """Add a cell's loss, before its step, to the sums of its columns."""
     for k in range(len(score)):
         y = 1.0 if own == label[k] else 0.0
         loss[k] += loss_value(options.loss, options.epsilon, y, score[k])
-        if not options.passive:
+
+
+@jit
+def add_penalties(options, alpha, square, absolute, penalty):
+    """Add the penalty before a step to the sums of its columns."""
+    if not options.passive:
+        for k in range(len(penalty)):
             mixed = (1 - options.l1_share) * 0.5 * square[k] + options.l1_share * absolute[k]
             penalty[k] += alpha[k] * mixed
 
@@ -255,8 +261,8 @@ def sgd(cells, steps, options, shift, dense_at, w, work, width, wide):
     number.
     """
     # Names of their own: an array inside a tuple costs more time to reach, and a call more still.
-    data, indices, indptr, dense, dots = (
-        cells.data, cells.indices, cells.indptr, cells.dense, cells.dots
+    data, indices, indptr, dense, dots, judged = (
+        cells.data, cells.indices, cells.indptr, cells.dense, cells.dots, cells.judged
     )  # fmt: skip
     U, A, q, b, group = w.U, w.A, w.q, w.b, w.group
     n, n_dense, averaging = len(width), len(dense_at), w.A.shape[0] > 0
@@ -309,10 +315,10 @@ def sgd(cells, steps, options, shift, dense_at, w, work, width, wide):
                 fold |= j == 0 and lost[k] < FOLD_BELOW
                 margin[k] = a[k] * (margin[k] + inner[k] - dot * c[k] - q[k])
                 score[k] = margin[k] + b[k]
+            if judged[i]:
+                add_losses(options, score, own, w.label, w.loss)
             if tracked:
-                objective(
-                    options, score, own, alpha, w.label, w.square, w.absolute, w.loss, w.penalty
-                )
+                add_penalties(options, alpha, w.square, w.absolute, w.penalty)
             slopes(
                 options, score, own, cells.weight[i], eta, length, w.label, w.positive, w.negative,
                 step,

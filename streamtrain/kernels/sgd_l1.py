@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from streamtrain.kernels.jit import jit
-from streamtrain.kernels.sgd import PASSIVE_1, UNTRACKED, objective, slopes
+from streamtrain.kernels.sgd import PASSIVE_1, UNTRACKED, add_losses, add_penalties, slopes
 
 
 @jit
@@ -80,8 +80,10 @@ def sgd_l1(cells, steps, options, shift, dense, fold_below, w):
         for k in range(n_columns):
             score[k] = w.scale[k] * score[k] + w.b[k]
             eta[k] = steps.eta[w.group[k], i]
+        if cells.judged[i]:
+            add_losses(options, score, own, w.label, w.loss)
         if tracked:
-            objective(options, score, own, alpha, w.label, w.square, w.absolute, w.loss, w.penalty)
+            add_penalties(options, alpha, w.square, w.absolute, w.penalty)
         slopes(
             options, score, own, cells.weight[i], eta, length, w.label, w.positive, w.negative, step
         )

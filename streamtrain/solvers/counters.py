@@ -200,6 +200,15 @@ class Counters:
         largest = int(np.diff(edges).max())
         return Steps(of_group, eta, decay, levy, averaged, alpha, edges, largest)
 
+    def rates(self) -> NDArray[np.float64]:
+        """Size of each active column's last step, shape (n_columns,); NaN of others."""
+        found = np.full(len(self.model), np.nan)
+        for g, column in enumerate(self._groups):
+            mine = self._active[self.group[self._active] == g]
+            last = self._schedules[self.model[column]].steps(self.t[column] - 1, 1)[0]
+            found[mine] = last / SLOWER ** self._slowed[column]
+        return found
+
     def state(self, model: int, parts: Iterable[Weights], n_genes: int, dtype: Any) -> State:
         """Put together what a solver has of one model, some columns at a time."""
         mine = np.flatnonzero(self.model == model)
@@ -234,6 +243,14 @@ class Counters:
         n_taken = np.count_nonzero(taken, axis=1)
         self.t += n_taken[self.model]
         self._least += n_taken
+
+
+def judged_cells(seen: int, n: int, every: int) -> NDArray[np.bool_]:
+    """Mark every so-manyth of the next n cells, after so many of an epoch; shape (n,)."""
+    judged = np.zeros(n, bool)
+    if every:
+        judged[-seen % every :: every] = True
+    return judged
 
 
 def overflow(schedules: Sequence[Schedule]) -> InputError:

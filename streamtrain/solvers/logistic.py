@@ -8,9 +8,10 @@ share of l1. All classes share each pass over the cells; each has its own steps 
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, Protocol
 
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamtrain.frozen import Keep
+from streamtrain.history import History, of_passes
 from streamtrain.kernels import tiles as kernel
 from streamtrain.kernels.lbfgs import dot
 from streamtrain.pairwise import PairwiseSum, stretch_of
@@ -67,11 +69,14 @@ class Solution:
         Per column: `gradient_norm`, Euclidean, of the objective; `suboptimality`, an upper bound
         of objective - minimum (infinite without l2 penalty); `objective`; `n_iter`, steps;
         `n_passes`, times the cells were read; `converged`.
+    history
+        What each pass came to.
     """
 
     coef: NDArray[np.float64]
     intercept: NDArray[np.float64]
     certificate: dict[str, NDArray[Any]]
+    history: History
 
 
 def problem_weights(
@@ -105,7 +110,7 @@ def column_classes(n_classes: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """What a class reached; the fields of `Solution.certificate`."""
+    """What a class reached; the fields of `Solution.certificate`, and `objectives` on the way."""
 
     x: NDArray[np.float64]
     objective: float
@@ -114,6 +119,7 @@ class Ended:
     n_iter: int
     n_passes: int
     converged: bool
+    objectives: list[float]
 
 
 class Problem:
@@ -134,6 +140,7 @@ class Problem:
             self.l1[-1] = 0.0 if free else self.l1[-1] / scale
         self.search: LBFGS | None = None
         self.converged = False
+        self.objectives: list[float] = []  # after each pass
         self._flat = False  # whether every slope is below tol
         self._bend = 0.0  # curvature of the mean loss along the intercept
         self._polished: NDArray[np.float64] | None = None
@@ -218,8 +225,14 @@ class Problem:
         self.search = None
         norm = math.sqrt(dot(search.slope, search.slope))
         return Ended(
-            search.x, search.value, norm, bound, search.n_iter, search.n_eval, self.converged
-        )
+            search.x, search.value, norm, bound, search.n_iter, search.n_eval, self.converged,
+            self.objectives,
+        )  # fmt: skip
+
+    def note(self) -> None:
+        """Note the objective that was reached after a pass."""
+        if self.search is not None:
+            self.objectives.append(float(self.search.value))
 
     def judge(self, tol: float) -> None:
         """Decide after a step whether this is the optimum."""
@@ -254,10 +267,13 @@ class Progress:
         What is reached, by column.
     active
         Those under way.
+    seconds
+        Spent on each pass of the classes, of all groups.
     """
 
     ended: dict[int, Ended]
     active: list[Problem]
+    seconds: list[float] = field(default_factory=list)
 
 
 class Logistic:
@@ -350,7 +366,9 @@ class Logistic:
         names = ("gradient_norm", "suboptimality", "objective", "n_iter", "n_passes", "converged")
         certificate = {name: np.array([getattr(e, name) for e in ended]) for name in names}
         x = np.array([e.x for e in ended])
-        return Solution(x[:, :-1], x[:, -1], certificate)
+        n_cells = int(self._counts.sum())
+        history = of_passes([e.objectives for e in ended], run.seconds, n_cells)
+        return Solution(x[:, :-1], x[:, -1], certificate, history)
 
     def _solve(
         self,
@@ -361,12 +379,15 @@ class Logistic:
     ) -> None:
         """Solve the active classes of a run."""
         while run.active:
-            active = run.active
+            began, active = time.perf_counter(), run.active
             points = [self._first(p) if p.search is None else p.point for p in active]
             done = len(run.ended)
             loss, slope, bend = self._evaluate(sums, active, points, partial(_told, report, done))
             todo = list(zip(active, points, loss.tolist(), slope, bend.tolist(), strict=True))
             self._threads.each(lambda item: self._advance(*item), todo)
+            number = len(active[0].objectives)  # all of a group are as far
+            run.seconds += [0.0] * (number - len(run.seconds))
+            run.seconds[number - 1] += time.perf_counter() - began
             # The vectors of a problem that has ended make room.
             run.ended |= {p.column: p.end() for p in active if p.over(self._max_iter)}
             run.active = [p for p in active if p.column not in run.ended]
@@ -417,7 +438,9 @@ class Logistic:
         slope: NDArray[np.float64],
         bend: float,
     ) -> None:
-        if problem.take(x, loss, slope, bend):
+        stepped = problem.take(x, loss, slope, bend)
+        problem.note()
+        if stepped:
             problem.judge(self._tol)
 
 

@@ -20,7 +20,7 @@ from streamtrain.kernels import sgd_l1
 from streamtrain.kernels.lanes import lanes_of
 from streamtrain.kernels.sgd_dense import gram as dense_products
 from streamtrain.scaling import Scaled
-from streamtrain.solvers.counters import Counters, State, overflow
+from streamtrain.solvers.counters import Counters, State, judged_cells, overflow
 from streamtrain.solvers.schedule import LOSSES, PASSIVE, Loss, Penalty, Schedule
 from streamtrain.solvers.stripe import Cells, Columns, Options, Steps, Stripe, Work, restripe, zeros
 from streamtrain.threads import Threads
@@ -58,8 +58,12 @@ class SGD:
         Whether scikit-learn would take the cells as a sparse matrix. The L1 penalty is then paid
         by a cell's own genes alone, and the norm that `end_epoch` sums is that of their weights.
     epochs
-        Train as scikit-learn's ``fit``, which sums losses for `end_epoch` and remembers from one
-        batch to the next what L1 penalty each weight has paid; ``partial_fit`` forgets it.
+        Train as scikit-learn's ``fit``, which sums losses and penalties for `end_epoch` and
+        remembers from one batch to the next what L1 penalty each weight has paid; ``partial_fit``
+        forgets it.
+    judged
+        Without `epochs`, sum for `end_epoch` the losses of the first cell of an epoch and of every
+        so-manyth after it; 0 for none.
     dtype
         Of the weights: float32 or float64. Sums over genes go on in float64 where several parts of
         some hundred genes come together.
@@ -90,6 +94,7 @@ class SGD:
         class_weight: ArrayLike | None = None,
         sparse: bool = False,
         epochs: bool = False,
+        judged: int = 0,
         dtype: Any = np.float32,
         threads: Threads,
         state: State | None = None,
@@ -98,6 +103,7 @@ class SGD:
     ) -> None:
         self.schedules = [schedule] if isinstance(schedule, Schedule) else list(schedule)
         self.average, self.sparse, self.epochs = int(average), sparse, epochs
+        self.judged, self._seen = 1 if epochs else judged, 0
         kinds = {(s.l1_share, PASSIVE.get(s.learning_rate, 0)) for s in self.schedules}
         if len(kinds) > 1:
             raise ValueError("models over one stream share the penalty and the kind of steps")
@@ -209,7 +215,7 @@ class SGD:
         taken
             Which cells each model takes, shape (models, n_obs), bool; None for all. A model trains
             as if the others were not in the batch, but for the rounding of sums, as blocks of cells
-            end elsewhere. Not with `epochs`.
+            end elsewhere. Not where losses are summed.
 
         Raises
         ------
@@ -226,7 +232,7 @@ class SGD:
         shape = len(self.schedules), rows.n_obs
         if taken is None:
             taken = np.ones(shape, bool)
-        elif self.epochs or taken.shape != shape or taken.dtype != bool:
+        elif self.judged or taken.shape != shape or taken.dtype != bool:
             raise ValueError(
                 f"`taken` is bool, {shape}, and not for epochs; got {taken.dtype}, {taken.shape}"
             )
@@ -250,6 +256,8 @@ class SGD:
             self._counters.count(taken, None)
             return
         n, n_dense, width = rows.n_obs, len(dense_at), self._stripes[0].width
+        judged = judged_cells(self._seen, n, self.judged)
+        self._seen += n
         size = block_size(n_dense, n_genes, width, centred=self._centred)
         dense = np.ascontiguousarray(scaled.dense, self._dtype)
         needs_lengths = self._options.passive or self._options.norms == kernel.WHOLE
@@ -268,8 +276,8 @@ class SGD:
             blocks = list(pairwise(steps.edges.tolist()))
             self._threads.each(lambda block: dense_products(dense, *block, gram, wide), blocks)
         cells = Cells(
-            rows.data, rows.indices, rows.indptr, scaled.dots, dense, rows.codes, weight, lengths,
-            gram,
+            rows.data, rows.indices, rows.indptr, scaled.dots, dense, rows.codes, weight, judged,
+            lengths, gram,
         )  # fmt: skip
         fine = []
 
@@ -316,19 +324,26 @@ class SGD:
         """Sums of loss and penalty since the last call, each as before its cell's step.
 
         Over the cells' number, their sum is the objective by which scikit-learn 1.8 and later
-        stop; earlier ones take the loss alone. Only with `epochs`.
+        stop; earlier ones take the loss alone.
 
         Returns
         -------
-        loss, penalty
-            Shape (columns,), float64; NaN for frozen columns.
+        loss
+            Of the cells that are `judged`, shape (columns,), float64; NaN for frozen columns.
+        penalty
+            Likewise; 0 without `epochs`.
         """
+        self._seen = 0
         sums = np.full((2, self.n_columns), np.nan)
         for stripe in self._stripes:
             at, n = stripe.columns, len(stripe.columns)
             sums[:, at] = stripe.w.loss[:n], stripe.w.penalty[:n]
             stripe.w.loss[:], stripe.w.penalty[:] = 0, 0
         return sums[0], sums[1]
+
+    def rates(self) -> NDArray[np.float64]:
+        """Size of each column's last step, shape (columns,); NaN for frozen columns."""
+        return self._counters.rates()
 
     def freeze(self, columns: NDArray[np.int64]) -> None:
         """Stop training these columns: weights and averages stay, and cost no more time."""
@@ -357,7 +372,7 @@ class SGD:
         dense = np.ascontiguousarray(cells.dense, self._dtype)
         taken = Cells(
             rows.data, rows.indices, rows.indptr, cells.dots, dense, np.empty(0, np.int32), nothing,
-            nothing, np.empty((0, 0), self._dtype),
+            np.empty(0, bool), nothing, np.empty((0, 0), self._dtype),
         )  # fmt: skip
         wide = (0,) * lanes_of(self._dtype)
 

@@ -15,8 +15,9 @@ class Cells(NamedTuple):
     """Scaled cells as kernels take them: sparse and dense genes, with n_obs in front.
 
     `dots` are the products of the shift and the sparse entries, `weight` the factors of a cell's
-    step, `lengths` the squared lengths of centred cells where they are needed, and `gram[i, j]` is
-    the product of the dense genes of cell i and of the j-th cell of its block.
+    step, `judged` whether its loss is summed, `lengths` the squared lengths of centred cells where
+    they are needed, and `gram[i, j]` is the product of the dense genes of cell i and of the j-th
+    cell of its block.
     """
 
     data: NDArray[Any]
@@ -26,6 +27,7 @@ class Cells(NamedTuple):
     dense: NDArray[Any]
     codes: NDArray[np.int32]
     weight: NDArray[np.float64]
+    judged: NDArray[np.bool_]
     lengths: NDArray[np.float64]
     gram: NDArray[Any]
 
