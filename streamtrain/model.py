@@ -31,8 +31,11 @@ from streamtrain.model_schema import (
     CERTIFICATE,
     DIMS,
     attributes,
+    certified,
     check_values,
     check_variables,
+    counted,
+    for_each,
     names,
     sklearn_rows,
     two_rows,
@@ -133,7 +136,7 @@ class Model:
             As `Model`, or the lengths do not match.
         """
         coords = {"cell_type": list(cell_types), "gene": list(genes)}
-        most, of_types = _counted(t)
+        most, of_types = counted(t)
         arrays = {
             "coef": two_rows(coef),
             "intercept": two_rows(intercept),
@@ -144,10 +147,10 @@ class Model:
             "intercept_last": None if intercept_last is None else two_rows(intercept_last),
             "n_cells": n_cells,
             "n_drawn": n_drawn,
-            "n_obs": _for_each(n_obs, coords["gene"]),
+            "n_obs": for_each(n_obs, coords["gene"]),
             "t": of_types,
-            "n_averaged": _for_each(n_averaged, coords["cell_type"]),
-            **_certificate(certificate or {}, intercept),
+            "n_averaged": for_each(n_averaged, coords["cell_type"]),
+            **certified(certificate or {}, intercept),
         }
         # Copies: scikit-learn and our solvers go on updating their arrays in place.
         variables = {k: (DIMS[k], np.array(v)) for k, v in arrays.items() if v is not None}
@@ -554,32 +557,3 @@ class Model:
             A name is unknown, is both kept and excluded, or fewer than two types remain.
         """
         return Model(model_edit.subset(self.dataset, keep_cell_types, exclude_cell_types))
-
-
-def _counted(t: Any) -> tuple[Any, NDArray[Any] | None]:
-    """The largest of the types' counts of steps, and all of them where they differ."""
-    if np.ndim(t) == 0:
-        return t, None
-    counts = np.asarray(t)
-    return counts.max().item(), None if (counts == counts[0]).all() else counts
-
-
-def _for_each(value: ArrayLike | None, names: list[str]) -> NDArray[Any] | None:
-    """One value for each of `names`, where one may stand for all."""
-    if value is None or np.size(value) != 1:
-        return None if value is None else np.asarray(value)
-    return np.full(len(names), np.asarray(value).item())
-
-
-def _certificate(given: Mapping[str, ArrayLike], intercept: ArrayLike) -> dict[str, NDArray[Any]]:
-    """Certified values in their types; of two cell types, one value for both."""
-    two_types = two_rows(intercept).shape == (2,)
-    found = {}
-    for name, values in given.items():
-        if name not in CERTIFICATE:
-            raise InputError(f"a certificate has no {name!r}: {near(name, CERTIFICATE)}")
-        array = np.asarray(values)
-        if array.dtype.kind == CERTIFICATE[name].kind:
-            array = array.astype(CERTIFICATE[name])
-        found[name] = np.repeat(array, 2) if two_types and array.shape == (1,) else array
-    return found

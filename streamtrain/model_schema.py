@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from streamtrain import history
 from streamtrain.calibration import Calibration
-from streamtrain.errors import InputError
+from streamtrain.errors import InputError, near
 
 DIMS = {
     "coef": ("cell_type", "gene"),
@@ -192,3 +192,32 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)  # JSON has no infinity
     return value if isinstance(value, str | bool | int | float | None) else str(value)
+
+
+def counted(t: Any) -> tuple[Any, NDArray[Any] | None]:
+    """The largest of the types' counts of steps, and all of them where they differ."""
+    if np.ndim(t) == 0:
+        return t, None
+    counts = np.asarray(t)
+    return counts.max().item(), None if (counts == counts[0]).all() else counts
+
+
+def for_each(value: ArrayLike | None, names: list[str]) -> NDArray[Any] | None:
+    """One value for each of `names`, where one may stand for all."""
+    if value is None or np.size(value) != 1:
+        return None if value is None else np.asarray(value)
+    return np.full(len(names), np.asarray(value).item())
+
+
+def certified(given: Mapping[str, ArrayLike], intercept: ArrayLike) -> dict[str, NDArray[Any]]:
+    """Certified values in their types; of two cell types, one value for both."""
+    two_types = two_rows(intercept).shape == (2,)
+    found = {}
+    for name, values in given.items():
+        if name not in CERTIFICATE:
+            raise InputError(f"a certificate has no {name!r}: {near(name, CERTIFICATE)}")
+        array = np.asarray(values)
+        if array.dtype.kind == CERTIFICATE[name].kind:
+            array = array.astype(CERTIFICATE[name])
+        found[name] = np.repeat(array, 2) if two_types and array.shape == (1,) else array
+    return found
