@@ -25,7 +25,7 @@ from streamtrain import (
 )
 from streamtrain.calibration import Calibration
 from streamtrain.celltypist_export import classifier, standard_scaler
-from streamtrain.errors import InputError, absent, near, some
+from streamtrain.errors import InputError, absent, some
 from streamtrain.model_edit import Collapse, GeneMap
 from streamtrain.model_schema import (
     CERTIFICATE,
