@@ -6,6 +6,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from streamtrain import plot
     from streamtrain.annotate import annotate
     from streamtrain.annotation_result import AnnotationResult
     from streamtrain.config import Settings
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from streamtrain.loader import Loader
     from streamtrain.model import Model
     from streamtrain.predict import predict
+    from streamtrain.report import report
     from streamtrain.simulate import simulate
     from streamtrain.sources import open_source
     from streamtrain.train import train
@@ -44,6 +46,7 @@ _HOMES = {
     "inspect": "inspecting",
     "open_source": "sources",
     "predict": "predict",
+    "report": "report",
     "simulate": "simulate",
     "train": "train",
 }
@@ -68,7 +71,9 @@ __all__ = [
     "evaluate_model",
     "inspect",
     "open_source",
+    "plot",
     "predict",
+    "report",
     "simulate",
     "train",
 ]
@@ -79,6 +84,8 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("streamtrain")
+    if name == "plot":
+        return import_module("streamtrain.plot")  # which sets the attribute
     if name not in _HOMES:
         raise AttributeError(f"module 'streamtrain' has no attribute {name!r}")
     value = getattr(import_module(f"streamtrain.{_HOMES[name]}"), name)

@@ -327,6 +327,7 @@ def build_models(folder: Path) -> None:
     streamtrain.train(good(), "cell_type", progress=False).save(folder / "logistic.zarr")
     raw = (folder / "model.pkl").read_bytes()
     (folder / "cut.pkl").write_bytes(raw[: len(raw) // 2])
+    (folder / "good.html").write_text("a page")
     (folder / "list.pkl").write_bytes(pickle.dumps([1, 2]))
     (folder / "graph.onnx").write_bytes(b"onnx")
     (folder / "code.pkl").write_bytes(pickle.dumps(os.system))
@@ -464,6 +465,10 @@ def cross(X="@good.h5ad", labels="cell_type", **keywords):
 
 def predict(model="@model.zarr", X="@good.h5ad", **keywords):
     return Call("predict", (model, X), keywords)
+
+
+def report(model="@model.zarr", *given, **keywords):
+    return Call("report", (model, *given), {"out": "out.html"} | keywords)
 
 
 def convert(X="@good.h5ad", out="out.zarr", **keywords):
@@ -1729,6 +1734,64 @@ MODEL = {
 
 @table(MODEL)
 def test_models__are_refused(row, place, capsys):
+    hold(row, place, capsys)
+
+
+# fmt: off
+REPORT = {
+    "page of other ending": Row(report(out="out.pdf"),
+        "out must end in .html (--out); got 'out.pdf'",
+        None),
+    "page where one is": Row(report(out="@good.html"),
+        "'@good.html' exists: pass overwrite=True (--overwrite) or another path",
+        None),
+    "page over what is read": Row(
+        report("@good.html", out="@good.html", overwrite=True),
+        "out='@good.html' is what model names, and would replace it: choose another path",
+        None),
+    "report of no model": Row(report("@modle.zarr"),
+        "no model at '@modle.zarr': did you mean 'model.zarr'?",
+        None),
+    "no markers": Row(report(markers=0),
+        "markers must be a whole number of at least 1; got 0",
+        None),
+    "no title": Row(report(title=""),
+        "title must be a text (--title); got ''",
+        None),
+    "cells without labels": Row(report("@model.zarr", "@good.h5ad"),
+        "cells are evaluated by their labels, and labels is not given: pass it, too (--labels), "
+        "or leave out X",
+        None),
+    "labels without cells": Row(report(labels="cell_type"),
+        "cells are evaluated by their labels, and X is not given: pass it, too (SOURCE), or "
+        "leave out labels",
+        None),
+    "option without cells": Row(report(top_k=2),
+        "top_k is of cells to evaluate: pass X and labels (SOURCE and --labels), or leave it out",
+        None),
+    "no such option of report": Row(report(layr="raw"),
+        "report() got an unexpected keyword argument 'layr'",
+        None),
+    "another evaluation": Row(report(evaluation="scores.json"),
+        "evaluation must be what evaluate_model gave; got 'scores.json'",
+        None),
+    "figures into a store": Row(report(figures="@model.zarr"),
+        "figures='@model.zarr' is a zarr store: name a folder for pictures (--figures)",
+        None),
+    "figures into a file": Row(report(figures="@good.html"),
+        "'@good.html' exists: pass overwrite=True (--overwrite) or another path",
+        None),
+    "report of labels that are not there": Row(
+        report("@model.zarr", "@good.h5ad", "cell_typ"),
+        "@good.h5ad has no obs column 'cell_typ' and there is no such file: did you mean "
+        "'cell_type'?",
+        None),
+}
+# fmt: on
+
+
+@table(REPORT)
+def test_reports__are_refused(row, place, capsys):
     hold(row, place, capsys)
 
 

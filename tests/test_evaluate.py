@@ -1,12 +1,8 @@
-import sys
-
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn import metrics
 
-from streamtrain import plot
 from streamtrain.errors import InputError
 from streamtrain.evaluate import evaluate
 
@@ -84,70 +80,3 @@ def test_to_table():
         "weighted F1            0.643",
         "cells                     10",
     ]
-
-
-def drawn_texts(axes):
-    return [t.get_text() for t in axes.texts]
-
-
-def test_confusion_matrix__shares_labels_counts():
-    e = evaluate(TRUTH, PREDICTED)
-    axes = plot.confusion_matrix(e)
-    rows = [t.get_text().split("  (")[0] for t in axes.get_yticklabels()]
-    columns = [t.get_text() for t in axes.get_xticklabels()]
-    assert sorted(rows) == ["B", "NK", "T"]
-    assert columns == [*rows, "??"]
-    assert "T  (5)" in [t.get_text() for t in axes.get_yticklabels()]
-    counts = e.confusion.loc[rows, columns].to_numpy()
-    share = counts / counts.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(axes.images[0].get_array(), share)
-    assert drawn_texts(axes) == [str(n) for n in counts.ravel() if n]
-    assert "true cell type" in axes.get_ylabel()
-    assert axes.get_xlabel() == "predicted cell type"
-
-
-def test_confusion_matrix__confused_types_are_neighbours():
-    # Pairs (0, 5), (1, 6), ... are taken for each other, so each must end side by side.
-    truth = [f"{i}" for i in range(10) for _ in range(4)]
-    predicted = [f"{j}" for i in range(10) for j in (i, i, i, (i + 5) % 10)]
-    axes = plot.confusion_matrix(evaluate(truth, predicted))
-    order = [int(t.get_text().split()[0]) for t in axes.get_yticklabels()]
-    assert sorted(order) == list(range(10))
-    assert all(abs(order.index(i) - order.index(i + 5)) == 1 for i in range(5))
-
-
-@pytest.mark.parametrize("n_types", [1, 2, 15, 16, 60])
-def test_confusion_matrix__any_number_of_types(n_types):
-    names = [f"type {i:02}" for i in range(n_types)]
-    axes = plot.confusion_matrix(evaluate(names * 2, names + names[::-1]))
-    assert len(axes.get_yticklabels()) == n_types
-    assert bool(drawn_texts(axes)) == (n_types <= 15)
-
-
-def test_confusion_matrix__draws_on_given_axes():
-    figure = mpl.figure.Figure()
-    axes = figure.add_subplot()
-    assert plot.confusion_matrix(evaluate(TRUTH, PREDICTED), axes) is axes
-    assert axes.images
-
-
-def test_save_figure(tmp_path):
-    figure = plot.confusion_matrix(evaluate(TRUTH, PREDICTED)).figure
-    for name, head in (("f.png", b"\x89PNG"), ("f.PDF", b"%PDF"), ("f.svg", b"<?xml")):
-        plot.save_figure(figure, tmp_path / name, dpi=50)
-        assert (tmp_path / name).read_bytes().startswith(head)
-    before = (tmp_path / "f.png").read_bytes()
-    with pytest.raises(InputError, match="exists"):
-        plot.save_figure(figure, tmp_path / "f.png")
-    assert (tmp_path / "f.png").read_bytes() == before
-    plot.save_figure(figure, tmp_path / "f.png", overwrite=True, dpi=70)
-    assert (tmp_path / "f.png").read_bytes() != before
-    with pytest.raises(InputError, match=r"end it in one of .*\.pdf, .*\.png"):
-        plot.save_figure(figure, tmp_path / "f.h5ad")
-    assert len(list(tmp_path.iterdir())) == 3
-
-
-def test_plot__leaves_pyplot_alone(monkeypatch):
-    monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)
-    plot.confusion_matrix(evaluate(TRUTH, PREDICTED))
-    assert "matplotlib.pyplot" not in sys.modules

@@ -57,7 +57,8 @@ LAYERS = [
     ("train",),
     (
         "annotate", "annotation_result", "cross_validate", "querying", "predict", "evaluate",
-        "evaluate_model", "lineage", "tally", "plot", "simulate", "convert", "inspecting",
+        "evaluate_model", "lineage", "tally", "plot", "report", "simulate", "convert",
+        "inspecting",
     ),
     ("demo", "cli", "__main__", ""),
 ]
@@ -275,13 +276,14 @@ PUBLIC = {
     "inspect": "inspecting",
     "open_source": "sources",
     "predict": "predict",
+    "report": "report",
     "simulate": "simulate",
     "train": "train",
 }
 
 
 def test_public_names__are_pinned():
-    assert sorted(streamtrain.__all__) == sorted([*PUBLIC, "__version__"])
+    assert sorted(streamtrain.__all__) == sorted([*PUBLIC, "__version__", "plot"])
     assert dir(streamtrain) == sorted(streamtrain.__all__)
 
 
@@ -294,6 +296,7 @@ def test_public_names__resolve(name):
 
 def test_public_names__others():
     assert streamtrain.__version__ == importlib.metadata.version("streamtrain")
+    assert streamtrain.plot is importlib.import_module("streamtrain.plot")
     with pytest.raises(AttributeError, match="module 'streamtrain' has no attribute 'fit'"):
         streamtrain.fit  # noqa: B018
 
@@ -306,6 +309,7 @@ def test_public_names__type_checkers_see_the_same():
         for node in block.body
         for alias in node.names
     }
+    assert seen.pop("plot") == "streamtrain"
     assert seen == PUBLIC
 
 
