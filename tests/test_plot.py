@@ -154,7 +154,9 @@ def test_training_curve__draws_each_quantity():
 
 
 def test_training_curve__of_one_pass():
-    axes = plot.training_curve(model_of(history={"index": "pass", "values": [1], "objective": [2]}))
+    axes = plot.training_curve(
+        model_of(history={"pass": [1], "n_cells": [9], "objective": [2], "seconds": [0]})
+    )
     assert axes.get_xlabel() == "pass"
     assert len(axes.lines[0].get_xydata()) == 1
 
