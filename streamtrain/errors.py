@@ -9,7 +9,33 @@ from pathlib import Path
 
 
 class InputError(ValueError):
-    """Input that streamtrain cannot use: the message gives the rule, the value and the remedy."""
+    """Input that streamtrain cannot use: the message gives the rule, the value and the remedy.
+
+    A note of the exception names the section of docs/faq.md that says more.
+    """
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        _add_help(self)
+
+
+def help_for(error: BaseException) -> str | None:
+    """Word where an error is explained, or None where it is not.
+
+    The page is read when the first error happens.
+    """
+    try:
+        from streamtrain.faq import note_for
+
+        return note_for(str(error))
+    except OSError:  # as where no more files can be opened: the error itself is what counts
+        return None
+
+
+def _add_help(error: BaseException) -> None:
+    note = help_for(error)
+    if note is not None:
+        error.add_note(note)
 
 
 def near(name: str, names: Iterable[str], limit: int = 12) -> str:
@@ -23,15 +49,21 @@ def near(name: str, names: Iterable[str], limit: int = 12) -> str:
 
 def absent(path: Path, what: str = "") -> FileNotFoundError:
     """Word the error of a path where nothing is, with what near it may have been meant."""
+    error = FileNotFoundError(_absent(path, what))
+    _add_help(error)
+    return error
+
+
+def _absent(path: Path, what: str) -> str:
     word = f"{path} does not exist" if not what else f"no {what} at {str(path)!r}"
     if path.is_symlink():
-        return FileNotFoundError(f"{word}: it is a link to {path.readlink()}, which is not there")
+        return f"{word}: it is a link to {path.readlink()}, which is not there"
     if not path.parent.is_dir():
-        return FileNotFoundError(f"{word}, nor the folder {str(path.parent)!r}: correct the path")
+        return f"{word}, nor the folder {str(path.parent)!r}: correct the path"
     there = path.parent.iterdir() if os.access(path.parent, os.R_OK) else ()
     close = get_close_matches(path.name, [p.name for p in there], n=3, cutoff=0.85)
     meant = "did you mean " + " or ".join(repr(n) for n in close) + "?"
-    return FileNotFoundError(f"{word}: {meant if close else 'correct the path'}")
+    return f"{word}: {meant if close else 'correct the path'}"
 
 
 def require_readable(path: Path) -> None:

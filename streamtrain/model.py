@@ -475,6 +475,11 @@ class Model:
 
         Differs: the name is taken as given, where CellTypist turns `m.v1.2` into `m.v1.pkl`, and a
         file that stands there stays unless `overwrite`.
+
+        Parameters
+        ----------
+        path, overwrite
+            As of `to_celltypist`.
         """
         self.to_celltypist(path, overwrite=overwrite)
 

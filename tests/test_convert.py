@@ -558,10 +558,10 @@ def test_convert__too_little_space_to_begin(tmp_path, monkeypatch):
         InputError, match=text + r"choose a larger disk by out \(--out\), or shuffle"
     ):
         convert(source, tmp_path / "a.zarr", shuffle=True)
-    with pytest.raises(InputError, match=r"free: choose a larger disk by out \(--out\)$"):
+    with pytest.raises(InputError, match=r"free: choose a larger disk by out \(--out\)\n"):
         convert(source, tmp_path / "a.zarr")
     with pytest.raises(
-        InputError, match=r"^shuffling 23 cells .* by scratch=FOLDER \(--scratch\)$"
+        InputError, match=r"^shuffling 23 cells .* by scratch=FOLDER \(--scratch\)\n"
     ):
         convert(source, tmp_path / "a.zarr", shuffle=True, scratch=str(tmp_path))
     with pytest.raises(InputError, match=r"scratch must be a folder .*none: No such file"):

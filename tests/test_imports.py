@@ -22,7 +22,7 @@ PACKAGE = Path(streamtrain.__file__).parent
 # place here; the longest prefix counts.
 # fmt: off
 LAYERS = [
-    ("errors", "kernels"),
+    ("errors", "faq", "kernels"),
     (
         "atomic", "budget", "buffers", "config", "frozen", "given", "history", "logs", "pairwise",
         "partial", "pickled", "progress", "quotas", "rows", "scratch", "threads",

@@ -913,7 +913,7 @@ def test_convert__forms_of_the_map():
     [
         ({}, "map_file is missing"),
         ({"map_file": ["a", "b"]}, "must be a path, a DataFrame or a dict"),
-        ({"map_file": pd.DataFrame({"a": ["x"]})}, "two columns, this one 1$"),
+        ({"map_file": pd.DataFrame({"a": ["x"]})}, "two columns, this one 1\n"),
         ({"map_file": {}}, "gene map is empty"),
         ({"map_file": {"GÈNE-0": "", "": "y", "GÈNE-1": None}}, "gene map is empty"),
         ({"map_file": {"x": "y"}}, r"names no gene of the model: it has names such as 'y'"),
