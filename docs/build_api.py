@@ -50,7 +50,9 @@ def build(folder: Path) -> None:
     for kind in (pd.Series, pd.Index):
         kind.__class_getitem__ = classmethod(lambda cls, _: cls)  # type: ignore[attr-defined]
     pdoc.render.configure(docformat="numpy", math=True, search=True, show_source=False)
-    pdoc.pdoc("streamtrain", r"!streamtrain\.", output_directory=folder)  # no modules below it
+    # Of the modules below, streamtrain.plot alone.
+    names = "streamtrain", r"!streamtrain\.", "streamtrain.plot", r"!streamtrain\.plot\."
+    pdoc.pdoc(*names, output_directory=folder)
 
 
 if __name__ == "__main__":

@@ -126,9 +126,10 @@ class Model:
             As in `Model`, or one number for all genes.
         cell_types, genes
             Names, in the order of the rows and columns of `coef`.
-        mean, var, scale, with_mean, n_cells, n_drawn, calibration, settings, provenance,
+        mean, var, scale, with_mean, n_cells, n_drawn, calibration, settings, provenance
+            As in `Model`.
         description
-            As in `Model`; `description` may leave out any key.
+            As in `Model`, of which any key may be left out.
 
         Raises
         ------

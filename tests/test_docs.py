@@ -171,10 +171,11 @@ def test_anchors__are_those_of_github(tmp_path):
 
 
 def public():
-    """Every public name, and every public member of its classes that is ours."""
-    for name in streamtrain.__all__:
-        thing = getattr(streamtrain, name)
-        if isinstance(thing, str):
+    """Every public name, of streamtrain.plot too, and every public member of a class of ours."""
+    names = {name: getattr(streamtrain, name) for name in streamtrain.__all__}
+    names |= {f"plot.{name}": getattr(streamtrain.plot, name) for name in streamtrain.plot.__all__}
+    for name, thing in names.items():
+        if isinstance(thing, str) or inspect.ismodule(thing):
             continue
         yield name, thing
         if inspect.isclass(thing):
@@ -226,10 +227,15 @@ def test_reference__has_every_public_name_and_parameter(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Warn" not in done.stderr
     made = sorted(p.name for p in (tmp_path / "api").rglob("*"))
-    assert made == ["index.html", "search.js", "streamtrain.html"]
-    page = (tmp_path / "api" / "streamtrain.html").read_text(encoding="utf-8")
-    text = re.sub(r"<[^>]+>", "", page)
+    assert made == ["index.html", "plot.html", "search.js", "streamtrain", "streamtrain.html"]
+    pages = {
+        part: (tmp_path / "api" / f"{part}.html").read_text(encoding="utf-8")
+        for part in ("streamtrain", "streamtrain/plot")
+    }
+    text = re.sub(r"<[^>]+>", "", "".join(pages.values()))
     for name, thing in public():
+        page = pages["streamtrain/plot" if name.startswith("plot.") else "streamtrain"]
+        name = name.removeprefix("plot.")
         assert f'id="{name}"' in page, name
         if inspect.isfunction(thing):
             at = page.index(f'id="{name}"')
@@ -237,5 +243,6 @@ def test_reference__has_every_public_name_and_parameter(tmp_path):
             for parameter in inspect.signature(thing).parameters:
                 assert parameter in shown or parameter in ("self", "cls"), (name, parameter)
     assert "{settings}" not in text
+    page = pages["streamtrain"]
     own = page[page.index('id="train"') : page.index('id="train"') + 100_000]
     assert "<li><strong>C</strong>: Inverse of the regularization strength" in own
