@@ -8,18 +8,17 @@ import logging
 import math
 import os
 import secrets
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, asdict, dataclass, fields, replace
 from datetime import date
-from importlib import resources
 from numbers import Integral, Real
-from pathlib import Path
 from textwrap import indent
-from typing import Any, Literal, ParamSpec, TypeVar
+from types import NoneType
+from typing import Any, Literal, ParamSpec, TypeVar, get_args, get_type_hints
 
 import numpy as np
 
+from streamtrain import recipes
 from streamtrain.budget import check_gpu_memory
 from streamtrain.errors import InputError, near
 
@@ -60,7 +59,8 @@ _REFUSED = {
     "l1_ratio": "penalty='elasticnet'", "step": _SGD, "folds": _MINI, "calibrate": _FOLDS,
     "gene_dropout": _MINI, "replicas": _MINI, "correct_prior": f"{_MINI}, and average",
 }  # fmt: skip
-_RECIPES = ("atlas",)
+# How a file says that it cannot hold what a run was given.
+IN_MEMORY = "in memory: "
 _WHERE = ("use_GPU", "device", "gpu_memory")  # what a model does not ask for once more
 
 
@@ -71,8 +71,9 @@ class Settings:
     Parameters
     ----------
     recipe
-        Settings to start from, which those given beside it override: "atlas", our own recipe (it
-        is `conf/atlas.toml`), or the path of a TOML file of settings.
+        Settings to start from, which those given beside it override: "atlas", our own recipe, or
+        another that `streamtrain recipes` lists, or the path of a TOML file of settings, in which
+        "none" stands for None.
     transpose_input
         The matrix is genes x cells: a text table, or an array in memory. An AnnData never is.
     with_mean
@@ -654,29 +655,16 @@ def with_recipe(keywords: dict[str, Any]) -> dict[str, Any]:
         If there is no such recipe, or the file is no TOML or holds something else.
     """
     recipe = keywords.get("recipe")
-    return keywords if recipe is None else _read_recipe(recipe) | keywords
+    if recipe is None:
+        return keywords
+    found = recipes.read(recipe, [name for name in _fields() if name != "recipe"])
+    return {name: _none(name, value) for name, value in found.items()} | keywords
 
 
-def _read_recipe(recipe: str | os.PathLike[str]) -> dict[str, Any]:
-    """Settings of a recipe of ours, by its name, or of a TOML file."""
-    ours = ", ".join(map(repr, _RECIPES))
-    known = f"recipe must be {ours}, or the path of a TOML file of settings"
-    if not isinstance(recipe, (str, os.PathLike)):
-        raise InputError(f"{known}; got {recipe!r}")
-    path: Any = Path(recipe).expanduser()
-    if recipe in _RECIPES:
-        path = resources.files("streamtrain") / "recipes" / f"{recipe}.toml"
-    elif not path.is_file():
-        raise InputError(f"{known}; there is no file {str(recipe)!r}")
-    try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"recipe {str(recipe)!r} is no TOML file: {error}") from None
-    names = [name for name in _fields() if name != "recipe"]
-    for name in found:
-        if name not in names:
-            raise InputError(f"recipe {str(recipe)!r}: no setting {name!r}: {near(name, names)}")
-    return found
+def _none(name: str, value: Any) -> Any:
+    """None for "none", where a setting may be None and no text: TOML has no word for it."""
+    kinds = get_args(get_type_hints(Settings)[name])
+    return None if value == "none" and NoneType in kinds and str not in kinds else value
 
 
 def takes_settings(function: Callable[P, R]) -> Callable[P, R]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def demo(folder: Path, *, overwrite: bool = False) -> Iterator[str]:
+def demo(folder: Path, *, overwrite: bool = False, progress: bool = True) -> Iterator[str]:
     """Write atlas, model, predictions and a confusion matrix into `folder`.
 
     Yields
@@ -37,7 +37,7 @@ def demo(folder: Path, *, overwrite: bool = False) -> Iterator[str]:
         check_output(path, overwrite)
 
     yield f"Simulating 20,000 cells x 2,000 genes, 12 cell types, 6 donors: {atlas}"
-    simulate(atlas, overwrite=overwrite)
+    simulate(atlas, overwrite=overwrite, progress=progress)
     with closing(open_source(atlas)) as source:
         donor, cell_type = source.obs("donor_id"), source.obs("cell_type")
     donors = sorted(donor.unique())
@@ -55,13 +55,17 @@ def demo(folder: Path, *, overwrite: bool = False) -> Iterator[str]:
         balance_cell_type=True,
         average=True,
         batch_size=500,
+        progress=progress,
     )
     model.save(model_path, overwrite=overwrite)
     model.to_celltypist(pickle, overwrite=overwrite)
 
     yield f"Predicting the other two, {' and '.join(held_out)}: {table}"
     where = f"donor_id in [{names}]"
-    predict(model, atlas, where=where, normalize="log1p", out=table, overwrite=overwrite)
+    predict(
+        model, atlas, where=where, normalize="log1p", out=table, overwrite=overwrite,
+        progress=progress,
+    )  # fmt: skip
     truth = cell_type[donor.isin(held_out)]
     evaluation = evaluate(truth, pd.read_parquet(table)["predicted_labels"])
     figure = cast("Figure", confusion_matrix(evaluation).figure)

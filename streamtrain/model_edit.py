@@ -190,4 +190,5 @@ def _mirrored(dataset: xr.Dataset) -> xr.Dataset:
 
 def _dated(dataset: xr.Dataset) -> xr.Dataset:
     description = dataset.attrs["description"] | {"date": str(datetime.now())}
-    return dataset.assign_attrs(description=description)
+    made = {k: v for k, v in dataset.attrs["provenance"].items() if k != "run"}
+    return dataset.assign_attrs(description=description, provenance=made)

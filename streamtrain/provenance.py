@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, fields
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +19,8 @@ from numpy.typing import NDArray
 
 from streamtrain.budget import BLOCK
 from streamtrain.cells import Cells, Labels
-from streamtrain.config import Settings
+from streamtrain.config import IN_MEMORY, Settings
+from streamtrain.decode.address import Address
 from streamtrain.model import Model
 from streamtrain.model_store import arrays_checksum
 from streamtrain.rows import Rows
@@ -31,6 +34,14 @@ from streamtrain.targets import Target
 FREE = ("memory", "n_jobs", "scratch", "verbose", "date", "details", "url", "source", "version")
 # Names of what is known by its content.
 _NAMES = "recipe", "gene_list", "warm_start", "init", "sampling_weight"
+# How settings name what they were given as values.
+_UNNAMED = {"a Model": "a Model", "given as values": "a number a cell"}
+# Storage options that say where, not who; with or without the prefix of a cloud.
+_PREFIX = re.compile("^(aws|azure|google)_")
+_HARMLESS = (
+    "region", "default_region", "endpoint", "endpoint_url", "allow_http", "skip_signature",
+    "virtual_hosted_style_request", "request_payer", "timeout", "connect_timeout",
+)  # fmt: skip
 _SAMPLE = 256  # cells by which a file on a server is known again
 
 
@@ -46,6 +57,66 @@ def made_from(labels: Labels, source: Source, cells: Cells, config: Settings) ->
         "python": platform.python_version(),
         "packages": {p: version(p) for p in ("streamtrain", "anndata", "numba", "numpy")},
     }
+
+
+def asked(
+    X: Any,
+    labels: Sequence[Labels | None],
+    genes: Any,
+    storage_options: Mapping[str, Any] | None,
+    config: Settings,
+) -> dict[str, Any]:
+    """What a run was asked for, as plain values, so that it can be asked for once more.
+
+    Parameters
+    ----------
+    X
+        As given, addresses as `Address`, whose names have no credentials.
+    labels
+        Each column of labels; a single one stands alone.
+    storage_options
+        Of which those are kept that are no secret.
+    config
+        As asked for, before cross-validation chose.
+    """
+    columns = [_told(column, "labels") for column in labels]
+    several = isinstance(X, list | tuple) and all(_is_place(each) for each in X)
+    return {
+        "source": [_told(each, "cells") for each in (X if several else [X])],
+        "labels": columns[0] if len(columns) == 1 else columns,
+        "genes": None if genes is None else _told(genes, "names"),
+        "storage_options": {
+            key: str(value).lower() if isinstance(value, bool) else str(value)
+            for key, value in (storage_options or {}).items()
+            if _PREFIX.sub("", str(key).lower()) in _HARMLESS and not {"@", "?"} & set(str(value))
+        },
+        "settings": {
+            name: f"{IN_MEMORY}{_UNNAMED[value]}" if _is_unnamed(value) else value
+            for name, value in asdict(config).items()
+        },
+    }
+
+
+def beside(request: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """What a run was asked for, of its settings those alone that the model's own do not tell."""
+    known = {field.name: field.default for field in fields(Settings)} | settings
+    told = {name: value for name, value in request["settings"].items() if value != known[name]}
+    return request | {"settings": told}
+
+
+def _is_unnamed(value: Any) -> bool:
+    return isinstance(value, str) and value in _UNNAMED
+
+
+def _is_place(value: Any) -> bool:
+    return isinstance(value, (str, os.PathLike, Address))
+
+
+def _told(value: Any, what: str) -> str:
+    """A path, an address or the name of a column as it is, and of values what they are."""
+    if _is_place(value):
+        return str(value)
+    return f"{IN_MEMORY}{type(value).__name__} of {what}"
 
 
 def identity(

@@ -34,7 +34,7 @@ from streamtrain.history import with_macro_f1
 from streamtrain.journal import EVERY, Journal
 from streamtrain.local import Local, Place
 from streamtrain.model import Model
-from streamtrain.provenance import identity, made_from
+from streamtrain.provenance import asked, beside, identity, made_from
 from streamtrain.rounds import check, check_matrix
 from streamtrain.scaling import RunningMoments
 from streamtrain.scratch import free_disk
@@ -209,6 +209,7 @@ def run(
     if config.scratch is not None:
         free_disk(config.scratch)  # refuses what is no folder
     X = located(X, storage_options)
+    request = asked(X, labels, genes, storage_options, config)
     require_file(genes, "genes")
     config.warn_of_ignored()
     added = None if base is None else Addition.of(base, config)
@@ -282,6 +283,7 @@ def run(
                 found: Search | None,
             ) -> Model:  # fmt: skip
                 provenance = made_from(target.labels, source, target.cells, config)
+                provenance["run"] = request
                 n_cells: NDArray[np.int64] | None = target.columns.counts
                 if added is not None:
                     n_cells = added.n_cells(target.columns.classes, target.columns.counts)
@@ -426,6 +428,7 @@ def _model(
     settings = config.to_dict()
     if fitted.eta0 is not None:
         settings |= {"learning_rate": "constant", "eta0": fitted.eta0}
+    provenance["run"] = beside(provenance["run"], settings)
     return Model.build(
         **weights,
         cell_types=classes,

@@ -1255,8 +1255,8 @@ SETTING = {
         "with_mean must be one of True, False; got 'yes'",
         "Unused Tokens: ['yes']."),
     "recipe": Row(train(recipe="atals"),
-        "recipe must be 'atlas', or the path of a TOML file of settings; there is no file "
-        "'atals'"),
+        "recipe must be 'atlas', 'quick-look', 'celltypist', 'gpu', 'cluster', or the path of a "
+        "TOML file of settings; there is no file 'atals'"),
     "recipe with an unknown setting": Row(train(recipe="@recipe.toml"),
         "recipe '@recipe.toml': no setting 'alfa': did you mean 'alpha'?"),
     "recipe that is no TOML": Row(train(recipe="@text.toml"),
@@ -1967,6 +1967,21 @@ WORDLESS = {
     "model of no ending": (
         ["convert-model", "@model.pkl", "model"],
         "the output must end in .pkl or .zarr; got 'model'",
+    ),
+    "no file of options": (
+        ["train", "--config", "none.toml"],
+        "no file of --config at 'none.toml': correct the path",
+    ),
+    "a recipe as options": (
+        ["train", "--config", "@recipe.toml"],
+        "@recipe.toml: 'alfa' stands before any table: write it below [train], or pass a file of "
+        "settings alone as --recipe",
+    ),
+    "no such recipe": (["recipes", "atals"], "no recipe 'atals': did you mean 'atlas'?"),
+    "no command known": (
+        ["config", "@model.pkl"],
+        "@model.pkl does not know the command that trained it: CellTypist's models, those that "
+        "were converted or subset, and those of earlier versions do not; train it anew",
     ),
 }
 

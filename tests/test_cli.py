@@ -1,5 +1,8 @@
 """The command line: whole commands in processes of their own, their words and exit codes."""
 
+import inspect
+import json
+import logging
 import os
 import re
 import shutil
@@ -7,7 +10,10 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
+from dataclasses import fields
 from pathlib import Path
+from typing import get_type_hints
 
 import anndata as ad
 import numpy as np
@@ -15,7 +21,8 @@ import pandas as pd
 import pytest
 
 import streamtrain
-from streamtrain import Model
+from streamtrain import InputError, Model, cli, logs
+from streamtrain.cli.settings import Given
 from streamtrain.gpu.device import Device
 from tests import atlas, stores
 from tests.commands import call
@@ -254,6 +261,96 @@ def test_cli__quiet_says_nothing(folder):
     )  # fmt: skip
     assert done.stdout == ""
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_cli__leaves_the_logs_as_they_were(folder, capsys, tmp_path, quiet):
+    """Handlers and levels, also where a command fails."""
+    loggers = [logging.getLogger(name) for name in (None, "streamtrain")]
+    loggers[1].setLevel(logging.DEBUG)
+    before = [(log.level, log.propagate, log.handlers[:]) for log in loggers]
+    more = ["--quiet"] if quiet else []
+    for labels, code in (("cell_type", 0), ("none", 2)):
+        words = ["train", folder / "atlas.h5ad", "--labels", labels, "--tol", 0.1, *more]
+        assert call(capsys, *words, "--out", tmp_path / f"{labels}.zarr")[0] == code
+        assert [(log.level, log.propagate, log.handlers) for log in loggers] == before
+    call(capsys, "inspect", folder / "atlas.h5ad")
+    assert [(log.level, log.propagate, log.handlers) for log in loggers] == before
+    loggers[1].setLevel(logging.NOTSET)
+
+
+WORKING = {
+    "train": ["a", "--labels", "x", "--out", "m"],
+    "cross-validate": ["a", "--labels", "x", "--out", "r.txt"],
+    "predict": ["m", "a"],
+    "evaluate": ["m", "a", "--labels", "x"],
+    "convert": ["a", "--out", "m"],
+    "simulate": ["--out", "m"],
+    "demo": [],
+}
+
+
+@pytest.mark.parametrize("command", WORKING)
+@pytest.mark.parametrize("options", [{}, {"quiet": True}, {"log_json": True}])
+def test_cli__commands_of_long_runs_say_what_is_asked_for(capsys, monkeypatch, command, options):
+    class BegunError(InputError):
+        pass
+
+    def begin(**given):
+        raise BegunError(json.dumps(given))
+
+    monkeypatch.setattr(logs, "begin", begin)
+    flags = [f"--{name.replace('_', '-')}" for name in options]
+    code, _, err = call(capsys, command, *WORKING[command], *flags)
+    assert code == 2
+    told = json.loads(err.splitlines()[0].removeprefix("streamtrain: "))
+    assert told == {"quiet": False, "log_json": False} | options
+
+
+@pytest.mark.filterwarnings("always::sklearn.exceptions.ConvergenceWarning")
+def test_cli__log_json_is_json_alone(folder, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(logs, "_json", False)
+    words = ("train", folder / "atlas.h5ad", "--labels", "cell_type", "--out", tmp_path / "m.zarr")
+    showed = warnings.showwarning
+    code, _, err = call(capsys, *words, "--max-iter", 1, "--log-json")
+    assert code == 0
+    said = [json.loads(line) for line in err.splitlines()]
+    assert {"INFO", "WARNING"} <= {each.get("level") for each in said}
+    assert any("ConvergenceWarning" in each.get("message", "") for each in said)
+    assert warnings.showwarning is showed
+    code, _, err = call(capsys, *words, "--log-json", "--quiet")
+    assert code == 2
+    (line,) = err.splitlines()
+    told = json.loads(line)
+    assert told["level"] == "ERROR"
+    assert "exists: pass overwrite=True" in told["message"]
+
+
+def documented(doc):
+    """Names that a numpydoc docstring documents."""
+    return re.findall(r"^(\w+)$", inspect.getdoc(doc).partition("----------")[2], re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", sorted(cli._COMMANDS))
+def test_cli__an_option_is_documented_once(command):
+    """By its command, or where several have it by their group or its type."""
+    function = inspect.unwrap(cli._COMMANDS[command].command)
+    hints = get_type_hints(function, include_extras=True)
+    own, shared = [], []
+    for name in inspect.signature(function).parameters:
+        (extra,) = getattr(hints[name], "__metadata__", (None,))
+        if extra is not None and "*" in extra.name:
+            group = hints[name].__origin__
+            ancestors = [each for each in group.__mro__[:-1] if each.__doc__]
+            shared += [option for each in ancestors for option in documented(each)]
+            assert group is Given or {*shared} >= {f.name for f in fields(group)}
+        elif extra is not None and extra.help:
+            shared.append(name)
+        else:
+            own.append(name)
+    assert documented(function) == own
+    # The settings' "source" is a text; the input of that name comes first.
+    assert len({*own, *shared} - {"source"}) == len([n for n in own + shared if n != "source"])
 
 
 def test_cli__every_setting_is_an_option(capsys):

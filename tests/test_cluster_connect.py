@@ -554,7 +554,7 @@ def test_recipes__commands_of_kubernetes():
     (container,) = found["train"]["containers"]
     _, bound, _ = cli.app.parse_args(container["command"][1:])
     address = f"tcp://{cluster['metadata']['name']}-scheduler:8786"
-    assert bound.arguments["scheduler"] == address
+    assert bound.arguments["cluster"].scheduler == address
     (wait,) = found["train"]["initContainers"]
     assert wait["command"][:2] == ["python", "-c"]
     compile(wait["command"][2], "wait", "exec")

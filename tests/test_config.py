@@ -475,7 +475,10 @@ def test_recipe__bad_files(tmp_path, text, words):
     [
         ("atlsa", "or the path of a TOML file of settings; there is no file 'atlsa'"),
         (str(ROOT), f"there is no file {str(ROOT)!r}"),
-        (7, "recipe must be 'atlas', or the path of a TOML file of settings; got 7"),
+        (
+            7,
+            "recipe must be 'atlas', 'quick-look', 'celltypist', 'gpu', 'cluster', or the path of ",
+        ),
         ({"alpha": 1}, "or the path of a TOML file of settings; got {'alpha': 1}"),
     ],
 )

@@ -25,7 +25,7 @@ LAYERS = [
     ("errors", "faq", "kernels"),
     (
         "atomic", "budget", "buffers", "config", "frozen", "given", "history", "logs", "pairwise",
-        "partial", "pickled", "progress", "quotas", "rows", "scratch", "threads",
+        "partial", "pickled", "progress", "quotas", "recipes", "rows", "scratch", "threads",
     ),
     ("scaling", "sampling", "strata", "mixing", "expression", "calibration"),
     ("sharded", "shards", "shuffle", "synthetic", "writing"),
@@ -57,7 +57,7 @@ LAYERS = [
     ("train",),
     (
         "annotate", "annotation_result", "cross_validate", "querying", "predict", "evaluate",
-        "evaluate_model", "lineage", "tally", "plot", "report", "simulate", "convert",
+        "evaluate_model", "lineage", "tally", "plot", "report", "rerun", "simulate", "convert",
         "inspecting",
     ),
     ("demo", "cli", "__main__", ""),
@@ -67,7 +67,7 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # Only these may import them, and inside functions.
 GUARDED = {
     "gpu": {"descent", "optimum", "rounds", "trials", "scoring"},
-    "cluster": {"train", "convert", "querying", "cli"},
+    "cluster": {"train", "convert", "querying", "cli.options"},
 }
 
 

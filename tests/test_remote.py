@@ -224,8 +224,7 @@ def test_train__several_addresses_and_paths(root, server):
     found.close()
 
 
-def test_cli__trains_from_a_server(server, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(cli, "_log", lambda _: None)  # it would last beyond the test
+def test_cli__trains_from_a_server(server, tmp_path, capsys):
     with pytest.raises(SystemExit) as status:
         cli.app(
             ["train", "s3://b/one two/labelled.h5ad", "--labels", "cell_type", "--out",
