@@ -72,12 +72,13 @@ def write_json(**said: Any) -> None:
     sys.stderr.write(_worded(said) + "\n")
 
 
-def failed(words: str) -> None:
-    """Write why a command ends."""
+def failed(words: str, note: str | None = None) -> None:
+    """Write why a command ends, and where more is said of it."""
     if _json:
-        write_json(level="ERROR", logger="streamtrain", message=words)
+        said = {"level": "ERROR", "logger": "streamtrain", "message": words}
+        write_json(**said, **({} if note is None else {"note": note}))
     else:
-        sys.stderr.write(f"streamtrain: {words}\n")
+        sys.stderr.write(f"streamtrain: {words}\n" + (f"{note}\n" if note else ""))
 
 
 def _worded(said: dict[str, Any], seconds: float | None = None) -> str:

@@ -1966,7 +1966,7 @@ WORDLESS = {
     ),
     "model of no ending": (
         ["convert-model", "@model.pkl", "model"],
-        "the output must end in .pkl or .zarr; got 'model'",
+        "the output must end in .pkl, .onnx or .zarr; got 'model'",
     ),
     "no file of options": (
         ["train", "--config", "none.toml"],

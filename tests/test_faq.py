@@ -1,6 +1,7 @@
 """Which section of docs/faq.md an error names, and how the sections are shown."""
 
 import ast
+import contextlib
 import copy
 import pickle
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import streamtrain
-from streamtrain import InputError, errors, faq
+from streamtrain import InputError, cli, errors, faq
 from tests import test_bad_input as bad
 
 PACKAGE = Path(streamtrain.__file__).parent
@@ -30,6 +31,7 @@ WITHIN = {
 PARTS = {
     "…; got …",
     "… must be … …; got …",
+    "…: … must be …; got …",
     "…; there is no file …",
     "…: it is a link to …, which is not there",
     "…, nor the folder …: correct the path",
@@ -41,6 +43,7 @@ PARTS = {
     "where=… …: …",
     "… has shape …, not … = …",
 }
+MISTYPED = "run.toml: batch_size must be a whole number; got 'many'"
 
 
 def filled(message):
@@ -104,7 +107,7 @@ def test_sections__answer_a_message_or_are_general():
 def test_quotations__are_of_messages():
     """A message that nobody raises any more leaves the page."""
     everything = [message for known in (messages, raised) for _, message in known()]
-    everything.append("No space left on device")  # the system's
+    everything += "No space left on device", MISTYPED  # the first is the system's
     dead = [
         "…".join(parts)
         for quoted in faq._quoted().values()
@@ -127,6 +130,8 @@ def test_quotations__are_of_messages():
         ("C must be a number above 0; got 0.0", "settings-range"),
         ("model 'm.zarr' is damaged: coef holds NaN or infinity: train", "model-damaged"),
         ("X of a.h5ad is damaged: the offsets do not ascend; restore it", "file-damaged"),
+        (MISTYPED, "config"),
+        ("no file of --config at 'run.toml': correct the path", "file-missing"),
         ("full", None),
     ],
 )
@@ -191,3 +196,24 @@ def test_import__reads_the_page_at_the_first_error():
         "e.InputError('x'); assert 'streamtrain.faq' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True)  # noqa: S603 - our own command
+
+
+def test_command__names_the_section_below_the_message(capsys, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", str(tmp_path / "no.h5ad"), "--labels", "x", "--out", "m.zarr"])
+    assert stop.value.code == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("streamtrain: ")
+    assert first.endswith("no.h5ad does not exist: correct the path")
+    assert second == "help: streamtrain faq file-missing"
+
+
+def test_command__prints_a_section_and_the_list(capsys):
+    for words, text in ((["faq"], faq.faq_text()), (["faq", "memory"], faq.faq_text("memory"))):
+        with contextlib.suppress(SystemExit):
+            cli.main(words)
+        assert capsys.readouterr().out == f"{text}\n"
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["faq", "label"])
+    assert stop.value.code == 2
+    assert "there is no topic 'label': did you mean" in capsys.readouterr().err

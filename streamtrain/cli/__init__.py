@@ -23,26 +23,30 @@ from streamtrain.cli import (
     cross_validate,
     demo,
     evaluate,
+    faq,
     inspect,
     predict,
     recipes,
+    report,
     simulate,
     train,
 )
 from streamtrain.cli.files import fill_in
 from streamtrain.cli.options import leaving_logs
-from streamtrain.errors import InputError
+from streamtrain.errors import InputError, help_for
 
 _COMMANDS = {
     "train": train,
     "cross-validate": cross_validate,
     "predict": predict,
     "evaluate": evaluate,
+    "report": report,
     "inspect": inspect,
     "convert": convert,
     "convert-model": convert_model,
     "config": config,
     "recipes": recipes,
+    "faq": faq,
     "simulate": simulate,
     "demo": demo,
 }
@@ -82,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (InputError, OSError) as error:
         if debug:
             traceback.print_exc()
-        logs.failed(str(error))
+        logs.failed(str(error), help_for(error))
         sys.exit(2)
     except KeyboardInterrupt as error:
         number = getattr(error, "number", signal.SIGINT)  # of a StoppedError

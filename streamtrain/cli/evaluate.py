@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
 
 from streamtrain.cli.options import (
     Adapt,
@@ -14,13 +13,14 @@ from streamtrain.cli.options import (
     Expression,
     ExpressionOptions,
     GenesFile,
+    Judging,
+    JudgingOptions,
     Overwrite,
     Running,
     RunningOptions,
     Scoring,
     ScoringOptions,
     StorageOptions,
-    Whole,
     one,
 )
 
@@ -31,16 +31,7 @@ def command(
     /,
     *,
     labels: str,
-    mode: Literal["best match", "prob match"] = "best match",
-    p_thres: float = 0.5,
-    top_k: Whole = 3,
-    parents: Path | None = None,
-    held_out: bool | None = None,
-    holdout: str | None = None,
-    test_fraction: float | None = None,
-    group: str | None = None,
-    random_state: Whole = 0,
-    drop_unlabeled: bool = False,
+    judging: JudgingOptions = Judging(),
     out: Path | None = None,
     as_json: AsJson = False,
     adapt: Adapt = "none",
@@ -83,28 +74,6 @@ def command(
         As of streamtrain predict.
     labels
         Column of obs with the true cell types, or a text file with one label a line.
-    mode
-        As of streamtrain predict; with "prob match" cells with several types, or none, are wrong.
-    p_thres
-        Probability that "prob match" asks for.
-    top_k
-        Also give the share of cells whose type is among so many of highest score.
-    parents
-        CSV file with the columns child and parent; a type may have several parents.
-    held_out
-        Take the cells that training held out, and no others. The default does so where SOURCE is
-        the atlas that MODEL was trained on, and MODEL names some; --no-held-out takes all cells.
-    holdout
-        Take the cells of some groups alone: donor_id=D3,D7.
-    test_fraction
-        Take groups drawn at random until they have about this share of the cells; the same ones as
-        streamtrain train, of the same cells and seed.
-    group
-        Column of obs that has these groups.
-    random_state
-        Seed of the draw.
-    drop_unlabeled
-        Leave out cells without a label. By default they are an error.
     out
         Also write the scores: .json has everything, .csv each cell type, and a folder (no ending)
         everything and each table.
@@ -116,9 +85,7 @@ def command(
 
     with cluster.client(vars(scoring)) as client:
         found = run(
-            model, one(source), labels, genes, mode=mode, p_thres=p_thres, top_k=top_k,
-            parents=parents, held_out=held_out, holdout=holdout, test_fraction=test_fraction,
-            group=group, random_state=random_state, drop_unlabeled=drop_unlabeled, out=out,
+            model, one(source), labels, genes, **vars(judging), out=out,
             overwrite=overwrite, adapt=adapt, **vars(expression), **vars(scoring),
             progress=not running.quiet, storage_options=storage_options, client=client,
         )  # fmt: skip

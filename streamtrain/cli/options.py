@@ -179,6 +179,48 @@ class Scoring(Resources):
 
 
 @dataclass(frozen=True)
+class Judging:
+    """Which labelled cells are called, and what counts as right.
+
+    Parameters
+    ----------
+    mode
+        As of streamtrain predict; with "prob match" cells with several types, or none, are wrong.
+    p_thres
+        Probability that "prob match" asks for.
+    top_k
+        Also give the share of cells whose type is among so many of highest score.
+    parents
+        CSV file with the columns child and parent; a type may have several parents.
+    held_out
+        Take the cells that training held out, and no others. The default does so where SOURCE is
+        the atlas that MODEL was trained on, and MODEL names some; --no-held-out takes all cells.
+    holdout
+        Take the cells of some groups alone: donor_id=D3,D7.
+    test_fraction
+        Take groups drawn at random until they have about this share of the cells; the same ones as
+        streamtrain train, of the same cells and seed.
+    group
+        Column of obs that has these groups.
+    random_state
+        Seed of the draw.
+    drop_unlabeled
+        Leave out cells without a label. By default they are an error.
+    """
+
+    mode: Literal["best match", "prob match"] = "best match"
+    p_thres: float = 0.5
+    top_k: Whole = 3
+    parents: Path | None = None
+    held_out: bool | None = None
+    holdout: str | None = None
+    test_fraction: float | None = None
+    group: str | None = None
+    random_state: Whole = 0
+    drop_unlabeled: bool = False
+
+
+@dataclass(frozen=True)
 class Cluster:
     """Which workers do the work, with the same result.
 
@@ -212,6 +254,7 @@ MatrixOptions = Annotated[Matrix, Parameter(name="*")]
 ExpressionOptions = Annotated[Expression, Parameter(name="*")]
 ResourceOptions = Annotated[Resources, Parameter(name="*")]
 ScoringOptions = Annotated[Scoring, Parameter(name="*")]
+JudgingOptions = Annotated[Judging, Parameter(name="*")]
 ClusterOptions = Annotated[Cluster, Parameter(name="*")]
 
 
