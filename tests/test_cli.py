@@ -26,6 +26,7 @@ from streamtrain.cli.settings import Given
 from streamtrain.gpu.device import Device
 from tests import atlas, stores
 from tests.commands import call
+from tests.models import assert_same
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -491,7 +492,7 @@ def test_cli__demo(tmp_path):
     done = run("demo", cwd=tmp_path)
     made = sorted(p.name for p in (tmp_path / "streamtrain-demo").iterdir())
     assert made == [
-        "atlas.zarr", "celltypist.pkl", "confusion.png", "model.zarr", "predictions.parquet",
+        "atlas.zarr", "celltypist.pkl", "model.zarr", "predictions.parquet", "report.html",
     ]  # fmt: skip
     macro = float(re.search(r"macro F1 +([\d.]+)", done.stdout)[1])
     assert 0.65 < macro < 0.95
@@ -507,11 +508,22 @@ def smaller(words):
     return [sizes.get(before, word) for before, word in zip([None, *words], words, strict=False)]
 
 
+# The pages that share their files, in the order of reading, and what their commands are.
+PAGES = {
+    "README.md": "inspect train report train predict recipes config train predict evaluate",
+    "docs/training.md": "train train",
+    "docs/long-runs.md": "train",
+    "docs/gpu.md": "train predict",
+    "docs/cluster.md": "train",
+    "docs/building-blocks.md": "convert",
+    "docs/figures.md": "simulate",
+    "docs/models.md": "inspect convert-model",
+}
+
+
 @pytest.mark.slow
 def test_readme__its_examples_run(folder, tmp_path, monkeypatch):
-    """The commands and the Python of the README, on a small atlas of those names."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert "@@" not in readme
+    """The commands and the Python of README and the pages, on a small atlas of those names."""
     adata = atlas.make()
     adata.obs = adata.obs.rename(columns={"donor": "donor_id"})
     adata.obs["cell_type"] = adata.obs["cell_type"].cat.rename_categories({"B": "B cell"})
@@ -519,52 +531,41 @@ def test_readme__its_examples_run(folder, tmp_path, monkeypatch):
     adata.write_h5ad(tmp_path / "atlas.h5ad")
     adata.obs["leiden"] = pd.Categorical(np.arange(600) % 40)
     adata.write_h5ad(tmp_path / "new.h5ad")
-    blocks = re.findall(r"```(bash|python)\n(.*?)```", readme, re.DOTALL)
-    commands = [
-        line for kind, text in blocks if kind == "bash" for line in text.splitlines()
-        if line.startswith("streamtrain ")
-    ]  # fmt: skip
-    commands += re.findall(r"`(streamtrain convert-model [^`]+)`", readme)
-    named = [
-        "inspect",
-        "train",
-        "predict",
-        "train",
-        "train",
-        "train",
-        "train",
-        "predict",
-        "train",
-        "convert",
-        "predict",
-        "train",
-        "evaluate",
-        "simulate",
-        "inspect",
-        "convert-model",
-    ]
-    assert [command.split()[1] for command in commands] == named
     monkeypatch.chdir(tmp_path)
     try:
         gpu = Device.gpu()
     except streamtrain.InputError:
         gpu = None
-    for command in commands:
-        words = command.split()[1:]
-        if words[0] == "simulate":
-            words = smaller(words)
-        if words[0] == "convert-model":
-            Path("model.pkl").rename("old.pkl")
-        if "gpu" in words and not gpu:
-            assert "device='gpu'" in run(*words, cwd=tmp_path, code=2).stderr
-            continue
-        run(*words, cwd=tmp_path)
+    code = ""
+    for page, named in PAGES.items():
+        text = (ROOT / page).read_text(encoding="utf-8")
+        assert "@@" not in text
+        blocks = re.findall(r"```(bash|python)\n(.*?)```", text, re.DOTALL)
+        code += "".join(block for kind, block in blocks if kind == "python")
+        lines = "".join(block for kind, block in blocks if kind == "bash").splitlines()
+        commands = [line.split() for line in lines if line.startswith("streamtrain ")]
+        told = re.findall(r"`(streamtrain convert-model [^`]+)`", text)
+        commands += [line.split() for line in told]
+        assert " ".join(words[1] for words in commands) == named, page
+        for _, *words in commands:
+            if words[0] == "simulate":
+                words = smaller(words)
+            if words[0] == "convert-model":
+                Path("model.pkl").rename("old.pkl")
+            if "gpu" in words and not gpu:
+                assert "device='gpu'" in run(*words, cwd=tmp_path, code=2).stderr
+                continue
+            words, _, file = " ".join(words).partition(" > ")
+            done = run(*words.split(), cwd=tmp_path)
+            if file:
+                Path(file).write_text(done.stdout)
     Path("old.pkl").rename("model.pkl")
-    code = "".join(text for kind, text in blocks if kind == "python")
     adata.X = adata.layers["counts"]
     adata.write_h5ad(tmp_path / "atlas.h5ad")
-    for made in ("model.zarr", "model.pkl"):
+    for made in ("model.zarr", "model.pkl", "report.html"):
         assert Path(made).exists()
+    model, again = (streamtrain.Model.load(path) for path in ("model.zarr", "again.zarr"))
+    assert_same(again, model)  # of the file that `config` wrote
     os.rename("model.zarr", "first.zarr")  # noqa: PTH104
     Path("model.pkl").unlink()
-    exec(compile(code, "README.md", "exec"), {})  # noqa: S102 - our own README
+    exec(compile(code, "README.md", "exec"), {})  # noqa: S102 - our own pages

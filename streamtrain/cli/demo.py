@@ -1,4 +1,4 @@
-"""streamtrain demo: a folder in, an atlas, a model, predictions and a picture in it out."""
+"""streamtrain demo: a folder in, an atlas, a model, predictions and a report in it out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def command(
     """Simulate a small atlas, train on some of its donors, predict the others, show how well.
 
     Takes about a minute and no network. The folder then holds the atlas, the model (also for
-    CellTypist), the predictions and a picture of the confusion matrix.
+    CellTypist), the predictions and a report to open in a browser.
 
     Parameters
     ----------

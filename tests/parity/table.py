@@ -1,6 +1,6 @@
 """Every argument of celltypist.train in the values that matter: what is compared, and how.
 
-A row is one training by both. ``python -m tests.parity.table`` prints README's table.
+A row is one training by both. ``python -m tests.parity.table`` prints the table of docs/parity.md.
 """
 
 from __future__ import annotations
@@ -396,7 +396,7 @@ METHODS = [
 
 
 def table() -> str:
-    """README's table: a line for each argument, from the rows."""
+    """The table of docs/parity.md: a line for each argument, from the rows."""
     lines = ["| argument | | why | test |", "|---|---|---|---|"]
     names = dict.fromkeys(row.argument for row in ROWS)
     for name in names:

@@ -1,4 +1,4 @@
-"""The table of the comparisons: complete, and README's."""
+"""The table of the comparisons: complete, and that of the docs."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from tests.parity import test_parity, test_real
 from tests.parity.conftest import HERE, OLD
 from tests.parity.table import COMPARED, KINDS, METHODS, ROWS, table
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "parity.md"
 
 
 @pytest.mark.parametrize("name", ["train", "LogisticRegression", "SGDClassifier"])
@@ -32,7 +32,7 @@ def test_table__rows_are_whole():
     assert len({f"{row.compare} {row}" for row in ROWS}) == len(ROWS)
 
 
-def test_table__is_readmes():
+def test_table__is_that_of_the_docs():
     """`python -m tests.parity.table` prints it."""
-    text = README.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     assert text.partition("<!-- parity -->\n")[2].partition("\n<!-- /parity -->")[0] == table()
