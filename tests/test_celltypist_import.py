@@ -550,7 +550,7 @@ def test_cli__convert_model(tmp_path, capsys, monkeypatch):
     for arguments, message in (
         (["old.pkl", "new.pkl"], "exists: pass overwrite=True (--overwrite)"),
         (["old.pkl", "m.zarr"], "exists: pass overwrite=True (--overwrite)"),
-        (["old.pkl", "new.h5ad"], "must end in .pkl or .zarr; got 'new.h5ad'"),
+        (["old.pkl", "new.h5ad"], "must end in .pkl, .onnx or .zarr; got 'new.h5ad'"),
         (["none.pkl", "x.pkl"], "no model at 'none.pkl'"),
     ):
         with pytest.raises(SystemExit, match="2"):

@@ -109,7 +109,9 @@ def commands():
                         yield page.name, shlex.split(words, comments=True)[1:]
 
 
-def test_commands__have_the_options_that_the_pages_give_them():
+def test_commands__have_the_options_that_the_pages_give_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("run.toml").write_text('[train]\nsource = "atlas.h5ad"\nlabels = "cell_type"\n')
     found = list(commands())
     assert len(found) > 30
     for page, words in found:

@@ -55,5 +55,5 @@ def test_markers__by_absolute_value_as_extract_top_markers(model):
     ],
 )
 def test_markers__refused(model, arguments, message):
-    with pytest.raises(InputError, match=f"^{message}$"):
+    with pytest.raises(InputError, match=f"(?m)^{message}$"):
         model.markers(*arguments)

@@ -201,7 +201,7 @@ def test_stages__of_whole_runs(tmp_path, capsys, monkeypatch):
         "Transposing", "Reading", "Training", "Selecting genes", "Scaling", "Training"
     ]  # fmt: skip
     assert re.search(
-        r"^Training: [\d.k]+ cells \[.*, \d of 5 cell types done, \d+ MB", found, re.MULTILINE
+        r"^Training: [\d.k]+ cells \[.*, \d of 5 cell types done, [\d.]+ [MG]B", found, re.MULTILINE
     )
     streamtrain.predict(model, path, out=tmp_path / "copy.h5ad")
     assert stages(capsys.readouterr().err) == ["Transposing", "Predicting", "Copying"]
