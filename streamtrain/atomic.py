@@ -63,6 +63,29 @@ def check_output(
     return target
 
 
+def check_atlas_output(
+    path: str | os.PathLike[str], overwrite: bool = False, *, folder: bool
+) -> Path:
+    """Check as `check_output` does that an AnnData may be written, which replaces no other store.
+
+    Raises
+    ------
+    InputError
+        As `check_output`, or if a store without obs stands there.
+    """
+    target = check_output(path, overwrite, folder=folder)
+
+    def check() -> None:
+        # --overwrite on a mistyped path must not cost a model.
+        if target.is_dir() and not (target / "obs").exists():
+            raise InputError(
+                f"{str(path)!r} is no AnnData, and not overwritten by one: choose another path"
+            )
+
+    steady(target, check)
+    return target
+
+
 def _check(
     path: str | os.PathLike[str], target: Path, overwrite: bool, folder: bool | None
 ) -> None:

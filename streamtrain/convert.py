@@ -12,7 +12,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
-from streamtrain.atomic import check_output
+from streamtrain.atomic import check_atlas_output
 from streamtrain.budget import parse_bytes, release_freed
 from streamtrain.cells import select_rows
 from streamtrain.conversion import Conversion, room_for
@@ -139,7 +139,7 @@ def convert(
     path = Path(out)
     if path.suffix != ".zarr":
         raise InputError(f"the output must end in .zarr and is {str(path)!r}: rename it")
-    target = check_output(path, overwrite, folder=True)
+    target = check_atlas_output(path, overwrite, folder=True)
     if scratch is not None:  # absolute, so that another run finds it from another folder
         scratch = str(Path(scratch).expanduser().resolve())
     X = located(X, storage_options)

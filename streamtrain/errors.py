@@ -61,7 +61,8 @@ def _absent(path: Path, what: str) -> str:
     if not path.parent.is_dir():
         return f"{word}, nor the folder {str(path.parent)!r}: correct the path"
     there = path.parent.iterdir() if os.access(path.parent, os.R_OK) else ()
-    close = get_close_matches(path.name, [p.name for p in there], n=3, cutoff=0.85)
+    others = [p.name for p in there if p.name != path.name]
+    close = get_close_matches(path.name, others, n=3, cutoff=0.85)
     meant = "did you mean " + " or ".join(repr(n) for n in close) + "?"
     return f"{word}: {meant if close else 'correct the path'}"
 

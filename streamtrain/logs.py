@@ -62,6 +62,12 @@ def begin(*, quiet: bool = False, log_json: bool = False) -> None:
     logging.getLogger("streamtrain").setLevel(logging.WARNING if quiet else logging.INFO)
 
 
+def expect(*, log_json: bool) -> None:
+    """Have what fails before `begin`, and after it, told as JSON or not."""
+    global _json
+    _json = log_json
+
+
 def as_json() -> bool:
     """Whether JSON is asked for."""
     return _json

@@ -19,7 +19,7 @@ import pandas as pd
 import zarr
 from numpy.typing import NDArray
 
-from streamtrain.atomic import check_output, replacing
+from streamtrain.atomic import check_atlas_output, check_output, replacing
 from streamtrain.budget import format_bytes
 from streamtrain.errors import InputError
 from streamtrain.progress import stage
@@ -86,7 +86,7 @@ class ObsFile:
                 f"{str(source)!r} is {_ANNDATA[kind]} and its copy another: out must end in "
                 f"{kind}, .parquet or .csv; got {str(out)!r}"
             )
-        elif check_output(out, overwrite, folder=self._folder) == self._source:
+        elif check_atlas_output(out, overwrite, folder=self._folder) == self._source:
             raise InputError(
                 f"out={str(out)!r} is the input itself: to add columns to it pass in_place=True "
                 "(--in-place)"

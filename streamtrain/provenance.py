@@ -7,6 +7,7 @@ import platform
 import re
 import stat
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields
 from datetime import datetime
 from importlib.metadata import version
@@ -197,7 +198,10 @@ def _by_file(source: Source) -> Iterable[tuple[str, Source]]:
 def _origin(name: str, source: Source) -> dict[str, Any]:
     origin = {"name": name, "n_obs": source.n_obs, "n_vars": source.n_vars}
     path = getattr(source, "path", None)
-    return origin if path is None else origin | {"bytes": _stored(path)[0]}
+    if path is not None:
+        with suppress(FileNotFoundError):  # moved since it was read: the model counts
+            origin["bytes"] = _stored(path)[0]
+    return origin
 
 
 def _stored(path: Path) -> tuple[int, int]:

@@ -39,7 +39,7 @@ class Room:
     scratch
         Folder for the result; the system's temporary one if None.
     progress
-        Show progress on standard error.
+        Show progress on standard error; a copy in another process, which is not asked, shows none.
     """
 
     memory: int = 256 << 20
@@ -48,7 +48,7 @@ class Room:
     _files: list[ScratchArray] = field(default_factory=list)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": []}
+        return {**self.__dict__, "_files": [], "progress": False}
 
     def array(self, dtype: Any) -> ScratchArray:
         """Make an array on scratch that `close` gives up."""

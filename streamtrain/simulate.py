@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from streamtrain.atomic import check_output, replacing
+from streamtrain.atomic import check_atlas_output, replacing
 from streamtrain.budget import format_bytes
 from streamtrain.errors import InputError, near
 from streamtrain.kernels import simulate as kernels
@@ -117,7 +117,7 @@ def simulate(
     settings = _whole(settings)
     _check(settings)
     settings["genes_per_cell"] = min(settings["genes_per_cell"], settings["n_vars"] // 4)
-    folder = check_output(path, overwrite, folder=kind == ".zarr").parent
+    folder = check_atlas_output(path, overwrite, folder=kind == ".zarr").parent
     _require_space(folder, kind, codec, settings["n_obs"], settings["genes_per_cell"])
     with (
         replacing(path, overwrite, folder=kind == ".zarr") as partial,

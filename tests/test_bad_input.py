@@ -273,6 +273,7 @@ FILES = {
     "recipe.toml": b"alfa = 1.0\n",
     "text.toml": b"alpha: 1.0\n",
     "wrong.toml": b"alpha = -1.0\n",
+    "run.toml": b'[train]\nlabels = "cell_type"\n',
     "file": b"a file\n",
     "file.zarr": b"a file\n",
     "model_text.pkl": b"no pickle\n",
@@ -1259,6 +1260,9 @@ SETTING = {
         "TOML file of settings; there is no file 'atals'"),
     "recipe with an unknown setting": Row(train(recipe="@recipe.toml"),
         "recipe '@recipe.toml': no setting 'alfa': did you mean 'alpha'?"),
+    "recipe that is a file of options": Row(train(recipe="@run.toml"),
+        "recipe '@run.toml' has a table [train], and a recipe has settings alone: the file of a "
+        "command is for --config"),
     "recipe that is no TOML": Row(train(recipe="@text.toml"),
         "recipe '@text.toml' is no TOML file: …"),
     "recipe out of range": Row(sgd(recipe="@wrong.toml"),
@@ -1572,7 +1576,7 @@ OUTPUT = {
         "out='@words.csv' is what X names, and would replace it: choose another path"),
     "predictions over the model": Row(
         predict("@model.zarr", "@good.zarr", out="@model.zarr", overwrite=True),
-        "out='@model.zarr' is what model names, and would replace it: choose another path"),
+        "'@model.zarr' is no AnnData, and not overwritten by one: choose another path"),
     "predictions of other ending": Row(predict(out="out.txt"),
         "out must end in .parquet, .csv, .csv.gz, .h5ad or .zarr; got 'out.txt'"),
     "predictions in a missing folder": Row(predict(out="none/out.csv"),
@@ -1602,6 +1606,8 @@ OUTPUT = {
         None,
         "'@good.zarr' is not a streamtrain model, and not overwritten by one: choose "
         "another path"),
+    "atlas over a model": Row(convert(out="@model.zarr", overwrite=True),
+        "'@model.zarr' is no AnnData, and not overwritten by one: choose another path"),
     "model over a file": Row(train(out="@file", overwrite=True),
         None,
         "'@file' is a file and would be replaced by a folder: choose another path"),
@@ -1612,6 +1618,10 @@ OUTPUT = {
         None,
         "--out is the folder of the model, .zarr by custom; got 'model.pkl': for a file "
         "that CellTypist reads pass --celltypist FILE.pkl, too"),
+    "model as a graph": Row(train(out="model.onnx"),
+        None,
+        "--out is the folder of the model, .zarr by custom; got 'model.onnx': streamtrain "
+        "convert-model writes the graph of a saved model"),
     "pickle of other ending": Row(train(celltypist="out.txt"),
         None,
         "--celltypist must end in .pkl; got 'out.txt'"),

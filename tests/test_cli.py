@@ -183,6 +183,22 @@ def test_cli__cross_validate(folder, capsys, tmp_path, monkeypatch):
     pd.testing.assert_frame_equal(pd.read_csv("rank.csv"), table)
 
 
+@pytest.mark.parametrize("read", ["X", "genes", "labels[0]", "gene_list"])
+def test_cli__cross_validate_keeps_its_inputs(capsys, tmp_path, monkeypatch, read):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.csv").write_text("kept")
+    given = {"X": "table.csv", "labels[0]": "cell_type"} | {read: "mine.csv"}
+    more = [w for name in ("genes", "gene_list") if name in given
+            for w in (f"--{name.replace('_', '-')}", "mine.csv")]  # fmt: skip
+    code, _, err = call(
+        capsys, "cross-validate", given["X"], "--labels", given["labels[0]"], *more,
+        "--out", "mine.csv", "--overwrite",
+    )  # fmt: skip
+    assert code == 2
+    assert f"out='mine.csv' is what {read} names, and would replace it" in err
+    assert Path("mine.csv").read_text() == "kept"
+
+
 def test_cli__cross_validate_ranks_alone(folder, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, _ = call(
@@ -305,6 +321,8 @@ def test_cli__commands_of_long_runs_say_what_is_asked_for(capsys, monkeypatch, c
     code, _, err = call(capsys, command, *WORKING[command], *flags)
     assert code == 2
     told = json.loads(err.splitlines()[0].removeprefix("streamtrain: "))
+    if options == {"log_json": True}:  # the error itself is JSON
+        told = json.loads(told["message"])
     assert told == {"quiet": False, "log_json": False} | options
 
 
@@ -325,6 +343,43 @@ def test_cli__log_json_is_json_alone(folder, capsys, tmp_path, monkeypatch):
     told = json.loads(line)
     assert told["level"] == "ERROR"
     assert "exists: pass overwrite=True" in told["message"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("train", "--config", "none.toml"), "no file of --config at 'none.toml'"),
+        (("predict",), "MODEL requires an argument"),
+        (("recipes", "--nope"), "Unknown option"),
+    ],
+)
+def test_cli__log_json_holds_for_what_fails_first(capsys, monkeypatch, words, told):
+    monkeypatch.setattr(logs, "_json", False)
+    code, out, err = call(capsys, *words, "--log-json")
+    assert (code, out) == (2, "")
+    (line,) = err.splitlines()
+    assert told in json.loads(line)["message"]
+    code, _, err = call(capsys, "recipes", "nope")
+    assert (code, err.partition(":")[0]) == (2, "streamtrain")
+
+
+@pytest.mark.parametrize("lines", [1, 10_000])
+def test_cli__says_nothing_where_the_reader_of_its_output_has_enough(lines):
+    script = (
+        "from streamtrain import cli, recipes\nimport sys\nsys.stdin.readline()\n"
+        f"recipes.text = lambda name: {lines} * (99 * 'x' + '\\n')\n"
+        "cli.main(['recipes', 'atlas'])"
+    )
+    process = subprocess.Popen(  # noqa: S603 - our own command
+        [sys.executable, "-c", script], text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    process.stdout.close()
+    process.stdin.write("go on\n")
+    process.stdin.close()
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait() == 128 + signal.SIGPIPE
 
 
 def documented(doc):
@@ -451,6 +506,13 @@ querying.blocks_within = lambda *_: (10**6, 50)
 annotating.annotate = lambda *a: time.sleep(0.1) or real(*a)
 cli.main(sys.argv[1:])
 """
+
+
+def test_cli__help_is_shown_as_it_is_written(capsys):
+    """No mark of the text is taken for one of Markdown."""
+    _, out, _ = call(capsys, "train", "--help")
+    words = " ".join(out.replace("│", " ").split())
+    assert "(AWS_ACCESS_KEY_ID and so on), not here" in words
 
 
 @pytest.mark.parametrize("command", ["train", "predict"])

@@ -1,5 +1,6 @@
 """Files of options: what they may hold, what wins over what, and how mistakes in them are told."""
 
+import os
 import re
 from pathlib import Path
 
@@ -205,6 +206,27 @@ def test_config__what_is_still_missing_is_asked_for(capsys):
     code, out, err = call(capsys, "train", "--config", "c.toml")
     assert code != 0
     assert "SOURCE requires an argument" in out + err
+
+
+@pytest.mark.parametrize("option", ["--config", "--recipe"])
+def test_config__comes_from_a_pipe(capsys, option):
+    """As of the shell's <(streamtrain config model.zarr)."""
+    own, other = os.pipe()
+    os.write(other, b"[train]\nepoch = 3\n" if option == "--config" else b"epoch = 3\n")
+    os.close(other)
+    words = "train", "atlas.h5ad", "--labels", "cell_type", "--out", "m.zarr"
+    code, _, err = call(capsys, *words, option, f"/dev/fd/{own}")
+    os.close(own)
+    assert code == 2
+    assert "'epoch'" in err
+    assert "'epochs'" in err
+
+
+def test_config__a_folder_is_no_file(capsys):
+    Path("conf").mkdir()
+    code, _, err = call(capsys, "train", "--config", "conf")
+    assert code == 2
+    assert "no file of --config at 'conf': correct the path" in err
 
 
 def test_config__predict_and_evaluate_from_one_file(capsys):

@@ -1,5 +1,6 @@
 """A model's own file of its command: what it says, and that it gives the same model to the bit."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -198,6 +199,21 @@ def test_config__of_a_model_as_warm_start_is_refused(capsys):
     code, _, err = call(capsys, "train", "--config", "run.toml", "--out", "again.zarr")
     assert code == 2
     assert "run.toml: warm_start was given in memory: a Model, which a file cannot hold" in err
+
+
+def test_train__keeps_a_model_whose_atlas_moved_meanwhile(monkeypatch):
+    module = importlib.import_module("streamtrain.train")
+    made_from = module.made_from
+
+    def moved(*arguments):
+        Path("atlas.h5ad").unlink()
+        return made_from(*arguments)
+
+    monkeypatch.setattr(module, "made_from", moved)
+    model = streamtrain.train(
+        "atlas.h5ad", "cell_type", use_SGD=True, mini_batch=True, batch_size=100, progress=False
+    )
+    assert model.provenance["sources"] == [{"name": "atlas.h5ad", "n_obs": 600, "n_vars": 120}]
 
 
 def test_config__keeps_no_credentials():

@@ -289,6 +289,13 @@ def test_anndata__view_in_memory_is_not_copied():
     np.testing.assert_array_equal(read_all(twice, 1), dense(adata.X)[[9, 5]][:, [3, 1]])
 
 
+def test_csc__a_copy_in_another_process_shows_no_progress():
+    X = sp.csc_matrix(positions(4, 3, density=0.5, seed=0))
+    matrix = CscMatrix(X.data, X.indices, X.indptr, X.shape, "X", Room(progress=True))
+    assert matrix._room.progress
+    assert not repickle(matrix)._room.progress
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     shape=st.tuples(st.integers(0, 30), st.integers(1, 8)),

@@ -7,13 +7,15 @@ that several have are in `options`. Heavy modules (numba, xarray, anndata) load 
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import Any
 
-from cyclopts import App, ArgumentCollection, Parameter
+from cyclopts import App, ArgumentCollection, CycloptsError, Parameter
 
 from streamtrain import logs
 from streamtrain.cli import (
@@ -76,14 +78,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     With --debug among the arguments the line comes after where it was raised.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in given
+    debug, as_json = "--debug" in given, "--log-json" in given
+    logs.expect(log_json=as_json)
+    plain: dict[str, Any] = {"print_error": False, "exit_on_error": False} if as_json else {}
     # As an exception, so that what is half written is removed on the way out.
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as by nohup
             signal.signal(number, _terminate)
     try:
-        app([argument for argument in given if argument != "--debug"])
-    except (InputError, OSError) as error:
+        app([argument for argument in given if argument != "--debug"], **plain)
+        sys.stdout.flush()
+    except BrokenPipeError:  # as of | head, which has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+    except (CycloptsError, InputError, OSError) as error:
         if debug:
             traceback.print_exc()
         logs.failed(str(error), help_for(error))

@@ -59,10 +59,16 @@ def command(
     from streamtrain import atomic
     from streamtrain import model as models
     from streamtrain.cross_validate import cross_validate as run
+    from streamtrain.querying import keep_inputs
 
     if out.suffix != ".csv":
         raise InputError(f"--out must end in .csv; got {str(out)!r}")
     atomic.check_output(out, overwrite, folder=False)
+    keep_inputs(
+        out,
+        {"X": source[0], "genes": genes, "gene_list": settings.given.get("gene_list")}
+        | {f"labels[{i}]": name for i, name in enumerate(labels)},
+    )
     paths = {name: out.with_name(f"{out.stem}.{Path(name).name}.zarr") for name in labels}
     if len(set(paths.values())) < len(labels):
         raise InputError(f"--labels must differ, in the names of files too; got {some(labels, 9)}")

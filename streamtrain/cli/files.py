@@ -74,7 +74,7 @@ def _bare(name: str) -> str:
 
 def _table(path: Path, commands: tuple[str, ...], command: str) -> dict[str, Any]:
     """The file's table of a command."""
-    if not path.is_file():
+    if path.is_dir() or not path.exists():  # a pipe will do
         raise absent(path, "file of --config")
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))

@@ -60,8 +60,8 @@ StorageOptions = Annotated[
     dict[str, str] | None,
     Parameter(
         help="Of a server: --storage-options.region eu-west-1, endpoint, skip_signature and so on. "
-        "Credentials belong into the environment (AWS_*, GOOGLE_*, AZURE_*), not here where others "
-        "on the machine see them."
+        "Credentials belong into the environment (AWS_ACCESS_KEY_ID and so on), not here where "
+        "others on the machine see them."
     ),
 ]
 

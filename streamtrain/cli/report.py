@@ -68,7 +68,7 @@ def command(
     model
         A saved model, or one of CellTypist's (.pkl).
     source
-        As of streamtrain evaluate; by default none, for what the model alone tells.
+        As of streamtrain predict; by default none, for what the model alone tells.
     out
         The page, ending in .html.
     labels

@@ -107,10 +107,14 @@ def _check_outputs(
             raise InputError(f"--celltypist must end in .pkl; got {str(celltypist)!r}")
         if celltypist.resolve() == out.resolve():
             raise InputError(f"--out and --celltypist must differ; got {str(out)!r} for both")
-    if out.suffix in (".pkl", ".h5ad"):
+    if out.suffix in (".pkl", ".h5ad", ".onnx"):
+        other = (
+            "streamtrain convert-model writes the graph of a saved model"
+            if out.suffix == ".onnx"
+            else "for a file that CellTypist reads pass --celltypist FILE.pkl, too"
+        )
         raise InputError(
-            f"--out is the folder of the model, .zarr by custom; got {str(out)!r}: for a file that "
-            "CellTypist reads pass --celltypist FILE.pkl, too"
+            f"--out is the folder of the model, .zarr by custom; got {str(out)!r}: {other}"
         )
     if checkpoint is not None:
         kept = checkpoint.expanduser().resolve()

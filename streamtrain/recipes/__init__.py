@@ -56,7 +56,7 @@ def read(recipe: str | os.PathLike[str], settings: Iterable[str]) -> dict[str, A
             found = tomllib.loads(text(str(recipe)))
         else:
             path = Path(recipe).expanduser()
-            if not path.is_file():
+            if path.is_dir() or not path.exists():
                 raise InputError(f"{known}; there is no file {str(recipe)!r}")
             found = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -65,6 +65,11 @@ def read(recipe: str | os.PathLike[str], settings: Iterable[str]) -> dict[str, A
     named = {}
     for key, value in found.items():
         name = spelled.get(key.lower().replace("_", "-"))
+        if name is None and isinstance(value, dict):
+            raise InputError(
+                f"recipe {str(recipe)!r} has a table [{key}], and a recipe has settings alone: "
+                "the file of a command is for --config"
+            )
         if name is None:
             known_names = list(spelled.values())
             raise InputError(
