@@ -12,14 +12,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from streamtrain.adapt import Adapt
-from streamtrain.annotation_result import AnnotationResult
+from streamtrain.annotation_result import AnnotationResult, check_clusters, check_writable
 from streamtrain.calibration import probabilities as probabilities_of
 from streamtrain.cells import Labels
 from streamtrain.errors import InputError
 from streamtrain.expression import Normalize
 from streamtrain.given import AnnotateGiven
 from streamtrain.model import Model
-from streamtrain.predict import Mode, predict
+from streamtrain.predict import VOTED, Mode, predict
 from streamtrain.querying import model_of
 from streamtrain.sources.memory import is_a
 
@@ -120,6 +120,10 @@ def annotate(
         If the model does not exist.
     """
     _check(adata, inplace, copy, prefix, probabilities=probabilities, scores=scores)
+    clusters = isinstance(over_clustering, str) and over_clustering in adata.obs
+    named = str(over_clustering) if clusters else None
+    if inplace:
+        check_clusters(named, (name for name in VOTED if name != "over_clustering"), prefix)
     model = model_of(model)
     table = predict(
         model, adata, mode=mode, p_thres=p_thres, majority_voting=majority_voting,
@@ -128,8 +132,6 @@ def annotate(
         check_expression=check_expression, layer=layer, gene_key=gene_key, memory=memory,
         scratch=scratch, n_jobs=n_jobs, device=device, gpu_memory=gpu_memory, progress=progress,
     )  # fmt: skip
-    clusters = isinstance(over_clustering, str) and over_clustering in adata.obs
-    named = str(over_clustering) if clusters else None
     target = adata.copy() if copy else adata
     result = _result(target, table, model, named, probabilities=probabilities, scores=scores)
     if not inplace:
@@ -179,11 +181,8 @@ def _check(adata: Any, inplace: bool, copy: bool, prefix: str, **switches: bool)
             f"copy=True would load all of {str(adata.filename)!r}, which backs adata: leave it "
             "out, or write a copy of the file by predict(model, PATH, out=COPY)"
         )
-    if inplace and not copy and adata.is_view and adata.isbacked:
-        raise InputError(
-            "adata is a view of a backed AnnData, into which anndata writes nothing: pass "
-            "inplace=False, or adata.to_memory()"
-        )
+    if inplace and not copy:
+        check_writable(adata)
 
 
 def _result(

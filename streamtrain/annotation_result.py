@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import os
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,6 +26,24 @@ _SHEETS = {
     "probability_matrix": "Probability Matrix",
 }  # fmt: skip
 _MOST_ROWS, _MOST_COLUMNS = 2**20 - 1, 2**14 - 1  # of a sheet of Excel, names aside
+
+
+def check_writable(adata: AnnData) -> None:
+    """Refuse what anndata would write nothing into."""
+    if adata.is_view and adata.isbacked:
+        raise InputError(
+            "adata is a view of a backed AnnData, into which anndata writes nothing: pass "
+            "inplace=False, or adata.to_memory()"
+        )
+
+
+def check_clusters(given: str | None, columns: Iterable[str], prefix: str) -> None:
+    """Refuse columns of which one would replace that of the clusters."""
+    if given in [prefix + name for name in columns]:
+        raise InputError(
+            f"the column {given!r} of obs, which over_clustering names, would be replaced: pass "
+            "another prefix"
+        )
 
 
 class AnnotationResult:
@@ -131,14 +150,15 @@ class AnnotationResult:
         Raises
         ------
         InputError
-            If a matrix was not asked for, there was no majority voting, or `adata` has other cells
-            by now.
+            If a matrix was not asked for, there was no majority voting, `adata` has other cells by
+            now or is a view of a backed one, or the column of the clusters would be replaced.
         """
         if self.adata.n_obs != self.cell_count:
             raise InputError(
                 f"adata has {self.adata.n_obs:,} cells by now, and {self.cell_count:,} were "
                 "annotated: annotate() it again"
             )
+        check_writable(self.adata)
         columns: dict[str, Any] = {}
         if insert_labels:
             columns |= {str(k): labels.array for k, labels in self.predicted_labels.items()}
@@ -149,6 +169,7 @@ class AnnotationResult:
         if insert_prob or insert_decision:
             matrix = self.probability_matrix if insert_prob else self.decision_matrix
             columns |= {name: matrix[name].to_numpy() for name in matrix.columns}
+        check_clusters(self._given, columns, prefix)
         for name, values in columns.items():  # by position: names of cells may come twice
             self.adata.obs[prefix + name] = values
         return self.adata

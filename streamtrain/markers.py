@@ -32,7 +32,7 @@ def table(
     only_positive: bool,
 ) -> pd.DataFrame:
     """Do what `Model.markers` documents."""
-    if isinstance(cell_types, str):
+    if isinstance(cell_types, str) or not isinstance(cell_types, Iterable | None):
         cell_types = [cell_types]
     types = list(dataset["cell_type"].to_numpy() if cell_types is None else cell_types)
     if not types:
@@ -59,7 +59,9 @@ def _rows(dataset: xr.Dataset, wanted: list[str]) -> list[NDArray[Any]]:
     types, coef = dataset["cell_type"].to_numpy().astype(object), dataset["coef"].to_numpy()
     for cell_type in wanted:
         if cell_type not in types:
-            raise InputError(f"no cell type {cell_type!r} in the model: {near(cell_type, types)}")
+            raise InputError(
+                f"no cell type {cell_type!r} in the model: {near(str(cell_type), types)}"
+            )
     return [coef[types == cell_type][0] for cell_type in wanted]
 
 

@@ -43,7 +43,7 @@ def write(
         raise InputError(
             "ONNX graphs are written by the package onnx: pip install 'streamtrain[onnx]'"
         ) from error
-    content = graph(dataset, normalize=normalize).SerializeToString()
+    content = graph(dataset, normalize=bool(normalize)).SerializeToString()
     with replacing(path, overwrite, folder=False) as partial:
         partial.write_bytes(content)
 
@@ -167,6 +167,6 @@ def _metadata(dataset: xr.Dataset, normalize: bool) -> dict[str, str]:
         "cell_types": json.dumps(dataset["cell_type"].to_numpy().tolist(), ensure_ascii=False),
         "calibration": json.dumps(dataset.attrs.get("calibration")),
         "normalize": f"X: {_COUNTS if normalize else _NORMALIZED}; NaN for genes that are lacking",
-        "description": json.dumps(dataset.attrs["description"], ensure_ascii=False),
+        "description": json.dumps(dataset.attrs["description"]),
         "streamtrain_version": version("streamtrain"),
     }

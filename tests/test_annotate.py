@@ -146,6 +146,23 @@ def test_annotate__leaves_the_column_of_the_clusters(model, adata):
     assert adata.obs["ct_over_clustering"].tolist() == adata.obs["donor"].tolist()
 
 
+@pytest.mark.parametrize("name", ["predicted_labels", "majority_voting", "conf_score"])
+def test_annotate__clusters_that_a_result_would_replace(model, adata, name):
+    adata.obs[name] = adata.obs["donor"]
+    before = adata.obs.copy()
+    options = {"majority_voting": True, "over_clustering": name} | QUIET
+    words = f"the column '{name}' of obs, which over_clustering names, would be replaced"
+    with pytest.raises(InputError, match=words):
+        streamtrain.annotate(adata, model, **options)
+    result = streamtrain.annotate(adata, model, inplace=False, **options)
+    with pytest.raises(InputError, match=words):
+        result.to_adata()
+    pd.testing.assert_frame_equal(adata.obs, before)
+    streamtrain.annotate(adata, model, prefix="ct_", **options)
+    pd.testing.assert_series_equal(adata.obs[name], before[name])
+    assert "ct_" + name in adata.obs
+
+
 def test_annotate__prob_match_layers_gene_names_and_repeated_cells(model, adata):
     counts = ad.AnnData(adata.layers["counts"] * 0, obs=adata.obs, var=adata.var.copy())
     counts.layers["counts"] = adata.layers["counts"]
@@ -172,6 +189,9 @@ def test_annotate__backed(tmp_path, model, adata):
     assert labels["predicted_labels"].tolist() == adata.obs["predicted_labels"][100:200].tolist()
     with pytest.raises(InputError, match="view of a backed AnnData"):
         streamtrain.annotate(part, model, **QUIET)
+    result = streamtrain.annotate(part, model, inplace=False, **QUIET)
+    with pytest.raises(InputError, match="view of a backed AnnData"):
+        result.to_adata()
     with pytest.raises(InputError, match=r"copy=True would load all of '.*cells.h5ad'"):
         streamtrain.annotate(backed, model, copy=True, **QUIET)
     backed.file.close()

@@ -480,6 +480,12 @@ def load(path):
     return Call("load", (path,))
 
 
+def clustered():
+    adata = good()
+    adata.obs["a_conf_score"] = adata.obs["donor"]
+    return adata
+
+
 def annotate(adata=None, **keywords):
     return Call("annotate", (good() if adata is None else adata, "@model.zarr"), keywords)
 
@@ -1454,6 +1460,10 @@ ANNOTATE = {
     "as of predict": Row(annotate(over_clustering="donor"),
         "over_clustering is for majority voting: pass majority_voting=True "
         "(--majority-voting)", None),
+    "clusters in the way": Row(
+        annotate(clustered(), majority_voting=True, over_clustering="a_conf_score", prefix="a_"),
+        "the column 'a_conf_score' of obs, which over_clustering names, would be replaced: pass "
+        "another prefix", None),
     "counts": Row(annotate(only(good().layers["counts"])),
         "X of AnnData does not hold expression: gene 'GENE4' in cell 2 ('cell-2') is above 9.22 "
         "(13), and there is no raw/X to read instead: …", None),
@@ -1476,6 +1486,9 @@ RESULT = {
         "top_n must be a whole number of at least 1; got 0"),
     "markers of nobody": ("markers", {"cell_types": []},
         "cell_types must name a cell type at least, or be None for all; got none"),
+    "markers of a number": ("markers", {"cell_types": 3},
+        "no cell type 3 in the model: there are 'B', 'Monocyte, classical', 'NK', 'T CD4', "
+        "'T CD8'"),
     "markers of another": ("markers", {"cell_types": "b"},
         "no cell type 'b' in the model: there are 'B', 'Monocyte, classical', 'NK', 'T CD4', "
         "'T CD8'"),
@@ -1790,6 +1803,9 @@ REPORT = {
         None),
     "figures into a file": Row(report(figures="@good.html"),
         "'@good.html' exists: pass overwrite=True (--overwrite) or another path",
+        None),
+    "figures in the place of the page": Row(report(figures="out.html"),
+        "figures='out.html' is the page itself: name a folder for pictures (--figures)",
         None),
     "report of labels that are not there": Row(
         report("@model.zarr", "@good.h5ad", "cell_typ"),

@@ -152,9 +152,16 @@ def test_file__tells_what_it_takes(tmp_path):
     }
     loaded = onnx.load(tmp_path / "model.onnx")
     assert [(o.domain, o.version) for o in loaded.opset_import] == [("", 15)]
-    model.to_onnx(tmp_path / "counts.onnx", normalize=True)
+    model.to_onnx(tmp_path / "counts.onnx", normalize=np.bool_(True))
     told = ort.InferenceSession(tmp_path / "counts.onnx").get_modelmeta().custom_metadata_map
     assert told["normalize"].startswith("X: raw counts; `total` has the counts of all genes")
+
+
+def test_file__of_words_that_are_no_utf8(tmp_path):
+    details = "caf\udce9"  # as a shell in Latin-1 gives them
+    model = streamtrain.train(atlas.make(), "cell_type", details=details, **SMALL)
+    told = exported(model, tmp_path / "model.onnx").get_modelmeta().custom_metadata_map
+    assert json.loads(told["description"])["details"] == details
 
 
 def test_file__holds_weights_in_the_models_precision(tmp_path):

@@ -3,6 +3,7 @@
 import re
 import sys
 import warnings
+import xml.etree.ElementTree as ET
 from dataclasses import replace
 
 import matplotlib as mpl
@@ -126,11 +127,23 @@ def test_save_figure(tmp_path):
     with pytest.raises(InputError, match="exists"):
         plot.save_figure(figure, tmp_path / "f.png")
     assert (tmp_path / "f.png").read_bytes() == before
-    plot.save_figure(figure, tmp_path / "f.png", overwrite=True, dpi=70)
+    plot.save_figure(figure.axes[0], tmp_path / "f.png", overwrite=True, dpi=70)
     assert (tmp_path / "f.png").read_bytes() != before
     with pytest.raises(InputError, match=r"end it in one of .*\.pdf, .*\.png"):
         plot.save_figure(figure, tmp_path / "f.h5ad")
     assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize(("size", "dpi"), [((9, 8), 50), ((90, 80), 11.8), ((2, 400), 12.5)])
+def test_save_figure__dots_do_not_grow_with_types(tmp_path, monkeypatch, size, dpi):
+    monkeypatch.setattr(figures, "_MOST_DOTS", 10**6)
+    monkeypatch.setattr(figures, "_LONGEST_SIDE", 5000)
+    figure = figures.new_figure(*size)
+    figure.set_layout_engine("none")
+    figure.add_axes((0, 0, 1, 1)).set(xticks=[], yticks=[])
+    plot.save_figure(figure, tmp_path / "f.png", dpi=50)
+    tall, wide, _ = mpl.image.imread(tmp_path / "f.png").shape
+    assert (wide / size[0], tall / size[1]) == pytest.approx((dpi, dpi), rel=0.15)
 
 
 def test_plot__leaves_pyplot_alone(monkeypatch):
@@ -220,6 +233,14 @@ def test_probability_histogram__without_wrong_calls():
     assert "0 wrong calls" in [t.get_text() for t in axes.get_legend().get_texts()]
 
 
+@pytest.mark.parametrize("n_types", [1, 3])
+@pytest.mark.parametrize("n_genes", [1, 2, 5])
+def test_markers_dotplot__of_few_genes_has_room(n_types, n_genes):
+    """Without a warning that the axes are squeezed to nothing."""
+    values = np.full((n_types, n_genes), 0.5)
+    figures.svg_of(plot.markers_dotplot(expression_of(values, values)).figure)
+
+
 def test_markers_dotplot__areas_and_colours():
     share = [[1, 0.5, 0], [0.25, 0, 1], [0.5, 0.5, np.nan]]
     mean = [[2, 4, 0], [1, 0, 3], [0.5, 1, np.nan]]
@@ -284,6 +305,12 @@ def test_figures__take_any_name(tmp_path, suffix):
     for words in ("&lt;b&gt;&amp;amp;  (2)", "$x$ and $y  (2)", "\u7d30\u80de  (2)", "%d #1  (2)"):
         assert words in svg
     assert f"{('long ' * 40)[:59]}…  (2)" in svg
+
+
+def test_figures__leave_out_letters_that_xml_has_not():
+    names = ["one\ufffe", "two\udc80", "three\uffff"]
+    svg = figures.svg_of(plot.f1_by_type(evaluate(names, names)).figure)
+    assert "three" in "".join(ET.fromstring(svg.encode()).itertext())  # noqa: S314 - we wrote it
 
 
 @pytest.mark.parametrize("n_types", [3, pytest.param(150, marks=pytest.mark.slow)])

@@ -19,6 +19,7 @@ from matplotlib.image import imread
 
 import streamtrain
 from streamtrain import InputError, Model
+from streamtrain.history import Curve, of_epochs
 from streamtrain.report import expression, marker_expression, page, scored
 from tests import atlas, stores
 from tests.test_plot import HISTORY
@@ -170,6 +171,16 @@ def test_report__structure(written):
     assert levels[0] == 1
     assert levels.count(1) == 1
     assert all(b - a <= 1 for a, b in itertools.pairwise(levels))
+
+
+def test_report__counts_all_epochs_of_a_thinned_history(tmp_path, model):
+    curve = Curve(["loss"])
+    for _ in range(2500):
+        curve.add(10, np.ones(5))
+    dataset = model.dataset.copy(deep=True)
+    dataset.attrs["provenance"] |= {"history": of_epochs([curve])}
+    parsed = Parsed(streamtrain.report(Model(dataset), out=tmp_path / "r.html"))
+    assert any("Training over 2,500 epochs" in image["alt"] for image in parsed.of("img"))
 
 
 def test_report__escapes_names(written):
@@ -368,6 +379,15 @@ def test_marker_expression__plain_sums(tmp_path, kind, monkeypatch):
     assert list(found.share.index) == list(share.index)
     assert found.absent == ["none"]
     assert found.n_cells.sum() == 450
+
+
+def test_marker_expression__genes_that_are_named_twice(cells):
+    once = marker_expression(cells, "cell_type", ["GENE3", "GENE1"], **QUIET)
+    twice = marker_expression(cells, "cell_type", iter(["GENE3", "GENE1", "GENE3"]), **QUIET)
+    pd.testing.assert_frame_equal(twice.mean, once.mean)
+    pd.testing.assert_frame_equal(twice.share, once.share)
+    one = marker_expression(cells, "cell_type", "GENE3", **QUIET)
+    pd.testing.assert_frame_equal(one.mean, once.mean[["GENE3"]])
 
 
 def test_marker_expression__normalises_counts():

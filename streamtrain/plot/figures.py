@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -29,6 +29,7 @@ SHADES, BOTH_WAYS = "Blues", "PuOr_r"  # colour maps: of shares, and of what has
 
 _LONGEST = 60  # letters of a name
 _LARGE = 20_000  # letters of a picture in base64
+_MOST_DOTS, _LONGEST_SIDE = 32 * 10**6, 65_000  # 50 bytes each; matplotlib draws 2**16 a side
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -52,8 +53,8 @@ def inches_of(names: Iterable[str], n_labels: int) -> float:
 
 
 def short(name: str) -> str:
-    """A name on one line, of 60 letters at most."""
-    name = re.sub(r"[\x00-\x1f\x7f]", " ", name)
+    """A name on one line, of 60 letters at most, all of which XML has."""
+    name = re.sub(r"[\x00-\x1f\x7f\ud800-\udfff\ufffe\uffff]", " ", name)
     return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
 
 
@@ -123,26 +124,31 @@ def similar_order(distance: NDArray[Any]) -> list[int]:
 
 
 def save_figure(
-    figure: Figure, path: str | os.PathLike[str], *, overwrite: bool = False, dpi: float = 200
+    figure: Figure | Axes,
+    path: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    dpi: float = 200,
 ) -> None:
     """Write a figure to `path`, whole or not at all, in the format that its suffix names.
 
     Parameters
     ----------
     figure
-        The figure, such as `confusion_matrix(...).figure`.
+        The figure, such as `confusion_matrix(...).figure`; or axes of it.
     path
         Where the picture shall stand: .png, .pdf, .svg and what else matplotlib writes.
     overwrite
         Whether a file that stands there is replaced.
     dpi
-        Dots per inch, for formats made of dots.
+        Dots per inch, for formats made of dots; fewer where they would be more than 32 million.
 
     Raises
     ------
     InputError
         The suffix names no format, or the path cannot be written or exists.
     """
+    figure = cast("Figure", figure.figure)  # which a figure has, too
     suffix = Path(path).suffix.lower().lstrip(".")
     known = figure.canvas.get_supported_filetypes()
     if suffix not in known:
@@ -150,6 +156,8 @@ def save_figure(
             f"cannot tell a picture format from {str(path)!r}: end it in one of "
             + ", ".join(f".{k}" for k in sorted(known))
         )
+    wide, tall = figure.get_size_inches()
+    dpi = min(dpi, (_MOST_DOTS / (wide * tall)) ** 0.5, _LONGEST_SIDE / max(wide, tall))
     with atomic.replacing(path, overwrite, folder=False) as partial, _any_letters():
         figure.savefig(partial, format=suffix, dpi=dpi, bbox_inches="tight", facecolor="white")
 

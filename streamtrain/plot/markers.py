@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from streamtrain.report.expression import MarkerExpression
 
 MOST_GENES = 150  # of a figure
+_LEAST = 3.2  # inches of the axes: what the legend above them takes
 
 
 def per_type(n_types: int, markers: int) -> int:
@@ -152,7 +153,7 @@ def _diagonal(values: NDArray[Any]) -> list[int]:
 def _grid(types: list[str], genes: list[str]) -> Axes:
     most = max(len(types), len(genes))
     cell = float(np.clip(8.5 / most, 0.15, 0.3))
-    wide = cell * len(genes) + inches_of(types, len(types)) + 1.2
+    wide = max(cell * len(genes), _LEAST) + inches_of(types, len(types)) + 1.2
     tall = cell * len(types) + inches_of(genes, len(genes)) + 0.7
     return new_figure(wide, max(tall, inches_of(genes, len(genes)) + 2)).add_subplot()
 

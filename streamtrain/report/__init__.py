@@ -75,8 +75,8 @@ def report(
         What `evaluate_model` gave of this model, in place of evaluating anew; with X and labels
         given as well, the cells that it took are gone over for the marker genes.
     markers
-        Genes of each type, those of the highest coefficients. Figures have fewer of many types, so
-        that at most 150 genes stand in one.
+        Genes of each type, those of the highest coefficients. Figures have fewer of many types:
+        150 genes in all, or one of each type where that is more.
     figures
         Folder for the same figures as PNG; made where there is none.
     overwrite
@@ -255,6 +255,11 @@ def _check_out(
     target = check_output(out, overwrite, folder=False)
     if figures is not None:
         folder = Path(figures).expanduser()
+        if folder.resolve() == target.resolve():
+            raise InputError(
+                f"figures={str(figures)!r} is the page itself: name a folder for pictures "
+                "(--figures)"
+            )
         if any((folder / mark).exists() for mark in ("zarr.json", ".zgroup", ".zattrs")):
             raise InputError(
                 f"figures={str(figures)!r} is a zarr store: name a folder for pictures (--figures)"

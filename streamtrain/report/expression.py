@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -49,7 +49,7 @@ class MarkerExpression:
 def marker_expression(
     X: Any,
     labels: Labels,
-    markers: Sequence[str],
+    markers: str | Iterable[str],
     genes: Any = None,
     *,
     where: str | None = None,
@@ -73,7 +73,7 @@ def marker_expression(
 transpose_input, memory, scratch, n_jobs, progress, storage_options
         As of `evaluate_model`.
     markers
-        Names of the genes.
+        Names of the genes, of which each counts once; or one name.
 
     Raises
     ------
@@ -90,7 +90,8 @@ transpose_input, memory, scratch, n_jobs, progress, storage_options
         device=None, client=None, progress=progress,
     ) as (source, threads):  # fmt: skip
         cells = labelled_cells(source, labels, where=where, drop_unlabeled=drop_unlabeled, least=1)
-        sums = _Sums(source, cells, markers)
+        names = [markers] if isinstance(markers, str) else markers
+        sums = _Sums(source, cells, list(dict.fromkeys(names)))
         check: Literal["range"] | None = "range" if check_expression else None
         expression = expression_of(
             source, cells.rows, normalize=normalize, dtype=np.float64, threads=threads, check=check
@@ -122,8 +123,8 @@ class _Sums:
     A gene that a file lacks is no zero there: its cells do not count for it.
     """
 
-    def __init__(self, source: Source, cells: Cells, markers: Sequence[str]) -> None:
-        self._cells, self._markers = cells, list(markers)
+    def __init__(self, source: Source, cells: Cells, markers: list[str]) -> None:
+        self._cells, self._markers = cells, markers
         at = pd.Index(source.genes).get_indexer(pd.Index(self._markers, dtype=object))
         self._slot = np.full(source.n_vars, -1, np.int32)
         self._slot[at[at >= 0]] = np.flatnonzero(at >= 0)

@@ -68,7 +68,7 @@ def training(model: Model) -> Section | None:
         Picture(
             "training_curve",
             figure,
-            f"Training over {len(history)} {unit}; at the end: {ends}.",
+            f"Training over {history.index[-1]:,} {unit}; at the end: {ends}.",
             "Numbers are those at the end. The loss is the mean over cells and types, each cell's "
             "before its own step, without the penalty."
             if "loss" in known
