@@ -89,8 +89,9 @@ def annotate(
         As in `predict`.
     probabilities, scores
         Keep the probability, or the decision score, of each type in each cell, which takes 8 bytes:
-        in `probability_matrix` and `decision_matrix` of the result, and in obsm as a table with a
-        column for each type. (Neither anndata nor HDF5 will store a column whose name has a "/".)
+        in `probability_matrix` and `decision_matrix` of the result, and in obsm as an array, whose
+        columns are the types of uns["streamtrain"]["cell_types"]: a table's columns could not be
+        stored where the name of a type has a "/".
     prefix
         Of the names in obs, obsm and uns.
     inplace
@@ -109,8 +110,8 @@ def annotate(
         The result; with `copy` an AnnData. Into `adata`, or the copy, go obs["predicted_labels"],
         categories being the types that occur in the model's order; with `majority_voting`
         obs["over_clustering"] and obs["majority_voting"]; obs["conf_score"], the highest
-        probability; where asked for, obsm["probabilities"] and obsm["scores"], DataFrames; and
-        uns["streamtrain"], what the model was and how it was applied.
+        probability; where asked for, obsm["probabilities"] and obsm["scores"], shape (n_obs,
+        n_types), float64; and uns["streamtrain"], what the model was and how it was applied.
 
     Raises
     ------
@@ -138,12 +139,13 @@ def annotate(
         return result
     result.to_adata(prefix=prefix)
     if probabilities:
-        target.obsm[f"{prefix}probabilities"] = result.probability_matrix
+        target.obsm[f"{prefix}probabilities"] = result.probability_matrix.to_numpy()
     if scores:
-        target.obsm[f"{prefix}scores"] = result.decision_matrix
+        target.obsm[f"{prefix}scores"] = result.decision_matrix.to_numpy()
     target.uns[f"{prefix}streamtrain"] = _plain(
         {
             "version": version("streamtrain"),
+            "cell_types": model.cell_types.astype(object),
             "model": {**model.description, "calibrated": model.calibration is not None},
             "params": {
                 "mode": mode, "p_thres": p_thres if mode == "prob match" else None,

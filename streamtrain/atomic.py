@@ -9,7 +9,7 @@ import secrets
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ _TRIES = 20  # to delete what failed
 T = TypeVar("T")
 
 NEW = ".new"  # ending of a file that is being written
-_ZARR_MARKS = ("zarr.json", ".zgroup", ".zattrs")
+ZARR_MARKS = ("zarr.json", ".zgroup", ".zattrs")
 
 
 def is_address(path: str | os.PathLike[str]) -> bool:
@@ -29,7 +29,11 @@ def is_address(path: str | os.PathLike[str]) -> bool:
 
 
 def check_output(
-    path: str | os.PathLike[str], overwrite: bool = False, *, folder: bool | None = None
+    path: str | os.PathLike[str],
+    overwrite: bool = False,
+    *,
+    folder: bool | None = None,
+    marks: Sequence[str] = ZARR_MARKS,
 ) -> Path:
     """Check that an output may be written at `path`, before any work is spent on it.
 
@@ -38,7 +42,8 @@ def check_output(
     path
         Where the file or folder shall stand; a symbolic link means what it points to.
     overwrite
-        Whether an output that stands there may be replaced. Of folders, only a zarr store may.
+        Whether an output that stands there may be replaced. Of folders, only one with a file of
+        `marks` may: a zarr store.
     folder
         Whether a folder (True) or a file (False) will be written; a target of the other kind is
         then refused. None where that is not known yet.
@@ -59,7 +64,7 @@ def check_output(
         )
     # Resolved, so that a link to another disk stays a link and the data goes where it points.
     target = Path(path).expanduser().resolve()
-    steady(target, lambda: _check(path, target, overwrite, folder))
+    steady(target, lambda: _check(path, target, overwrite, folder, marks))
     return target
 
 
@@ -87,7 +92,11 @@ def check_atlas_output(
 
 
 def _check(
-    path: str | os.PathLike[str], target: Path, overwrite: bool, folder: bool | None
+    path: str | os.PathLike[str],
+    target: Path,
+    overwrite: bool,
+    folder: bool | None,
+    marks: Sequence[str],
 ) -> None:
     parent = target.parent
     if not parent.is_dir():
@@ -103,9 +112,10 @@ def _check(
         return
     if not overwrite:
         raise InputError(f"{str(path)!r} exists: pass overwrite=True (--overwrite) or another path")
-    if target.is_dir() and not any((target / mark).exists() for mark in _ZARR_MARKS):
+    if target.is_dir() and not any((target / mark).exists() for mark in marks):
+        kind = "a zarr store" if marks is ZARR_MARKS else "one of ours"
         raise InputError(
-            f"{str(path)!r} is a folder but not a zarr store (no {', '.join(_ZARR_MARKS)}): "
+            f"{str(path)!r} is a folder but not {kind} (no {', '.join(marks)}): "
             "it is not overwritten, choose another path"
         )
     if not (target.is_dir() or target.is_file()):
@@ -139,7 +149,11 @@ def _identity(path: Path) -> tuple[int, ...] | None:
 
 @contextmanager
 def replacing(
-    path: str | os.PathLike[str], overwrite: bool = False, *, folder: bool | None = None
+    path: str | os.PathLike[str],
+    overwrite: bool = False,
+    *,
+    folder: bool | None = None,
+    marks: Sequence[str] = ZARR_MARKS,
 ) -> Iterator[Path]:
     """Give a sibling path to write to, which takes the place of `path` once the block ends well.
 
@@ -149,7 +163,7 @@ def replacing(
 
     Parameters
     ----------
-    path, overwrite, folder
+    path, overwrite, folder, marks
         As in `check_output`, which runs first.
 
     Yields
@@ -164,12 +178,12 @@ def replacing(
     FileNotFoundError
         The block ended without creating anything.
     """
-    target = check_output(path, overwrite, folder=folder)
+    target = check_output(path, overwrite, folder=folder, marks=marks)
     partial = target.parent / f".{target.name}.{secrets.token_hex(4)}.partial"
     try:
         with disk_full(target):
             yield partial
-            put_in_place(partial, path, overwrite)
+            put_in_place(partial, path, overwrite, marks)
     except BaseException:
         remove(partial)
         for _ in range(_TRIES):  # of several writes of zarr one failed, the others are under way
@@ -203,19 +217,24 @@ def disk_full(path: Path) -> Iterator[None]:
         raise
 
 
-def put_in_place(partial: Path, path: str | os.PathLike[str], overwrite: bool = False) -> None:
+def put_in_place(
+    partial: Path,
+    path: str | os.PathLike[str],
+    overwrite: bool = False,
+    marks: Sequence[str] = ZARR_MARKS,
+) -> None:
     """Fsync a finished file or folder, and rename it to `path` on the same disk.
 
     Parameters
     ----------
     partial
         What was written.
-    path, overwrite
+    path, overwrite, marks
         As in `check_output`, which runs once more.
     """
     fsync_tree(partial)
-    target = check_output(path, overwrite, folder=partial.is_dir())
-    former = _rename(partial, target, lambda: check_output(path, overwrite))
+    target = check_output(path, overwrite, folder=partial.is_dir(), marks=marks)
+    former = _rename(partial, target, lambda: check_output(path, overwrite, marks=marks))
     fsync(target.parent)
     for old in former:
         try:

@@ -222,6 +222,8 @@ def _check(
 ) -> None:
     if not isinstance(shuffle, bool):
         raise InputError(f"shuffle must be True or False; got {shuffle!r}")
+    if random_state and not shuffle:
+        logger.warning("random_state is ignored: it is for shuffle=True")
     for name, whole, least in (
         ("random_state", random_state, 0), ("chunk_size", chunk, 1), ("shard_size", shard, 1)
     ):  # fmt: skip

@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 from streamtrain.atomic import check_output
+from streamtrain.errors import InputError
 from streamtrain.evaluate_model import evaluate_model
 from streamtrain.predict import predict
 from streamtrain.report import report
@@ -23,6 +24,8 @@ def demo(folder: Path, *, overwrite: bool = False, progress: bool = True) -> Ite
     str
         What was done and how well, line by line, as it happens.
     """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{str(folder)!r} is a file, and the demo writes a folder: name another")
     folder.mkdir(parents=True, exist_ok=True)
     atlas, model_path = folder / "atlas.zarr", folder / "model.zarr"
     pickle, table = folder / "celltypist.pkl", folder / "predictions.parquet"

@@ -42,6 +42,7 @@ from streamtrain.tally import Tally, calibration_error, reliability
 
 logger = logging.getLogger(__name__)
 
+_MARKS = ("scores.json",)  # a folder of scores is known by this file
 _SIZES = (1, 10, 100, 1_000, 10_000)  # cells from which on a cell type is of the next size
 
 
@@ -138,7 +139,7 @@ class ModelEvaluation(Evaluation):
             .json for everything; .csv for the scores of each cell type; without an ending a
             folder with scores.json, and each table as CSV.
         overwrite
-            Whether a file that stands there is replaced; a folder never is.
+            Whether what stands there is replaced: a file, or a folder that has scores.json.
 
         Raises
         ------
@@ -146,10 +147,10 @@ class ModelEvaluation(Evaluation):
             The path has another ending, exists or cannot be written.
         """
         folder = _check_out(path, overwrite)
-        with replacing(path, overwrite, folder=folder) as partial:
+        with replacing(path, overwrite, folder=folder, marks=_MARKS) as partial:
             if folder:
                 partial.mkdir()
-                (partial / "scores.json").write_text(self._json(), encoding="utf-8")
+                (partial / _MARKS[0]).write_text(self._json(), encoding="utf-8")
                 for name in ("summary", "per_type", "by_size", "calibration", "confusion"):
                     getattr(self, name).to_csv(partial / f"{name}.csv", index=name != "calibration")
             elif Path(path).suffix.lower() == ".csv":
@@ -245,6 +246,8 @@ n_jobs, device, gpu_memory, client, progress, storage_options
     )  # fmt: skip
     require_number("top_k", top_k, 1, whole=True)
     check_split(holdout, test_fraction, group)
+    if random_state and test_fraction is None:
+        logger.warning("random_state is ignored: it is for test_fraction")
     if held_out not in (True, False, None):
         raise InputError(f"held_out must be True, False or None; got {held_out!r}")
     if held_out and (holdout is not None or test_fraction is not None):
@@ -462,7 +465,7 @@ def _check_out(path: str | os.PathLike[str], overwrite: bool) -> bool:
         raise InputError(
             f"out must end in .json or .csv, or have no ending, for a folder; got {str(path)!r}"
         )
-    check_output(path, overwrite, folder=not ending)
+    check_output(path, overwrite, folder=not ending, marks=_MARKS)
     return not ending
 
 

@@ -209,6 +209,8 @@ def predict(
     )  # fmt: skip
     if not isinstance(min_prop, Real) or not 0 <= min_prop <= 1:
         raise InputError(f"min_prop must be a share from 0 to 1; got {min_prop!r}")
+    if min_prop and not majority_voting:
+        logger.warning("min_prop is ignored: it is for majority_voting=True")
     if over_clustering is not None and not majority_voting:
         raise InputError(
             "over_clustering is for majority voting: pass majority_voting=True (--majority-voting)"

@@ -100,7 +100,7 @@ def _line(bar: Any) -> None:
     logs.write_json(
         level="INFO",
         stage=now["prefix"],
-        done=done,
+        done=round(done),
         total=total,
         unit=now["unit"].strip(),
         per_second=rate and round(rate, 3),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
@@ -30,6 +31,8 @@ from streamtrain.threads import Threads
 if TYPE_CHECKING:
     from streamtrain.gpu.device import Device
 
+logger = logging.getLogger(__name__)
+
 
 def check_rule(mode: Any, p_thres: float, adapt: Any, normalize: Any, **switches: Any) -> None:
     """Refuse how cells cannot be annotated or read, before anything is.
@@ -43,6 +46,8 @@ def check_rule(mode: Any, p_thres: float, adapt: Any, normalize: Any, **switches
         raise InputError(f"mode must be 'best match' or 'prob match'; got {mode!r}")
     if not isinstance(p_thres, Real) or not 0 <= p_thres <= 1:
         raise InputError(f"p_thres must be a probability from 0 to 1; got {p_thres!r}")
+    if p_thres != 0.5 and mode == "best match":
+        logger.warning("p_thres is ignored: it is for mode='prob match'")
     if adapt not in get_args(Adapt):
         raise InputError(f"adapt must be 'none', 'genes' or 'auto'; got {adapt!r}")
     if normalize not in ("log1p", None):

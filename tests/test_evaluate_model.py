@@ -369,6 +369,19 @@ def test_save__json_csv_and_folder(tmp_path, calibrated, unknown):
             streamtrain.evaluate_model("no model", None, "cell_type", out=tmp_path / name)
     assert sorted(tmp_path.iterdir()) == before
     found.save(tmp_path / "s.json", overwrite=True)
+    (tmp_path / "all" / "summary.csv").write_text("old")
+    found.save(tmp_path / "all", overwrite=True)
+    assert "old" not in (tmp_path / "all" / "summary.csv").read_text()
+
+
+@pytest.mark.parametrize("mark", ["zarr.json", "notes.txt"])
+def test_save__replaces_no_folder_but_its_own(mark, tmp_path, model, cells):
+    folder = tmp_path / "atlas"
+    folder.mkdir()
+    (folder / mark).write_text("{}")
+    with pytest.raises(InputError, match=r"not one of ours \(no scores.json\): it is not"):
+        streamtrain.evaluate_model(model, cells, "cell_type", out=folder, overwrite=True, **QUIET)
+    assert [file.name for file in folder.iterdir()] == [mark]
 
 
 def test_save__never_replaces_what_is_read(tmp_path, model, cells):

@@ -1,6 +1,8 @@
 """Over-clustering against scanpy and CellTypist, its parts against their dense forms."""
 
+import importlib
 import sys
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -133,6 +135,9 @@ def test_over_cluster__clusters_hold_one_type(model, kind, monkeypatch):
         cells.obsm["X_pca"] = (u * s)[:, 1:61]  # the first is the mean
     if kind == "many cells":
         monkeypatch.setattr(overcluster, "_EXACT", 600)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            importlib.import_module("umap")  # which scanpy asks, and which needs the real one
         stub = SimpleNamespace(PyNNDescentTransformer=Approximate)
         monkeypatch.setitem(sys.modules, "pynndescent", stub)
     table = streamtrain.predict(model, cells, majority_voting=True, **QUIET)

@@ -363,10 +363,11 @@ def test_predict__never_replaces_what_it_reads(text, model):
     for X, out, what in (
         (path, path, "X"), (folder / "link.csv", path, "X"), (path, folder / "link.csv", "X"),
         (path, folder / "clusters.csv", "over_clustering"), (path, folder / "names.csv", "cells"),
-        (store, folder / "model.zarr", "model"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=f"is what {what} names, and would replace it"):
             streamtrain.predict(folder / "model.zarr", X, out=out, **given, **options)
+    with pytest.raises(InputError, match="is no AnnData, and not overwritten by one"):
+        streamtrain.predict(model, store, out=folder / "model.zarr", overwrite=True)
     with pytest.raises(InputError, match="is what genes names"):
         streamtrain.predict(
             model, adata.X, folder / "names.csv", out=folder / "names.csv", **options
@@ -483,3 +484,15 @@ def test_predict__existing_output(tmp_path, model):
     assert out.read_text() == "mine"
     streamtrain.predict(model, query(), out=out, overwrite=True, **QUIET)
     assert len(pd.read_csv(out)) == 600
+
+
+def test_predict__says_what_it_ignores(model, caplog):
+    adata = query()
+    adata.obs["clusters"] = np.arange(len(adata)) % 9
+    streamtrain.predict(model, adata, p_thres=0.9, min_prop=0.5, progress=False)
+    assert "p_thres is ignored: it is for mode='prob match'" in caplog.messages
+    assert "min_prop is ignored: it is for majority_voting=True" in caplog.messages
+    caplog.clear()
+    voting = {"majority_voting": True, "over_clustering": "clusters", "mode": "prob match"}
+    streamtrain.predict(model, adata, p_thres=0.9, min_prop=0.5, progress=False, **voting)
+    assert "ignored" not in caplog.text

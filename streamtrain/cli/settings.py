@@ -43,6 +43,8 @@ def _parameter(field: Field[Any]) -> inspect.Parameter:
         kind = Annotated[kind, Parameter(converter=_by_name)]
     elif kind in (int, int | None):
         kind = Annotated[kind, Parameter(converter=whole)]
+    elif field.name == "C":  # also as CellTypist spells it
+        kind = Annotated[kind, Parameter(alias="--C")]
     return inspect.Parameter(
         field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=kind
     )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from streamtrain.evaluate_model import ModelEvaluation, evaluate_model
 from streamtrain.inspecting.model import Inspection, inspect_model
 from streamtrain.model import Model
 from streamtrain.plot.figures import save_figure
+from streamtrain.progress import stage
 from streamtrain.querying import keep_inputs, model_of
 from streamtrain.report import made, scored
 from streamtrain.report.expression import MarkerExpression, marker_expression
@@ -117,7 +119,8 @@ def report(
         expression = _expression(model, X, labels, genes, evaluation, markers, options)
     else:
         expression = None
-    page = _page(_Told(model, inspection, evaluation, expression, markers, title))
+    told = _Told(model, inspection, evaluation, expression, markers, title)
+    page = _page(told, progress=options.get("progress", True))
     _write_figures(page, figures, overwrite)
     with replacing(out, overwrite, folder=False) as partial:
         partial.write_text(page.html(), encoding="utf-8")
@@ -136,9 +139,9 @@ class _Told:
     title: str | None
 
 
-def _page(told: _Told) -> Page:
+def _page(told: _Told, *, progress: bool) -> Page:
     model, evaluation = told.model, told.evaluation
-    sections: list[Section] = []
+    makers: list[Callable[[], Section | None]] = []
     absent: list[tuple[str, str]] = []
     if evaluation is None:
         absent.append(
@@ -149,27 +152,32 @@ def _page(told: _Told) -> Page:
         )
     else:
         made_of = (scored.scores, scored.per_type, scored.confusions, scored.calibration)
-        sections += [make(evaluation) for make in made_of]
+        makers += [partial(make, evaluation) for make in made_of]
         if told.expression is None:
             absent.append(
                 ("Expression of markers", "pass X and labels, too (SOURCE and --labels).")
             )
-    sections.append(made.markers(model, told.markers, told.expression))
-    for name, section in (
-        ("Training curve", made.training(model)),
-        ("Class balance", made.balance(model)),
-    ):
+    makers += [
+        partial(made.markers, model, told.markers, told.expression),
+        partial(made.training, model),
+        partial(made.balance, model),
+        partial(made.settings, model),
+        partial(made.provenance, model, told.inspection),
+    ]
+    sections: list[Section | None] = []
+    with stage("Drawing", len(makers), " sections", show=progress) as bar:
+        for make in makers:
+            sections.append(make())
+            bar.update()
+    for name, section in zip(("Training curve", "Class balance"), sections[-4:-2], strict=True):
         if section is None:
             absent.append((name, "the model has kept nothing of it; train it by streamtrain."))
-        else:
-            sections.append(section)
-    sections += [made.settings(model), made.provenance(model, told.inspection)]
     day = datetime.now().strftime("%Y-%m-%d")
     return Page(
         title=told.title or _named(told.inspection),
         lead=made.lead(model),
         scores=_headline(model, evaluation),
-        sections=sections,
+        sections=[section for section in sections if section is not None],
         absent=absent,
         footer=f"Written by streamtrain {version('streamtrain')} on {day}.",
     )
