@@ -36,8 +36,7 @@ class Given:
         self.given = given
 
 
-def _parameter(field: Field[Any]) -> inspect.Parameter:
-    kind = get_type_hints(Settings)[field.name]
+def _parameter(field: Field[Any], kind: Any) -> inspect.Parameter:
     if field.name in ("quotas", "class_weight"):
         # cyclopts converts no union of a dict and a text by itself.
         kind = Annotated[kind, Parameter(converter=_by_name)]
@@ -52,10 +51,11 @@ def _parameter(field: Field[Any]) -> inspect.Parameter:
 
 # What cyclopts reads of a class: its fields and their help are those of Settings.
 Given.__doc__ = Settings.__doc__
+_kinds = get_type_hints(Settings)
 Given.__init__.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
     [
         inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY),
-        *(_parameter(field) for field in fields(Settings)),
+        *(_parameter(field, _kinds[field.name]) for field in fields(Settings)),
     ]
 )
 SettingsGiven = Annotated[Given, Parameter(name="*")]
