@@ -450,7 +450,7 @@ def test_recipe__of_a_file(tmp_path, kind):
 
 RECIPES = {
     "unknown": (b"alfa = 1", "no setting 'alfa': did you mean 'alpha'"),
-    "a table": (b"[train]\nalpha = 1", "no setting 'train': there are"),
+    "a table": (b"[train]\nalpha = 1", "has a table [train], and a recipe has settings alone: the"),
     "of another": (b"recipe = 'atlas'", "no setting 'recipe'"),
     "broken": (b"alpha = ", "is no TOML file: Invalid value"),
     "binary": (b"\xff\xfe\x00", "is no TOML file: 'utf-8' codec can't decode"),
