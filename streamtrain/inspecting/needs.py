@@ -17,7 +17,7 @@ from streamtrain.rounds import needed_room
 from streamtrain.sources.base import Source
 from streamtrain.targets import Target
 
-# Rates of this package on two cores, from the README.
+# Rates of this package on two cores, from docs/figures.md.
 # "How fast", reading all cells once, cold, of 2,550 entries a cell: from a gzipped .h5ad, and from
 # a collection in zarr.
 GZIP_ENTRIES, ENTRIES = 53_039 * 2_550, 79_858 * 2_550

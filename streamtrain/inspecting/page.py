@@ -166,7 +166,7 @@ def _classes(found: DataInspection) -> Iterator[str]:
 def _needs(found: DataInspection) -> Iterator[str]:
     if not found.needs:
         return
-    yield "TRAINING  takes about, by rates measured on two cores (README)"
+    yield "TRAINING  takes about, by rates measured on two cores (docs/figures.md)"
     for needs in found.needs:
         words = (
             f"--memory {format_bytes(needs.memory)} at least; keeps {format_bytes(needs.kept)} of "

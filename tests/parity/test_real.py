@@ -79,10 +79,10 @@ def test_real(real, name, row):
     assert (ours <= default * (1 + 1e-6)).all()
     np.testing.assert_allclose(ours, minimum, rtol=1e-5)  # both within about 1e-6
     above = default / minimum - 1
-    assert 0.01 < above.min() < above.max() < 5  # what README says: 2% to 340%
+    assert 0.01 < above.min() < above.max() < 5  # docs/parity.md: 2% to 340%
     labels = [model.cell_types[scores(Z[1], *w).argmax(axis=1)] for w in weights]
     assert np.mean(labels[0] == labels[2]) >= 0.999
-    assert 0.85 < np.mean(labels[0] == labels[1]) < 1  # README: up to 11% other labels
+    assert 0.85 < np.mean(labels[0] == labels[1]) < 1  # there: up to 11% other labels
     right = [np.mean(found == truth[1]) for found in labels]
     assert right[0] >= right[1]
     trained = [scores(Z[0], *w).argmax(axis=1) for w in weights]
