@@ -339,10 +339,11 @@ def _encode(series: pd.Series[Any], what: str) -> tuple[NDArray[np.int32], NDArr
             f"labels must differ as text, and {twice!r} stands for two or more (such as 1 and '1'):"
             " give one type to all"
         )
-    nul = [name for name in names if "\0" in name]
-    if nul:
-        raise InputError(
-            f"labels must be text without NUL, which AnnData cannot store, and {what} holds "
-            f"{nul[0]!r}: correct it there"
-        )
+    for name in names:
+        if "\0" in name or name != name.encode(errors="replace").decode():
+            wrong = "NUL" if "\0" in name else "lone surrogates"
+            raise InputError(
+                f"labels must be text without {wrong}, which AnnData cannot store, and {what} "
+                f"holds {name!r}: correct it there"
+            )
     return place[column.cat.codes.to_numpy()], names

@@ -247,6 +247,12 @@ def test_labels__equal_as_text():
         cells_of(np.array([1, "1", "2"] * 2 + [1, 1], dtype=object))
 
 
+def test_labels__that_no_file_can_store():
+    for name, wrong in (("B\0", "NUL"), ("B\udc80", "lone surrogates")):
+        with pytest.raises(InputError, match=f"must be text without {wrong}, which"):
+            cells_of([name, "T"] * 4)
+
+
 def test_where__selects_by_position_in_the_source():
     found = cells_of("cell_type", where="n >= 2 and flag")
     assert_cells(found, [TYPES[i] for i in (2, 4, 6)], [2, 4, 6])

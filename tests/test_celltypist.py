@@ -52,7 +52,8 @@ def held_out(adata, key, n):
 def test_quality__at_least_celltypists_own(name, balance):
     """Macro-F1 over three seeds within noise: three standard errors of the difference.
 
-    One epoch instead of ten keeps CellTypist's own training short; docs/figures.md has five, on more sets.
+    One epoch instead of ten keeps CellTypist's own training short; docs/figures.md has five epochs,
+    on more sets.
     """
     train, query = held_out(normalised(load(name)), *SETS[name])
     options = atlas.MINI | {"batch_size": 500, "epochs": 1, "balance_cell_type": balance}
