@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, asdict, dataclass, fields, replace
 from datetime import date
+from functools import cache
 from numbers import Integral, Real
 from textwrap import indent
 from types import NoneType
@@ -661,9 +662,15 @@ def with_recipe(keywords: dict[str, Any]) -> dict[str, Any]:
     return {name: _none(name, value) for name, value in found.items()} | keywords
 
 
+@cache
+def types() -> dict[str, Any]:
+    """The type of each setting; to evaluate the annotations takes a millisecond."""
+    return get_type_hints(Settings)
+
+
 def _none(name: str, value: Any) -> Any:
     """None for "none", where a setting may be None and no text: TOML has no word for it."""
-    kinds = get_args(get_type_hints(Settings)[name])
+    kinds = get_args(types()[name])
     return None if value == "none" and NoneType in kinds and str not in kinds else value
 
 

@@ -113,7 +113,7 @@ class ObsFile:
             )
 
     def _require_space(self) -> None:
-        size = sum(f.stat().st_size for f in _files(self._source))
+        self._size = size = sum(f.stat().st_size for f in _files(self._source))
         free = shutil.disk_usage(self._target.expanduser().resolve().parent).free
         if free < size:
             raise InputError(
@@ -172,7 +172,7 @@ class ObsFile:
             return
         overwrite = self._overwrite or self._in_place
         with replacing(self._target, overwrite, folder=self._folder) as partial:
-            _copy(self._source, partial, self._progress)
+            _copy(self._source, partial, self._size, self._progress)
             (_add_to_zarr if self._folder else _add_to_hdf5)(partial, columns)
             if self._in_place:
                 found = self._source.stat()
@@ -207,9 +207,8 @@ def _files(path: Path) -> Iterable[Path]:
     return (f for _, files in _tree(path) for f in files) if path.is_dir() else [path]
 
 
-def _copy(source: Path, target: Path, progress: bool) -> None:
+def _copy(source: Path, target: Path, size: int, progress: bool) -> None:
     """Copy a file, or a folder of files, without permissions: an atlas may be read-only."""
-    size = sum(file.stat().st_size for file in _files(source))
     with stage("Copying", size, "B", show=progress) as bar:
         if not source.is_dir():
             _copy_file(source, target, bar.update)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from datetime import date, time
+from functools import partial
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -13,6 +13,7 @@ from cyclopts import Argument, ArgumentCollection, CycloptsError, Token
 
 from streamtrain.config import IN_MEMORY
 from streamtrain.errors import InputError, absent, near, some
+from streamtrain.recipes import hyphened, is_there, parsed
 
 _WORDS = {
     int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path",
@@ -52,7 +53,7 @@ def fill_in(commands: tuple[str, ...], command: str, arguments: ArgumentCollecti
     known |= {_bare(argument.name): argument for argument in reversed(own)}
     filled: list[Argument] = []
     for key in table:
-        argument = known.get(_hyphened(key))
+        argument = known.get(hyphened(key))
         if argument is None:
             names = [_bare(argument.name).replace("-", "_") for argument in own]
             raise InputError(f"{path}: no option {key!r} of {command}: {near(key, names)}")
@@ -64,22 +65,15 @@ def fill_in(commands: tuple[str, ...], command: str, arguments: ArgumentCollecti
             _fill(argument, key, value, path)
 
 
-def _hyphened(name: str) -> str:
-    return name.lower().replace("_", "-")
-
-
 def _bare(name: str) -> str:
-    return _hyphened(name.lstrip("-"))
+    return hyphened(name.lstrip("-"))
 
 
 def _table(path: Path, commands: tuple[str, ...], command: str) -> dict[str, Any]:
     """The file's table of a command."""
-    if path.is_dir() or not path.exists():  # a pipe will do
+    if not is_there(path):
         raise absent(path, "file of --config")
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is no TOML file: {error}") from None
+    tables = parsed(partial(path.read_text, "utf-8"), str(path))
     found = None
     for key, table in tables.items():
         if not isinstance(table, dict):
@@ -87,10 +81,10 @@ def _table(path: Path, commands: tuple[str, ...], command: str) -> dict[str, Any
                 f"{path}: {key!r} stands before any table: write it below [{command}], or pass a "
                 "file of settings alone as --recipe"
             )
-        if _hyphened(key) not in commands:
+        if hyphened(key) not in commands:
             raise InputError(f"{path}: no command has the name of the table [{key}]: "
-                             f"{near(_hyphened(key), commands)}")  # fmt: skip
-        found = table if _hyphened(key) == command else found
+                             f"{near(hyphened(key), commands)}")  # fmt: skip
+        found = table if hyphened(key) == command else found
     if found is None:
         raise InputError(f"{path} has no table [{command}]: it has {some(tables, 9)}")
     return found

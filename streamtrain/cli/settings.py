@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import Field, fields
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin
 
 from cyclopts import Parameter
 
 from streamtrain.cli.options import whole
-from streamtrain.config import Settings
+from streamtrain.config import Settings, types
 
 
 def _by_name(kind: Any, tokens: Any) -> Any:
@@ -51,11 +51,10 @@ def _parameter(field: Field[Any], kind: Any) -> inspect.Parameter:
 
 # What cyclopts reads of a class: its fields and their help are those of Settings.
 Given.__doc__ = Settings.__doc__
-_kinds = get_type_hints(Settings)
 Given.__init__.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
     [
         inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY),
-        *(_parameter(field, _kinds[field.name]) for field in fields(Settings)),
+        *(_parameter(field, types()[field.name]) for field in fields(Settings)),
     ]
 )
 SettingsGiven = Annotated[Given, Parameter(name="*")]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,30 @@ def purpose(name: str) -> tuple[str, str]:
     return what.removeprefix("# "), when.removeprefix("# ")
 
 
+def hyphened(key: str) -> str:
+    """A key in the one spelling that stands for both: batch_size and batch-size."""
+    return key.lower().replace("_", "-")
+
+
+def is_there(path: Path) -> bool:
+    """Whether a file can be read from: a pipe will do, and a folder will not."""
+    return path.exists() and not path.is_dir()
+
+
+def parsed(words: Callable[[], str], what: str) -> dict[str, Any]:
+    """What TOML says that is read by `words`.
+
+    Raises
+    ------
+    InputError
+        If it is no TOML in UTF-8; `what` words where it stands.
+    """
+    try:
+        return tomllib.loads(words())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{what} is no TOML file: {error}") from None
+
+
 def read(recipe: str | os.PathLike[str], settings: Iterable[str]) -> dict[str, Any]:
     """Settings of a recipe of ours, by its name, or of a TOML file.
 
@@ -51,20 +76,15 @@ def read(recipe: str | os.PathLike[str], settings: Iterable[str]) -> dict[str, A
     known = f"recipe must be {', '.join(map(repr, NAMES))}, or the path of a TOML file of settings"
     if not isinstance(recipe, (str, os.PathLike)):
         raise InputError(f"{known}; got {recipe!r}")
-    try:
-        if recipe in NAMES:
-            found = tomllib.loads(text(str(recipe)))
-        else:
-            path = Path(recipe).expanduser()
-            if path.is_dir() or not path.exists():
-                raise InputError(f"{known}; there is no file {str(recipe)!r}")
-            found = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"recipe {str(recipe)!r} is no TOML file: {error}") from None
-    spelled = {name.lower().replace("_", "-"): name for name in settings}
+    path = Path(recipe).expanduser()
+    if recipe not in NAMES and not is_there(path):
+        raise InputError(f"{known}; there is no file {str(recipe)!r}")
+    words = partial(text, str(recipe)) if recipe in NAMES else partial(path.read_text, "utf-8")
+    found = parsed(words, f"recipe {str(recipe)!r}")
+    spelled = {hyphened(name): name for name in settings}
     named = {}
     for key, value in found.items():
-        name = spelled.get(key.lower().replace("_", "-"))
+        name = spelled.get(hyphened(key))
         if name is None and isinstance(value, dict):
             raise InputError(
                 f"recipe {str(recipe)!r} has a table [{key}], and a recipe has settings alone: "
